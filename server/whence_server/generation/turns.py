@@ -46,8 +46,6 @@ class TurnRecorder:
         """
         await self._record_prompts(turn)
         self._record_steps(turn)
-        if turn.upstream_pieces or turn.upstream_done:
-            self._record_upstream(turn)
         await self._record_searches(turn)
 
     def _record_steps(self, turn: Turn) -> None:
@@ -71,6 +69,8 @@ class TurnRecorder:
                 if running.complete:
                     running.finish()
                     self._forget(running)
+        if turn.upstream_pieces or turn.upstream_done:
+            self._record_upstream(turn)
         for failed in turn.failed:
             running = self._running.get(failed.generation_id)
             if running is not None:

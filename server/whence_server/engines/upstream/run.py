@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -172,6 +172,18 @@ class UpstreamRun:
             getattr(error, "retry_after_s", None),
         )
         await self._put(_make_turn(failed=[failed]))
+
+
+def join_turns(turns: Sequence[Turn]) -> Turn:
+    """Return one turn with the results of several, in their order."""
+    return Turn(
+        turns[-1].cost,
+        prompts_reading=[it for turn in turns for it in turn.prompts_reading],
+        prefilled=[it for turn in turns for it in turn.prefilled],
+        failed=[it for turn in turns for it in turn.failed],
+        upstream_pieces=[it for turn in turns for it in turn.upstream_pieces],
+        upstream_done=[it for turn in turns for it in turn.upstream_done],
+    )
 
 
 def _make_turn(**results: Any) -> Turn:
