@@ -149,9 +149,39 @@ def test_entropies_are_in_nats(kernels: Any) -> None:
     logprobs = torch.cat([some_scores(5, 3, 2000, removed=0.5), torch.zeros(1, 2000)])
     logprobs = logprobs.log_softmax(-1)
     expected = torch.special.entr(logprobs.double().exp()).sum(-1)
-    found = kernels.compute_entropies(logprobs, logprobs.exp())
+    found = kernels.compute_entropies(logprobs)
     assert torch.allclose(found.double(), expected, atol=2e-6)
     assert found[3] == pytest.approx(math.log(2000), abs=2e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0, 1e4])
+def test_entropies_are_as_exact_as_float32(kernels: Any, scale: float) -> None:
+    logprobs = (some_scores(6, 4, 3000, removed=0.3) * scale).log_softmax(-1)
+    expected = torch.special.entr(logprobs.double().exp()).sum(-1)
+    found = kernels.compute_entropies(logprobs).double()
+    assert torch.allclose(found, expected, rtol=5e-7, atol=5e-7)
+
+
+@BOTH
+@pytest.mark.parametrize("num_candidates", [0, 8, 3000])
+def test_explanations_are_those_of_each_kernel(kernels: Any, num_candidates: int) -> None:
+    scores = some_scores(7, 3, 1500, levels=5)
+    removed = some_scores(8, 2, 1500, removed=0.6).log_softmax(-1)
+    logprobs = torch.cat([scores.log_softmax(-1), removed, torch.full((1, 1500), torch.nan)])
+    token_ids = torch.tensor([0, 700, 1499])
+    needs_entropy = [True, True, True, False, True, False]
+    found = kernels.explain(scores, token_ids, num_candidates, logprobs, needs_entropy)
+    chosen = scores[torch.arange(3), token_ids]
+    assert found.ranks.tolist() == kernels.count_above(scores, chosen).tolist()
+    assert found.num_kept.tolist() == (logprobs > -torch.inf).sum(-1).tolist()
+    assert found.candidate_ids.shape == (3, min(num_candidates, 1500))
+    if num_candidates:
+        expected = kernels.find_top_candidates(scores, num_candidates)
+        assert torch.equal(found.candidate_ids, expected)
+    wanted = torch.tensor(needs_entropy)
+    expected = kernels.compute_entropies(logprobs)
+    assert torch.equal(found.entropies[wanted], expected[wanted])
 
 
 @BOTH

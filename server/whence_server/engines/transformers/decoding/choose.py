@@ -39,7 +39,7 @@ class Chooser:
         self._kernels = choose_kernels(self._device)
         self._pipeline = Pipeline(vocabulary_size, self._device, self._kernels)
         self._probabilities = Scratch(vocabulary_size, self._device)
-        self._decision_builder = DecisionBuilder(vocabulary_size, self._device, self._kernels)
+        self._decision_builder = DecisionBuilder(self._kernels)
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Decision | NoChoice]:
@@ -87,8 +87,7 @@ class Chooser:
         token_ids = torch.tensor([survivor.token_id for survivor in alive], device=self._device)
         alive_rows = [rows[survivor.parent] for survivor in alive]
         distributions = self._pipeline.run(scores.index_select(0, parents), alive_rows)
-        probabilities = self._compute_probabilities(distributions, alive_rows)
-        choice = Choice(token_ids, probabilities, race=None, sampled=[])
+        choice = Choice(token_ids, race=None, sampled=[])
         decisions = self._decision_builder.build_decisions(distributions, alive_rows, choice)
         for survivor, decision in zip(alive, decisions, strict=True):
             if isinstance(decision, NoChoice):
@@ -119,17 +118,18 @@ class Chooser:
         for i, row in enumerate(rows):
             by_strategy.setdefault(row.decoding.strategy, []).append(i)
         sampled = by_strategy.get(Strategy.SAMPLE, [])
-        probabilities = self._compute_probabilities(distributions, rows)
         race = None
         token_ids = torch.zeros(len(rows), dtype=torch.int64, device=self._device)
         for strategy, members in by_strategy.items():
             index = torch.tensor(members, device=self._device)
-            if strategy is Strategy.SAMPLE and probabilities is not None:
-                race = self._kernels.run_race(
-                    _select_rows(distributions.final_logprobs, index, rows),
-                    _select_rows(probabilities, index, rows),
-                    [_make_draw_key(rows[i]) for i in members],
+            if strategy is Strategy.SAMPLE:
+                logprobs = _select_rows(distributions.final_logprobs, index, rows)
+                # Not exp, which takes fifteen times as long over tokens that were removed.
+                probabilities = torch.softmax(
+                    logprobs, -1, out=self._probabilities.take(len(logprobs))
                 )
+                keys = [_make_draw_key(rows[i]) for i in members]
+                race = self._kernels.run_race(logprobs, probabilities, keys)
                 chosen = race.token_ids
             elif strategy is Strategy.GREEDY:
                 processed = _select_rows(distributions.processed, index, rows)
@@ -140,18 +140,7 @@ class Chooser:
             else:
                 raise ValueError(f"{strategy} does not choose row by row")
             token_ids.index_copy_(0, index, chosen)
-        return Choice(token_ids, probabilities, race, sampled)
-
-    def _compute_probabilities(
-        self, distributions: Distributions, rows: Sequence[Row]
-    ) -> torch.Tensor | None:
-        """Return the probabilities [B, V] that rows are drawn from; None if no row needs them."""
-        draws = any(row.decoding.strategy is Strategy.SAMPLE for row in rows)
-        if not draws and not any(row.detailed for row in rows):
-            return None
-        probabilities = self._probabilities.take(len(rows))
-        # Not exp, which takes fifteen times as long over tokens that were removed.
-        return torch.softmax(distributions.final_logprobs, -1, out=probabilities)
+        return Choice(token_ids, race, sampled)
 
 
 def _select_rows(values: torch.Tensor, index: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from whence_server.engines.transformers.compiled import compile_now
-from whence_server.engines.transformers.decoding.kernels import DrawKey, Race
+from whence_server.engines.transformers.decoding import cpu_rows
+from whence_server.engines.transformers.decoding.cpu_rows import BLOCK as _BLOCK
+from whence_server.engines.transformers.decoding.cpu_rows import REMOVED as _REMOVED
+from whence_server.engines.transformers.decoding.kernels import DrawKey, Explained, Race
 
-_BLOCK = 512
 _BINS_PER_NAT = np.float32(64.0)
 _NUM_BINS = 2048
 _LAST_BIN = np.float32(_NUM_BINS - 1)
-_REMOVED = np.float32(-np.inf)
 
 _MASK = np.uint64(0xFFFFFFFF)
 _WORD = np.uint64(32)
@@ -40,15 +41,42 @@ def count_above(values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     return counts
 
 
-def compute_entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+def compute_entropies(logprobs: torch.Tensor) -> torch.Tensor:
     """See `Kernels.compute_entropies`.
 
     torch's own sum would depend on the batch size in its last digits, because torch splits sums
     among threads by the shape of the whole batch.
     """
     found = torch.empty(len(logprobs), dtype=torch.float32)
-    _compute_entropies(_convert_to_array(logprobs), _convert_to_array(probabilities), found.numpy())
+    _compute_entropies(_convert_to_array(logprobs), found.numpy())
     return found
+
+
+def explain(
+    scores: torch.Tensor,
+    token_ids: torch.Tensor,
+    num_candidates: int,
+    logprobs: torch.Tensor,
+    needs_entropy: Sequence[bool],
+) -> Explained:
+    """See `Kernels.explain`."""
+    num_rows, num_tokens = scores.shape
+    num_found = min(num_candidates, num_tokens)
+    counts = torch.empty(len(logprobs) + num_rows, dtype=torch.int64)
+    num_kept, ranks = counts[: len(logprobs)], counts[len(logprobs) :]
+    candidate_ids = torch.empty(num_rows, num_found, dtype=torch.int64)
+    entropies = torch.empty(len(logprobs), dtype=torch.float32)
+    _explain(
+        _convert_to_array(scores),
+        _convert_to_array(token_ids),
+        ranks.numpy(),
+        candidate_ids.numpy(),
+        _convert_to_array(logprobs),
+        np.array(needs_entropy, dtype=np.bool_),
+        num_kept.numpy(),
+        entropies.numpy(),
+    )
+    return Explained(ranks, candidate_ids, num_kept, entropies)
 
 
 def find_top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
@@ -118,52 +146,53 @@ _ROWS = nb.float32[:, ::1]
 @compile_now(nb.void(_ROWS, nb.float32[::1], nb.int64[::1]), nogil=True)
 def _count_above(values: Any, thresholds: Any, counts: Any) -> None:
     for row in range(values.shape[0]):
-        total = 0
-        threshold = thresholds[row]
-        for begin in range(0, values.shape[1], _BLOCK):
-            block = values[row, begin : begin + _BLOCK]
-            # 32 bits as the values, so that SIMD compares eight at a time.
-            count: Any = np.int32(0)
-            for i in range(len(block)):
-                count += np.int32(block[i] > threshold)
-            total += count
-        counts[row] = total
+        counts[row] = cpu_rows.count_above(values[row], thresholds[row])
 
 
-@compile_now(nb.void(_ROWS, _ROWS, nb.float32[::1]), nogil=True, fastmath={"reassoc"})
-def _compute_entropies(logprobs: Any, probabilities: Any, found: Any) -> None:
+@compile_now(nb.void(_ROWS, nb.float32[::1]), nogil=True)
+def _compute_entropies(logprobs: Any, found: Any) -> None:
     for row in range(logprobs.shape[0]):
-        total = 0.0
-        for i in range(logprobs.shape[1]):
-            p = np.float64(probabilities[row, i])
-            total -= p * logprobs[row, i] if p > 0.0 else 0.0
-        found[row] = total
+        found[row] = cpu_rows.compute_entropy(logprobs[row])
 
 
 @compile_now(nb.void(_ROWS, nb.int64[:, ::1]), nogil=True)
 def _find_top_candidates(scores: Any, token_ids: Any) -> None:
-    num_tokens, num_candidates = scores.shape[1], token_ids.shape[1]
     for row in range(scores.shape[0]):
-        num_found = 0
-        worst = _REMOVED
-        for begin in range(0, num_tokens, _BLOCK):
-            block = scores[row, begin : begin + _BLOCK]
-            num_better = num_candidates - num_found
-            for i in range(len(block)):
-                num_better += block[i] > worst
-            for i in range(len(block) if num_better else 0):
-                score = block[i]
-                if num_found < num_candidates:
-                    num_found += 1
-                elif not score > worst:
-                    continue
-                place = num_found - 1
-                while place > 0 and score > scores[row, token_ids[row, place - 1]]:
-                    token_ids[row, place] = token_ids[row, place - 1]
-                    place -= 1
-                token_ids[row, place] = begin + i
-                if num_found == num_candidates:
-                    worst = scores[row, token_ids[row, num_found - 1]]
+        cpu_rows.find_top(scores[row], token_ids[row])
+
+
+@compile_now(
+    nb.void(
+        _ROWS,
+        nb.int64[::1],
+        nb.int64[::1],
+        nb.int64[:, ::1],
+        _ROWS,
+        nb.boolean[::1],
+        nb.int64[::1],
+        nb.float32[::1],
+    ),
+    nogil=True,
+)
+def _explain(  # noqa: PLR0917 - a compiled loop takes its arrays one by one
+    scores: Any,
+    token_ids: Any,
+    ranks: Any,
+    candidate_ids: Any,
+    logprobs: Any,
+    needs_entropy: Any,
+    num_kept: Any,
+    entropies: Any,
+) -> None:
+    for row in range(scores.shape[0]):
+        # Row by row, because one row stays in the cache.
+        ranks[row] = cpu_rows.count_above(scores[row], scores[row, token_ids[row]])
+        cpu_rows.find_top(scores[row], candidate_ids[row])
+    for row in range(logprobs.shape[0]):
+        num_kept[row] = cpu_rows.count_above(logprobs[row], _REMOVED)
+        entropies[row] = 0.0
+        if needs_entropy[row]:
+            entropies[row] = cpu_rows.compute_entropy(logprobs[row])
 
 
 @compile_now(

@@ -19,7 +19,6 @@ from whence_server.engines.transformers.decoding import statistics
 from whence_server.engines.transformers.decoding.kernels import Kernels, Race
 from whence_server.engines.transformers.decoding.pipeline import Distributions
 from whence_server.engines.transformers.decoding.rows import Row
-from whence_server.engines.transformers.decoding.scratch import Scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +58,11 @@ class Choice(NamedTuple):
 
     Attributes:
         token_ids: int64 [B].
-        probabilities: [B, V], of the distributions drawn from; None if no row needs them.
         race: outcome of the draws of the sampled rows, in their order.
         sampled: indices of the sampled rows.
     """
 
     token_ids: torch.Tensor
-    probabilities: torch.Tensor | None
     race: Race | None
     sampled: list[int]
 
@@ -78,9 +75,9 @@ class _Numbers(NamedTuple):
     """Logprob of the chosen token under each row of `Distributions.logprobs`."""
     num_kept: list[int]
     """Number of tokens that each row of `Distributions.logprobs` leaves."""
-    ranks: list[int]
     entropies: list[float]
-    sampling_entropies: list[float]
+    """Entropy of each row of `Distributions.logprobs` that is the model's own or drawn from."""
+    ranks: list[int]
     candidate_ids: list[list[int]]
     candidate_logprobs: list[list[float]]
     candidate_sampling_logprobs: list[list[float]]
@@ -94,9 +91,8 @@ class _Numbers(NamedTuple):
 class DecisionBuilder:
     """Builder of decisions, which computes their numbers for the whole batch at once."""
 
-    def __init__(self, vocabulary_size: int, device: torch.device, kernels: Kernels) -> None:
+    def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
-        self._probabilities = Scratch(vocabulary_size, device)
 
     def build_decisions(
         self, distributions: Distributions, rows: Sequence[Row], choice: Choice
@@ -121,48 +117,37 @@ class DecisionBuilder:
         measured = [token_ids, statistics.gather_logprobs(logprobs, owned)]
         nothing = token_ids.new_empty(0)
 
-        if choice.probabilities is None or not any(row.detailed for row in rows):
-            measured += [nothing] * 9
+        if any(row.detailed for row in rows):
+            measured += self._measure_details(distributions, rows, token_ids)
         else:
-            measured += self._measure_details(
-                distributions, rows, choice.token_ids, choice.probabilities
-            )
+            measured += [nothing] * 8
         if choice.race is None:
             return [*measured, nothing, nothing, nothing]
         _, noises, runner_up_ids, margins = choice.race
         return [*measured, noises, runner_up_ids, margins]
 
     def _measure_details(
-        self,
-        distributions: Distributions,
-        rows: Sequence[Row],
-        token_ids: torch.Tensor,
-        probabilities: torch.Tensor,
+        self, distributions: Distributions, rows: Sequence[Row], token_ids: torch.Tensor
     ) -> list[torch.Tensor]:
         """Return the number of fields from `num_kept` to `requested_sampling_logprobs`."""
         scores, finals = distributions.scores, distributions.final_logprobs
         own = distributions.logprobs[: len(rows)]
-        nothing = num_kept = token_ids.new_empty(0)
-        ranks = statistics.compute_ranks(scores, token_ids, self._kernels)
-        sampling_entropies = entropies = self._kernels.compute_entropies(finals, probabilities)
-        if any(distributions.after_stages):
-            removed = own.new_full((len(distributions.owners),), -torch.inf)
-            num_kept = self._kernels.count_above(distributions.logprobs, removed)
-            own_probabilities = torch.softmax(own, -1, out=self._probabilities.take(len(rows)))
-            entropies = self._kernels.compute_entropies(own, own_probabilities)
+        nothing = token_ids.new_empty(0)
+        needs_entropy = [True] * len(rows) + [False] * (len(distributions.owners) - len(rows))
+        for final in distributions.finals:
+            needs_entropy[final] = True
         num_candidates = max(row.num_candidates for row in rows)
-        if num_candidates == 0:
-            candidates = [nothing, nothing, nothing]
-        else:
-            ids, logprobs = statistics.find_top_candidates(
-                scores, own, num_candidates, self._kernels
-            )
-            candidates = [ids, logprobs, finals.gather(-1, ids)]
+        ranks, ids, num_kept, entropies = self._kernels.explain(
+            scores, token_ids, num_candidates, distributions.logprobs, needs_entropy
+        )
+        candidates = [ids, nothing, nothing]
+        if num_candidates:
+            candidates = [ids, own.gather(-1, ids), finals.gather(-1, ids)]
         requested = [nothing, nothing]
         if any(row.logprob_token_ids for row in rows):
             ids = statistics.pad_ids([row.logprob_token_ids for row in rows], own.device)
             requested = [own.gather(-1, ids), finals.gather(-1, ids)]
-        return [num_kept, ranks, entropies, sampling_entropies, *candidates, *requested]
+        return [num_kept, entropies, ranks, *candidates, *requested]
 
 
 def _make_decision(
@@ -186,7 +171,7 @@ def _make_decision(
         sampling_logprob=None if forced else sampling_logprob,
         rank=numbers.ranks[i],
         entropy=numbers.entropies[i],
-        sampling_entropy=None if forced else numbers.sampling_entropies[i],
+        sampling_entropy=None if forced else numbers.entropies[distributions.finals[i]],
         candidates=_make_candidates(numbers, i, row.num_candidates, forced=forced),
         effects=_make_effects(numbers, i, after_stages) if after_stages else None,
         draw=None if draw is None else _make_draw(numbers, draw),

@@ -36,21 +36,53 @@ class Race(NamedTuple):
     margins: torch.Tensor
 
 
+class Explained(NamedTuple):
+    """Numbers that explain the choices of a step.
+
+    Attributes:
+        ranks: int64 [rows], numbers of tokens that are more likely than the chosen ones.
+        candidate_ids: int64 [rows, n]; see `Kernels.find_top_candidates`.
+        num_kept: int64 [distributions], numbers of tokens with a logprob above -inf.
+        entropies: float32 [distributions], in nats; undefined where it was not needed.
+    """
+
+    ranks: torch.Tensor
+    candidate_ids: torch.Tensor
+    num_kept: torch.Tensor
+    entropies: torch.Tensor
+
+
 class Kernels(Protocol):
     """The operations, over float32 [rows, V]."""
 
     def count_above(self, values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
         """Return the number of each row's values above its threshold [rows]: int64 [rows]."""
 
-    def compute_entropies(
-        self, logprobs: torch.Tensor, probabilities: torch.Tensor
-    ) -> torch.Tensor:
+    def compute_entropies(self, logprobs: torch.Tensor) -> torch.Tensor:
         """Return each row's entropy in nats: float32 [rows]."""
 
     def find_top_candidates(self, scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
         """Return ids of each row's largest scores, lower ids first among equals: int64 [rows, n].
 
         The first n ids do not depend on `num_candidates`.
+        """
+
+    def explain(
+        self,
+        scores: torch.Tensor,
+        token_ids: torch.Tensor,
+        num_candidates: int,
+        logprobs: torch.Tensor,
+        needs_entropy: Sequence[bool],
+    ) -> Explained:
+        """Compute the numbers that explain a step's choices, as the methods above would.
+
+        Args:
+            scores: [rows, V], from which ranks and candidates are computed.
+            token_ids: int64 [rows], the chosen tokens.
+            num_candidates: number of candidates; 0 for none.
+            logprobs: [distributions, V], normalised.
+            needs_entropy: for each distribution, whether its entropy is needed.
         """
 
     def keep_nucleus(self, scores: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -14,7 +14,7 @@ from whence_server.engines.transformers.decoding.kernels import Kernels
 
 MAX_TEMPORARY_BYTES = 16 * 2**20
 _NUM_TEMPORARIES = 4
-"""Number of float32 temporaries: scores, logprobs, probabilities and their product."""
+"""Number of float32 temporaries on a GPU: scores, logprobs, probabilities and their product."""
 
 
 def score_prompt(
@@ -42,7 +42,7 @@ def _score(
     if detailed:
         measured += [
             statistics.compute_ranks(scores, token_ids, kernels),
-            kernels.compute_entropies(logprobs, logprobs.exp()),
+            kernels.compute_entropies(logprobs),
         ]
         if trace.num_candidates:
             measured += statistics.find_top_candidates(

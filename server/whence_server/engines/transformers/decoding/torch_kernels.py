@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers.generation.logits_process import TopPLogitsWarper
 
-from whence_server.engines.transformers.decoding.kernels import DrawKey, Race
+from whence_server.engines.transformers.decoding.kernels import DrawKey, Explained, Race
 
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -18,10 +18,30 @@ def count_above(values: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
     return (values > thresholds.unsqueeze(-1)).sum(-1)
 
 
-def compute_entropies(logprobs: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+def compute_entropies(logprobs: torch.Tensor) -> torch.Tensor:
     """See `Kernels.compute_entropies`."""
     # 0 * -inf is NaN, which nansum counts as 0.
-    return -(probabilities * logprobs).nansum(-1)
+    return -(logprobs.exp() * logprobs).nansum(-1)
+
+
+def explain(
+    scores: torch.Tensor,
+    token_ids: torch.Tensor,
+    num_candidates: int,
+    logprobs: torch.Tensor,
+    needs_entropy: Sequence[bool],  # noqa: ARG001 - all rows at once take no longer on a GPU
+) -> Explained:
+    """See `Kernels.explain`."""
+    chosen = scores.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+    candidate_ids = token_ids.new_empty(len(scores), 0)
+    if num_candidates:
+        candidate_ids = find_top_candidates(scores, num_candidates)
+    return Explained(
+        count_above(scores, chosen),
+        candidate_ids,
+        (logprobs > -torch.inf).sum(-1),
+        compute_entropies(logprobs),
+    )
 
 
 def find_top_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
