@@ -162,6 +162,34 @@ async def test_a_cursor_that_cannot_be_read_is_retried(journal, monkeypatch):
     assert len(handler.reported) == 2
 
 
+async def test_entries_join_one_batch_after_a_batch_that_is_not_full(journal):
+    sizes: list[int] = []
+    slept = asyncio.Event()
+
+    class CountingHandler(RememberingHandler):
+        async def handle(self, batch: Batch) -> None:
+            sizes.append(len(batch.entries))
+            await super().handle(batch)
+
+    class BusyClock(Clock):
+        async def sleep(self, seconds: float) -> None:
+            if not self.slept:
+                journal.append_generation("h", num_steps=1)
+                journal.append_generation("i", num_steps=1)
+            slept.set()
+            await super().sleep(seconds)
+
+    handler, clock, before = CountingHandler(), BusyClock(), len(journal.entries)
+    async with following(journal, handler, clock=clock, linger_s=0.2) as follower:
+        assert await follower.flush(10)
+        await slept.wait()
+        assert await follower.flush(10)
+    assert before % 8, "the last batch is not full"
+    assert sizes == [8] * (before // 8) + [before % 8, len(journal.entries) - before]
+    assert clock.slept[0] == 0.2
+    assert handler.handled == positions(journal)
+
+
 @pytest.mark.parametrize(("max_slice_s", "sizes"), [(0.0, [1] * 8), (3600.0, [8])])
 async def test_other_tasks_run_between_two_slices(max_slice_s, sizes):
     journal, handler = MemoryJournal(), RememberingHandler()

@@ -100,7 +100,8 @@ class FollowOptions:
 
     Attributes:
         batch_entries: most entries of one batch.
-        linger_s: time to wait after a commit, so that further entries join the batch.
+        linger_s: time to wait after a commit, and after a batch that is not full, so that further
+            entries join the next batch.
         max_slice_s: longest time for which the event loop is kept from other tasks.
     """
 
@@ -221,6 +222,9 @@ class JournalFollower:
         await self._handler.handle(Batch(entries, self._options.max_slice_s, self._mark_handled))
         if self._position != entries[-1].position:
             self._mark_handled(entries[-1].position)
+        if len(entries) < self._options.batch_entries:
+            # Few entries were committed meanwhile, and a batch of few costs as much as a full one.
+            await self._sleep(self._options.linger_s)
 
     def _mark_handled(self, position: int) -> None:
         if self._cursor is not None:
