@@ -7,6 +7,7 @@ activations in int8 too, scaled for each call. Texts are those of `help()`, whic
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -86,7 +87,8 @@ def make_weight_only(weight: torch.Tensor) -> Multiply:
 def make_dynamic(weight: torch.Tensor) -> Multiply:
     rounded, scales = round_weight(weight)
     zeros = torch.zeros(len(scales), dtype=torch.int64)
-    quantized = torch._make_per_channel_quantized_tensor(rounded, scales.double(), zeros, 0)
+    with warnings.catch_warnings(action="ignore"):  # torch will remove these operations
+        quantized = torch._make_per_channel_quantized_tensor(rounded, scales.double(), zeros, 0)
     packed = torch.ops.quantized.linear_prepack(quantized, None)
 
     def multiply(rows: torch.Tensor) -> torch.Tensor:
