@@ -19,6 +19,7 @@ from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.engines.transformers.supervisor import EngineSupervisor
 from whence_server.engines.upstream.engine import UpstreamEngine
+from whence_server.generation.recording.recorders import Recorders
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
 from whence_server.generation.texts import TextProcesses
@@ -36,6 +37,7 @@ from whence_server.observability import Observability
 from whence_server.rpc import (
     generation_servicer,
     model_servicer,
+    record_servicer,
     trace_servicer,
     training_servicer,
 )
@@ -44,6 +46,7 @@ from whence_server.rpc.descriptors import compute_max_connections, raise_descrip
 from whence_server.rpc.generation_servicer import GenerationServicer
 from whence_server.rpc.model_servicer import ModelServicer
 from whence_server.rpc.readiness import Readiness
+from whence_server.rpc.record_servicer import RecordServicer
 from whence_server.rpc.server import RpcServer, ServerOptions, build_server
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
@@ -111,6 +114,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     serving = Serving(settings.served_name, journal)
     tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
+    recorders = Recorders(journal, vocabularies, lambda: serving.model, library.link)
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call), sampler=sampler)
     # gRPC and HTTP share the descriptors that are left for connections.
@@ -134,6 +138,9 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
                 library, serving, tracer, closing
             ).list_methods(),
             model_servicer.SERVICE: ModelServicer(serving).list_methods(),
+            record_servicer.SERVICE: RecordServicer(
+                recorders, journal, limits, sampler
+            ).list_methods(),
         },
         calls,
     )
@@ -186,6 +193,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         if http is not None:
             await http.close()
         await rpc.stop(_CLOSING_CALLS_S)
+        recorders.close()
         if texts is not None:
             await texts.close()
         library.close()

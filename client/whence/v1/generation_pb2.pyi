@@ -1179,6 +1179,7 @@ class GenerationStarted(google.protobuf.message.Message):
     OBSERVATION_FIELD_NUMBER: builtins.int
     UPSTREAM_FIELD_NUMBER: builtins.int
     UPSTREAM_PARAMETERS_JSON_FIELD_NUMBER: builtins.int
+    RECORDED_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
     trace_id: builtins.str
@@ -1300,6 +1301,13 @@ class GenerationStarted(google.protobuf.message.Message):
     def upstream(self) -> whence.v1.model_pb2.UpstreamInfo:
         """Upstream that computed the tokens; absent for whence's own engine."""
 
+    @property
+    def recorded(self) -> global___RecordedElsewhere:
+        """Origin of a generation that another process made and that RecordService put
+        on record; absent for the server's own. Its draws are the other process's:
+        effective_decoding has no seed, and no step a Draw.
+        """
+
     def __init__(
         self,
         *,
@@ -1332,9 +1340,10 @@ class GenerationStarted(google.protobuf.message.Message):
         observation: whence.v1.observation_pb2.Observation | None = ...,
         upstream: whence.v1.model_pb2.UpstreamInfo | None = ...,
         upstream_parameters_json: builtins.str = ...,
+        recorded: global___RecordedElsewhere | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "observation", b"observation", "start_time", b"start_time", "training_run", b"training_run", "upstream", b"upstream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "observation", b"observation", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "observation", b"observation", "recorded", b"recorded", "start_time", b"start_time", "training_run", b"training_run", "upstream", b"upstream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "observation", b"observation", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
     @typing.overload
@@ -1342,11 +1351,39 @@ class GenerationStarted(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_observation", b"_observation"]) -> typing.Literal["observation"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_recorded", b"_recorded"]) -> typing.Literal["recorded"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_training_run", b"_training_run"]) -> typing.Literal["training_run"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_upstream", b"_upstream"]) -> typing.Literal["upstream"] | None: ...
 
 global___GenerationStarted = GenerationStarted
+
+@typing.final
+class RecordedElsewhere(google.protobuf.message.Message):
+    """Origin of a generation that another process made."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LIBRARY_FIELD_NUMBER: builtins.int
+    NUM_PROMPTS_FIELD_NUMBER: builtins.int
+    PROMPT_INDEX_FIELD_NUMBER: builtins.int
+    library: builtins.str
+    """Library that recorded it, with its version: "whence-hooks/0.1.0"."""
+    num_prompts: builtins.int
+    """Number of prompts that one call continued together, each as one generation."""
+    prompt_index: builtins.int
+    """Index of this generation's prompt among them."""
+    def __init__(
+        self,
+        *,
+        library: builtins.str = ...,
+        num_prompts: builtins.int = ...,
+        prompt_index: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["library", b"library", "num_prompts", b"num_prompts", "prompt_index", b"prompt_index"]) -> None: ...
+
+global___RecordedElsewhere = RecordedElsewhere
 
 @typing.final
 class ChatRecord(google.protobuf.message.Message):

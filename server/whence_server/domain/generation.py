@@ -12,6 +12,18 @@ from whence_server.domain.upstream import UpstreamReport
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedOrigin:
+    """Origin of a generation that another process made."""
+
+    library: str
+    """Library that recorded it, with its version."""
+    num_prompts: int
+    """Prompts that one call continued together."""
+    prompt_index: int
+    """Index of its prompt among them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """Properties of a generation that are fixed before its first token."""
 
@@ -41,6 +53,8 @@ class Started:
     """Grades: how each part of the record is obtained."""
     upstream_parameters_json: str = ""
     """Fields of the upstream's own API, as a JSON object; "" for none."""
+    recorded: RecordedOrigin | None = None
+    """Origin of a generation that another process made; None for the server's own."""
 
     @property
     def operation(self) -> str:

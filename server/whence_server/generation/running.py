@@ -276,21 +276,43 @@ class RunningGeneration:
             sequence.stop = piece.stop
         elif finish is not None:
             sequence.finish_reason = finish
-            if finish is FinishReason.STOP:
+            if finish is FinishReason.STOP and self._is_stop_token(decision.token_id):
                 sequence.stop = self._tokenizer.get_token_text(decision.token_id)
+
+    def _is_stop_token(self, token_id: int) -> bool:
+        # A generation of another process may have been stopped by code of its own.
+        return self.started.recorded is None or token_id in self.started.decoding.stop_token_ids
+
+    def note_scores(self, scores: Sequence[float]) -> None:
+        """Keep the final scores of the sequences, where they are not known from their steps."""
+        for sequence, score in zip(self._sequences, scores, strict=False):
+            sequence.score = score
 
     @property
     def complete(self) -> bool:
         """True if every sequence has ended."""
         return all(s.finish_reason is not None for s in self._sequences)
 
-    def finish(self, reason: FinishReason | None = None, failure: Failure | None = None) -> None:
-        """Write FINISHED, once; with `reason` None the first sequence's reason is recorded."""
+    def finish(
+        self,
+        reason: FinishReason | None = None,
+        failure: Failure | None = None,
+        *,
+        ended_ns: int | None = None,
+    ) -> None:
+        """Write FINISHED, once.
+
+        Args:
+            reason: reason for the end of sequences that have none; None records the first
+                sequence's for the generation.
+            failure: error that ended the generation.
+            ended_ns: CLOCK_MONOTONIC time of the end; None for now.
+        """
         if self.done.is_set():
             return
         for timer in self.timers.values():
             timer.cancel()
-        now_ns = time.monotonic_ns()
+        now_ns = time.monotonic_ns() if ended_ns is None else ended_ns
         elapsed_ns = now_ns - self.arrival_ns
         queue_end = self._prefill_started_ns or now_ns
         prefill_end = self._prefill_finished_ns or now_ns

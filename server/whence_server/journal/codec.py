@@ -25,6 +25,7 @@ from whence_server.domain.generation import (
     Failure,
     Finished,
     HttpExchange,
+    RecordedOrigin,
     SequenceResult,
     Started,
 )
@@ -121,7 +122,7 @@ def encode_started(started: Started) -> bytes:
         environment=convert_environment(model),
         prompt=started.prompt,
         prompt_token_ids=started.prompt_token_ids,
-        effective_decoding=convert_decoding(started.decoding),
+        effective_decoding=_convert_effective(started),
         effective_trace=convert_trace(started.trace),
         processor_names=started.processor_names,
         request_digest=started.request_digest,
@@ -139,7 +140,24 @@ def encode_started(started: Started) -> bytes:
         else convert_observation(started.observation),
         upstream=find_upstream(model),
         upstream_parameters_json=started.upstream_parameters_json,
+        recorded=None if started.recorded is None else _convert_origin(started.recorded),
     ).SerializeToString()
+
+
+def _convert_effective(started: Started) -> generation_pb2.Decoding:
+    proto = convert_decoding(started.decoding)
+    if started.recorded is not None and proto.HasField("sample"):
+        # The other process drew, by a generator of its own.
+        proto.sample.ClearField("seed")
+    return proto
+
+
+def _convert_origin(origin: RecordedOrigin) -> generation_pb2.RecordedElsewhere:
+    return generation_pb2.RecordedElsewhere(
+        library=origin.library,
+        num_prompts=origin.num_prompts,
+        prompt_index=origin.prompt_index,
+    )
 
 
 def encode_finished(finished: Finished) -> bytes:

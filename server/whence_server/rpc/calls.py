@@ -62,6 +62,9 @@ class Call:
     """Error that the call ended with, for its record."""
     make_filler: Callable[[], bytes] | None = None
     """Makes the message that a stream sends when it was silent; None for no message."""
+    read_next: Callable[[], Awaitable[Any]] | None = None
+    """Returns the next request message of a stream, None after the last; None before the call
+    runs, and for unary methods."""
 
     @property
     def caller(self) -> Caller:
@@ -214,12 +217,18 @@ class _GuardedMethod:
             def make_filler() -> bytes | None:
                 return None if call.make_filler is None else call.make_filler()
 
+            call.read_next = lambda: self._read_next(context, call)
+
             with StreamWriter(context.write, make_filler, self._progress_interval_s) as writer:
                 async with aclosing(self._method.stream(parsed, call)) as messages:
                     async for message in messages:
                         await writer.write(message)
 
         await self._run(context, run)
+
+    async def _read_next(self, context: Context, call: Call) -> Message | None:
+        message: Any = await context.read()
+        return None if message is grpc.aio.EOF else self._check(message, call)
 
     async def _run(
         self,

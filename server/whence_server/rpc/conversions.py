@@ -1,7 +1,7 @@
 """Conversion of requests from protobuf to the domain, with the field of every fault."""
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -46,9 +46,9 @@ def convert_request(request: generation_pb2.GenerateRequest, limits: Limits) -> 
         model=request.model,
         decoding=_convert_decoding(request, limits, violations),
         size_bytes=request.ByteSize(),
-        trace=TraceRequest(**_read_options(TRACE_OPTIONS, request, violations)),
+        trace=TraceRequest(**read_options(TRACE_OPTIONS, request, violations)),
         generation_id=_parse_generation_id(request.generation_id, violations),
-        labels=_read_labels(request, limits, violations),
+        labels=read_labels(request.labels, limits, violations),
         disconnect_grace_s=_read_grace_s(request, limits, violations),
         max_duration_s=_read_duration_s(request, violations),
         adapter=request.adapter,
@@ -110,16 +110,22 @@ def _convert_decoding(
     return DecodingRequest(
         strategy=Strategy(chosen) if chosen else None,
         forced=_convert_forced(decoding, violations),
-        **_read_options(DECODING_OPTIONS, request, violations),
+        **read_options(DECODING_OPTIONS, request, violations),
     )
 
 
-def _read_options(
+def read_options(
     options: Iterable[Option],
-    request: generation_pb2.GenerateRequest,
+    request: Message,
     violations: list[FieldViolation],
 ) -> dict[str, Any]:
-    """Return the values of options by their names; None, or empty, where they are unset."""
+    """Return the values of options by their names; None, or empty, where they are unset.
+
+    Args:
+        options: the options to read.
+        request: a message with the fields `decoding` or `trace`, in which the options are.
+        violations: receives the faults.
+    """
     values = {}
     for option in options:
         try:
@@ -187,10 +193,11 @@ def _parse_generation_id(generation_id: str, violations: list[FieldViolation]) -
     return generation_id
 
 
-def _read_labels(
-    request: generation_pb2.GenerateRequest, limits: Limits, violations: list[FieldViolation]
+def read_labels(
+    given: Mapping[str, str], limits: Limits, violations: list[FieldViolation]
 ) -> dict[str, str]:
-    labels = dict(request.labels)
+    """Return the labels of a request; their number is checked elsewhere."""
+    labels = dict(given)
     for key, value in labels.items():
         if not key:
             violations.append(FieldViolation("labels", "a label's key must not be empty"))

@@ -1,0 +1,1 @@
+"""Generations that other processes make, put on record as they report them."""

@@ -1,0 +1,205 @@
+"""One batch of generations of another process, recorded as generations of this server are."""
+
+import time
+from collections.abc import Sequence
+
+from whence_server.domain.decoding import FinishReason, Strategy
+from whence_server.domain.engine import BeamRoundMade, Prefilled, StepMade, Turn
+from whence_server.domain.errors import Code, FieldViolation, InvalidRequestError
+from whence_server.domain.generation import CallRecord, Failure, RecordedOrigin, Started
+from whence_server.domain.model import ModelInfo
+from whence_server.domain.recorded import (
+    BatchEnd,
+    BatchRound,
+    BatchStart,
+    BatchStep,
+)
+from whence_server.generation.running import RunningGeneration
+from whence_server.journal.codec import encode_call, encode_started
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import PREVIEW_CHARACTERS, GenerationIndex
+from whence_server.text.tokenizer import TextTokenizer
+
+METHOD = "whence.v1.RecordService/RecordGenerations"
+_CALL_CODES = {FinishReason.CANCELLED: Code.CANCELLED, FinishReason.INTERRUPTED: Code.UNAVAILABLE}
+
+
+class RecordedBatch:
+    """Generations of one batch, from their start to their end.
+
+    Attributes:
+        start: start of the batch.
+        model: its model.
+    """
+
+    def __init__(
+        self,
+        start: BatchStart,
+        model: ModelInfo,
+        tokenizer: TextTokenizer,
+        journal: Journal,
+        library: str,
+    ) -> None:
+        """Write the starts of the generations, whose ids the journal does not know."""
+        self.start = start
+        self.model = model
+        self._journal = journal
+        self._arrival_ns = time.monotonic_ns() - max(time.time_ns() - start.start_time_ns, 0)
+        self._next_indices = [0] * start.num_rows
+        """Index of each row's next step; -1 once the row has ended."""
+        self._num_rounds = 0
+        self._generations: list[RunningGeneration] = []
+        for prompt_index, prompt in enumerate(start.prompts):
+            origin = RecordedOrigin(library, len(start.prompts), prompt_index)
+            text = "".join(piece.text for piece in tokenizer.split_prompt(prompt.token_ids))
+            self._generations.append(self._begin(prompt_index, text, origin, tokenizer))
+
+    def _begin(
+        self, prompt_index: int, text: str, origin: RecordedOrigin, tokenizer: TextTokenizer
+    ) -> RunningGeneration:
+        start, prompt = self.start, self.start.prompts[prompt_index]
+        started = Started(
+            generation_id=prompt.generation_id,
+            trace_context=start.trace_contexts[prompt_index],
+            start_time_ns=start.start_time_ns,
+            model=self.model,
+            prompt=text,
+            prompt_token_ids=prompt.token_ids,
+            decoding=start.decoding,
+            trace=start.trace,
+            processor_names=start.processor_names,
+            request_digest=start.request_digest,
+            labels=dict(start.labels),
+            recorded=origin,
+        )
+        index = GenerationIndex(
+            generation_id=started.generation_id,
+            trace_id=started.trace_context.trace_id,
+            model=self.model.name,
+            start_time_ns=started.start_time_ns,
+            request_digest=started.request_digest,
+            labels=started.labels,
+            prompt_preview=text[:PREVIEW_CHARACTERS],
+            num_prompt_tokens=len(started.prompt_token_ids),
+        )
+        self._journal.create(index, encode_started(started))
+        return RunningGeneration(
+            started,
+            arrival_ns=self._arrival_ns,
+            grace_s=0.0,
+            journal=self._journal,
+            tokenizer=tokenizer,
+        )
+
+    def record_step(self, step: BatchStep) -> None:
+        """Record the tokens of a step.
+
+        Raises:
+            InvalidRequestError: a row has ended, or misses a step.
+        """
+        cost = step.cost._replace(ready_ns=self._arrival_ns + step.cost.ready_ns)
+        turn = Turn(cost)
+        num_sequences = self.start.decoding.num_return_sequences
+        for row, decision, finish in step.steps:
+            expected = self._next_indices[row]
+            if step.index != expected:
+                raise InvalidRequestError(
+                    FieldViolation(
+                        "step.index",
+                        f"is {step.index} for row {row}, "
+                        + (f"not {expected}" if expected >= 0 else "which has ended"),
+                    )
+                )
+            self._next_indices[row] = -1 if finish is not None else step.index + 1
+            prompt_index, sequence_index = divmod(row, num_sequences)
+            running = self._generations[prompt_index]
+            length = len(running.started.prompt_token_ids) + step.index
+            made = StepMade(running.id, sequence_index, step.index, decision, length, finish)
+            running.record_step(made, turn)
+
+    def record_round(self, made: BatchRound) -> None:
+        """Record a round of the beam searches.
+
+        Raises:
+            InvalidRequestError: the batch searches not, or a round is missing.
+        """
+        if self.start.decoding.strategy is not Strategy.BEAM_SEARCH:
+            raise InvalidRequestError(FieldViolation("round", "belongs to no beam search"))
+        if made.index != self._num_rounds:
+            raise InvalidRequestError(
+                FieldViolation("round.index", f"is {made.index}, not {self._num_rounds}")
+            )
+        self._num_rounds += 1
+        cost = made.cost._replace(ready_ns=self._arrival_ns + made.cost.ready_ns)
+        for prompt_index, continuations in made.continuations.items():
+            running = self._generations[prompt_index]
+            length = len(running.started.prompt_token_ids) + made.index
+            running.record_round(BeamRoundMade(running.id, made.index, continuations, length), cost)
+
+    def finish(self, end: BatchEnd) -> None:
+        """Record the end of all generations."""
+        if end.prefill_end_ns:
+            begin, finished = (
+                self._arrival_ns + time_ns for time_ns in (end.prefill_begin_ns, end.prefill_end_ns)
+            )
+            for running in self._generations:
+                running.record_prefill(Prefilled(running.id, begin, finished, 1))
+        for running, scores in zip(self._generations, self._split_scores(end.scores), strict=True):
+            running.note_scores(scores)
+        reason, failure = end.finish_reason, end.failure
+        if end.num_lost:
+            reason = FinishReason.FAILED
+            failure = Failure(
+                Code.DATA_LOSS,
+                "RECORD_INCOMPLETE",
+                f"{end.num_lost} steps are not on record, as the recorder's buffer was full; the "
+                "sequences were longer",
+            )
+        self._end(reason, failure, self._arrival_ns + end.elapsed_ns)
+
+    def _split_scores(self, scores: list[float]) -> Sequence[list[float]]:
+        each = self.start.decoding.num_return_sequences
+        return [scores[i * each : (i + 1) * each] for i in range(len(self._generations))]
+
+    def fail(self, failure: Failure) -> None:
+        """End all generations that have not ended, as failed."""
+        self._end(FinishReason.FAILED, failure, time.monotonic_ns())
+
+    def interrupt(self) -> None:
+        """End all generations that have not ended, as their recorder is gone or the server ends."""
+        self._end(FinishReason.INTERRUPTED, None, time.monotonic_ns())
+
+    def _end(self, reason: FinishReason | None, failure: Failure | None, ended_ns: int) -> None:
+        for running in self._generations:
+            if running.done.is_set():
+                continue
+            if reason is None and not running.complete:
+                # `generate` returned, although a criterion of its own making ended a sequence.
+                running.finish(FinishReason.STOP, ended_ns=ended_ns)
+            else:
+                running.finish(reason, failure, ended_ns=ended_ns)
+            self._record_call(running, reason, failure, ended_ns)
+
+    def _record_call(
+        self,
+        running: RunningGeneration,
+        reason: FinishReason | None,
+        failure: Failure | None,
+        ended_ns: int,
+    ) -> None:
+        """Record a call, which gives the root of the generation's spans."""
+        code = _CALL_CODES.get(reason) if reason is not None else None
+        if failure is not None:
+            code = failure.code
+        started = running.started
+        call = CallRecord(
+            trace_context=started.trace_context,
+            method=METHOD,
+            start_time_ns=started.start_time_ns,
+            end_time_ns=started.start_time_ns + max(ended_ns - self._arrival_ns, 0),
+            status_code=0 if code is None else code.value,
+            generation_id=running.id,
+            server_address="",
+            server_port=None,
+        )
+        self._journal.record_call(running.id, encode_call(call))

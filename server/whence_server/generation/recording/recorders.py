@@ -1,0 +1,291 @@
+"""Recorders of other processes: what each has sent, and whether it comes back."""
+
+import asyncio
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from whence_server.domain.errors import (
+    Code,
+    FieldViolation,
+    GenerationExistsError,
+    InvalidRequestError,
+    JournalError,
+    WhenceError,
+)
+from whence_server.domain.generation import Failure
+from whence_server.domain.model import ModelInfo, TrainingRunRef
+from whence_server.domain.recorded import (
+    GRACE_S,
+    MAX_BATCHES,
+    MAX_MODELS,
+    MAX_RECORDERS,
+    BatchStart,
+    RecordedModel,
+    Refusal,
+)
+from whence_server.generation.recording.batches import RecordedBatch
+from whence_server.generation.recording.tokenizers import TokenizerParts, Tokenizers
+from whence_server.journal.journal import Journal
+from whence_server.journal.vocabularies import Vocabularies
+from whence_server.text.tokenizer import TextTokenizer
+
+_log = logging.getLogger(__name__)
+
+LinkModel = Callable[[ModelInfo], Awaitable[TrainingRunRef | None]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadyModel:
+    """A recorded model with its tokenizer."""
+
+    info: ModelInfo
+    tokenizer: TextTokenizer
+
+
+class Recorder:
+    """One recorder, over all its connections.
+
+    Attributes:
+        library: library that records, with its version.
+        last_number: number up to which its messages were taken.
+        last_answer: number up to which they are on disk, as far as it was told.
+        models: its models by their numbers, ready for batches.
+        batches: its batches that run, by their numbers.
+        refusals: batches refused since they were last told.
+        parts: the tokenizer that is being received; None for none.
+        num_calls: number of connections so far; the newest is the only one that counts.
+    """
+
+    def __init__(self, library: str, last_number: int) -> None:
+        self.library = library
+        self.last_number = self.last_answer = last_number
+        self.models: dict[int, ReadyModel] = {}
+        self.batches: dict[int, RecordedBatch] = {}
+        self.refusals: list[Refusal] = []
+        self.parts: TokenizerParts | None = None
+        self.num_calls = 0
+        self.expiry: asyncio.TimerHandle | None = None
+        self._refused_last = 0
+
+    def find_batch(self, batch_number: int) -> RecordedBatch | None:
+        """Return a running batch; refuse one that is not known, once."""
+        batch = self.batches.get(batch_number)
+        if batch is None and batch_number != self._refused_last:
+            self.refuse(
+                batch_number,
+                Failure(
+                    Code.NOT_FOUND,
+                    "BATCH_NOT_FOUND",
+                    "the batch is not running here: it has ended, or the server was restarted",
+                ),
+            )
+        return batch
+
+    def refuse(self, batch_number: int, failure: Failure) -> None:
+        """End a batch, if it runs, and tell its recorder."""
+        batch = self.batches.pop(batch_number, None)
+        if batch is not None:
+            batch.fail(failure)
+        self._refused_last = batch_number
+        self.refusals.append(Refusal(batch_number, failure))
+
+    def note_loss(self, num_generations: int) -> None:
+        """Log generations of which nothing is on record."""
+        _log.warning(
+            "%d generations of %s are not on record: the buffer of their recorder was full",
+            num_generations,
+            self.library,
+        )
+
+    def take_refusals(self) -> list[Refusal]:
+        """Return the refusals that were not told yet."""
+        taken, self.refusals = self.refusals, []
+        return taken
+
+
+class Recorders:
+    """All recorders that are connected, or were so within the last minute.
+
+    All methods are called from one event loop.
+
+    Args:
+        journal: the journal.
+        vocabularies: keeps the vocabularies of recorded models.
+        find_served: returns the served model; None while there is none.
+        link: finds the training run that made a model.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        vocabularies: Vocabularies,
+        find_served: Callable[[], ModelInfo | None],
+        link: LinkModel,
+    ) -> None:
+        self._journal = journal
+        self._vocabularies = vocabularies
+        self._find_served = find_served
+        self._link = link
+        self._tokenizers = Tokenizers()
+        self._recorders: dict[str, Recorder] = {}
+
+    def connect(self, recorder_id: str, library: str, first_number: int) -> Recorder:
+        """Return a recorder that has connected, known or new.
+
+        Raises:
+            InvalidRequestError: there are too many recorders.
+        """
+        recorder = self._recorders.get(recorder_id)
+        if recorder is None:
+            if len(self._recorders) >= MAX_RECORDERS:
+                raise InvalidRequestError(
+                    FieldViolation("hello", f"is that of more than {MAX_RECORDERS} recorders")
+                )
+            recorder = self._recorders[recorder_id] = Recorder(library, max(first_number - 1, 0))
+        if recorder.expiry is not None:
+            recorder.expiry.cancel()
+        recorder.parts = None
+        recorder.num_calls += 1
+        return recorder
+
+    def disconnect(self, recorder_id: str, num_calls: int) -> None:
+        """Give a recorder time to come back, unless it has already: then `num_calls` is older."""
+        recorder = self._recorders.get(recorder_id)
+        if recorder is None or recorder.num_calls != num_calls:
+            return
+        # Even without a batch: its last message may be sent again.
+        loop = asyncio.get_running_loop()
+        recorder.expiry = loop.call_later(GRACE_S, self._forget, recorder_id)
+
+    def _forget(self, recorder_id: str) -> None:
+        recorder = self._recorders.pop(recorder_id)
+        for batch in recorder.batches.values():
+            batch.interrupt()
+        if recorder.batches:
+            _log.warning(
+                "interrupted %d batches of a recorder that did not come back within %g s",
+                len(recorder.batches),
+                GRACE_S,
+            )
+
+    # ---- models ----
+
+    async def add_model(self, recorder: Recorder, model: RecordedModel) -> bool:
+        """Add a model; return False if its tokenizer is needed first.
+
+        Raises:
+            InvalidRequestError: the recorder has too many models.
+        """
+        if model.number in recorder.models:
+            return True
+        if len(recorder.models) >= MAX_MODELS:
+            raise InvalidRequestError(
+                FieldViolation("model.model_number", f"is one of more than {MAX_MODELS} models")
+            )
+        tokenizer = self._tokenizers.find(model)
+        if tokenizer is None:
+            recorder.parts = TokenizerParts(model)
+            return False
+        await self._make_ready(recorder, model, tokenizer)
+        return True
+
+    async def add_part(self, recorder: Recorder, sha256: str, content: bytes) -> int:
+        """Take a part of a tokenizer; return the number of the model that is ready, else 0.
+
+        Raises:
+            InvalidRequestError: the tokenizer was not asked for, or cannot be read.
+        """
+        parts = recorder.parts
+        if parts is None or parts.model.tokenizer_sha256 != sha256:
+            raise InvalidRequestError(FieldViolation("tokenizer.sha256", "was not asked for"))
+        parts.add(content)
+        whole = parts.content
+        if whole is None:
+            return 0
+        recorder.parts = None
+        tokenizer = await self._tokenizers.load(parts.model, whole)
+        await self._make_ready(recorder, parts.model, tokenizer)
+        return parts.model.number
+
+    async def _make_ready(
+        self, recorder: Recorder, model: RecordedModel, tokenizer: TextTokenizer
+    ) -> None:
+        info = await self._identify(model)
+        await asyncio.to_thread(
+            self._vocabularies.keep,
+            info.tokenizer_digest,
+            tokenizer.list_vocabulary(),
+            self._journal.committed_position,
+        )
+        recorder.models[model.number] = ReadyModel(info, tokenizer)
+
+    async def _identify(self, model: RecordedModel) -> ModelInfo:
+        """Add what this server knows of weights with the same digest."""
+        info, served = model.info, self._find_served()
+        if served is None or info.weights_digest != served.weights_digest:
+            return dataclasses.replace(info, training_run=await self._link(info))
+        tokenizer_json = served.text.tokenizer_json.encode()
+        is_same = hashlib.sha256(tokenizer_json).hexdigest() == model.tokenizer_sha256
+        return dataclasses.replace(
+            info,
+            model_digest=served.model_digest,
+            tokenizer_digest=served.tokenizer_digest if is_same else info.tokenizer_digest,
+            training_run=served.training_run,
+        )
+
+    # ---- batches ----
+
+    async def begin(self, recorder: Recorder, start: BatchStart) -> None:
+        """Begin a batch; refuse it if it cannot be recorded.
+
+        Raises:
+            JournalError: nothing can be written at present; the batch can be begun again.
+        """
+        try:
+            model = await self._check_start(recorder, start)
+        except JournalError:
+            raise
+        except WhenceError as error:
+            recorder.refuse(start.number, Failure(error.code, error.reason, error.message))
+            return
+        self._journal.check_writable()
+        recorder.batches[start.number] = RecordedBatch(
+            start, model.info, model.tokenizer, self._journal, recorder.library
+        )
+
+    async def _check_start(self, recorder: Recorder, start: BatchStart) -> ReadyModel:
+        model = recorder.models.get(start.model_number)
+        if model is None:
+            raise InvalidRequestError(
+                FieldViolation("begun.model_number", "is that of no model that is ready")
+            )
+        if len(recorder.batches) >= MAX_BATCHES:
+            raise InvalidRequestError(
+                FieldViolation("begun", f"is one of more than {MAX_BATCHES} batches that run")
+            )
+        bound = model.info.vocabulary_size
+        seen: set[str] = set()
+        for prompt in start.prompts:
+            if max(prompt.token_ids) >= bound:
+                raise InvalidRequestError(
+                    FieldViolation("begun.prompts.token_ids", f"must be below {bound}")
+                )
+            record = await self._journal.look_up(prompt.generation_id)
+            if record is not None or prompt.generation_id in seen:
+                raise GenerationExistsError(prompt.generation_id)
+            seen.add(prompt.generation_id)
+        return model
+
+    def close(self) -> None:
+        """Interrupt all batches, because the server ends."""
+        for recorder in self._recorders.values():
+            if recorder.expiry is not None:
+                recorder.expiry.cancel()
+            for batch in recorder.batches.values():
+                # If the journal is lost, the next start ends the generations.
+                with suppress(JournalError):
+                    batch.interrupt()
+        self._recorders.clear()
