@@ -1,0 +1,164 @@
+"""Numbers of one step, for all rows at once, on the model's device.
+
+Everything goes into one float32 table, so that one transfer brings it to the host: ids, ranks and
+counts below 2**24 are exact in float32, and no vocabulary is as large.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+NUM_FIXED = 6
+"""Columns before the candidates: token, logprob, sampling logprob, rank, both entropies."""
+_BLOCK = 64
+
+
+class Layout(NamedTuple):
+    """Columns of a table: the fixed ones, candidates' ids and logprobs, then processors."""
+
+    num_candidates: int
+    num_processors: int
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return NUM_FIXED + 3 * self.num_candidates + 2 * self.num_processors
+
+
+class Scratch:
+    """Memory for [R, V] that one call uses again in each step.
+
+    Memory of this size goes back to the system after each use, and its pages fault again.
+    """
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """Return a float32 tensor of another one's shape, with undefined content."""
+        room = self._rooms.get(name)
+        if room is None or room.shape != like.shape or room.device != like.device:
+            room = self._rooms[name] = torch.empty_like(like, dtype=torch.float32)
+        return room
+
+
+class _Stage(NamedTuple):
+    """Scores [R, V] after a processor, and what was computed of them at once, [R, 1]."""
+
+    scores: torch.Tensor
+    normaliser: torch.Tensor
+    num_kept: torch.Tensor
+
+
+class StepMeter:
+    """Meter of one step.
+
+    Args:
+        scores: float32 [R, V], the model's own. They are read until `measure` returns.
+        layout: columns of the table.
+        scratch: memory of the call.
+    """
+
+    def __init__(self, scores: torch.Tensor, layout: Layout, scratch: Scratch) -> None:
+        self._layout = layout
+        self._scratch = scratch
+        self._scores = scores
+        self._logprobs = torch.log_softmax(scores, -1, out=scratch.take("own", scores))
+        self._final_logprobs = self._logprobs
+        self._after: list[_Stage] = []
+
+    def note(self, scores: torch.Tensor) -> None:
+        """Note the scores [R, V] after the next processor."""
+        room = self._scratch.take("processed", scores)
+        logprobs = self._final_logprobs = torch.log_softmax(scores, -1, out=room)
+        normaliser = scores.amax(-1, keepdim=True) - logprobs.amax(-1, keepdim=True)
+        self._after.append(_Stage(scores, normaliser, _count(scores > -torch.inf)))
+
+    def gather_final(self, token_ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return the score of each token after all processors, [C, 1]."""
+        final = self._after[-1].scores if self._after else self._scores
+        return _gather(final, token_ids.unsqueeze(-1), rows)
+
+    def measure(self, token_ids: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the table of some choices.
+
+        Args:
+            token_ids: int64 [C], the chosen tokens.
+            rows: int64 [C], the row of the scores in which each was chosen; None for one of each
+                row, in their order.
+
+        Returns:
+            float32 [C, `Layout.width`].
+        """
+        chosen = token_ids.unsqueeze(-1)
+        token_scores = _gather(self._scores, chosen, rows)
+        entropies = self._compute_entropies(self._logprobs)
+        columns = [
+            chosen.to(torch.float32),
+            _gather(self._logprobs, chosen, rows),
+            _gather(self._final_logprobs, chosen, rows),
+            _count(_take(self._scores, rows) > token_scores),
+            _take(entropies, rows),
+            _take(self._compute_entropies(self._final_logprobs), rows)
+            if self._after
+            else _take(entropies, rows),
+        ]
+        if self._layout.num_candidates:
+            ids = _find_candidates(self._scores, self._layout.num_candidates)
+            columns += [
+                _take(ids.to(torch.float32), rows),
+                _take(self._logprobs.gather(-1, ids), rows),
+                _take(self._final_logprobs.gather(-1, ids), rows),
+            ]
+        columns += [_take(stage.num_kept, rows) for stage in self._after]
+        columns += [
+            _gather(stage.scores, chosen, rows) - _take(stage.normaliser, rows)
+            for stage in self._after
+        ]
+        return torch.cat(columns, dim=-1)
+
+    def _compute_entropies(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """Return each row's entropy in nats, [R, 1]."""
+        room = torch.exp(logprobs, out=self._scratch.take("probabilities", logprobs))
+        # 0 * -inf is NaN, which nansum counts as 0.
+        return -room.mul_(logprobs).nansum(-1, keepdim=True)
+
+
+def _count(flags: torch.Tensor) -> torch.Tensor:
+    """Return the number of true values in each row: float32 [R, 1]."""
+    if flags.device.type != "cpu":
+        return flags.sum(-1, keepdim=True).to(torch.float32)
+    # torch takes ten times as long to add up bytes.
+    counts = [[float(np.count_nonzero(row))] for row in flags.numpy()]
+    return torch.tensor(counts, dtype=torch.float32, device="cpu")
+
+
+def _find_candidates(scores: torch.Tensor, num_candidates: int) -> torch.Tensor:
+    """Return ids of each row's largest scores, largest first: int64 [R, n].
+
+    The n largest lie in the n blocks with the largest maxima: a pass over the scores finds these,
+    and sorting is over few.
+    """
+    num_rows, num_tokens = scores.shape
+    num_blocks = num_tokens // _BLOCK
+    if num_blocks <= 2 * num_candidates:
+        return scores.topk(min(num_candidates, num_tokens)).indices
+    blocked = scores[:, : num_blocks * _BLOCK].view(num_rows, num_blocks, _BLOCK)
+    blocks = blocked.amax(-1).topk(num_candidates).indices  # (R, n)
+    places = torch.arange(_BLOCK, device=scores.device)
+    ids = (blocks.unsqueeze(-1) * _BLOCK + places).view(num_rows, -1)  # (R, n * _BLOCK)
+    rest = torch.arange(num_blocks * _BLOCK, num_tokens, device=scores.device)
+    ids = torch.cat([ids, rest.expand(num_rows, -1)], dim=-1)
+    return ids.gather(-1, scores.gather(-1, ids).topk(num_candidates).indices)
+
+
+def _gather(scores: torch.Tensor, chosen: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """Return the score of each chosen token in its row, [C, 1]."""
+    if rows is None:
+        return scores.gather(-1, chosen)
+    return scores[rows, chosen.squeeze(-1)].unsqueeze(-1)
+
+
+def _take(values: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    return values if rows is None else values.index_select(0, rows)
