@@ -7,11 +7,14 @@ answers each with a JSON line of tokens and seconds.
 import json
 import sys
 import time
+from contextlib import nullcontext
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 from workloads import DEVICE, TEMPERATURE, TOP_P, prompt
+
+from whence_hooks.transformers import record_generate
 
 
 class Counter(BaseStreamer):
@@ -33,12 +36,22 @@ class Counter(BaseStreamer):
 def main(directory: str, dtype: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
     model.eval().to(DEVICE)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     print(json.dumps({"ready": True, "threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(run(model, **json.loads(line))), flush=True)
+        print(json.dumps(run(model, tokenizer, **json.loads(line))), flush=True)
 
 
-def run(model, mode: str, num_streams: int, num_new_tokens: int, num_prompt_tokens: int = 32):
+def run(
+    model,
+    tokenizer,
+    mode: str,
+    num_streams: int,
+    num_new_tokens: int,
+    num_prompt_tokens: int = 32,
+    record: str = "",
+):
+    """Generate once; with `record`, a server's address, the generations are put on record."""
     vocabulary_size = model.config.vocab_size
     prompts = [prompt(i, vocabulary_size, num_prompt_tokens) for i in range(num_streams)]
     sampling = {
@@ -57,11 +70,17 @@ def run(model, mode: str, num_streams: int, num_new_tokens: int, num_prompt_toke
         assert [len(one.generated_tokens) for one in done.values()] == [
             num_new_tokens
         ] * num_streams
-        first_s = None
+        first_s, seconds = None, time.perf_counter() - started
     else:
-        with torch.inference_mode():
+        recording = (
+            record_generate(model, tokenizer, record, weights_digest=False, flush_timeout_s=0.5)
+            if record
+            else nullcontext()
+        )
+        with recording, torch.inference_mode():
+            started = time.perf_counter()
             first_s = generate(model, mode, prompts, {"eos_token_id": None, **sampling})
-    seconds = time.perf_counter() - started
+            seconds = time.perf_counter() - started
     return {"tokens": num_streams * num_new_tokens, "seconds": seconds, "first_s": first_s}
 
 
