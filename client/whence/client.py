@@ -140,8 +140,16 @@ class Client:
                 error = unary_error
             time.sleep(waiting.choose_delay_s(error))
 
-    def vocabulary(self, model: str = "") -> Vocabulary:
-        """Return the model's vocabulary, which is fetched once for each tokenizer."""
+    def vocabulary(self, model: str = "", *, tokenizer_digest: str = "") -> Vocabulary:
+        """Return a vocabulary, which is fetched once for each tokenizer.
+
+        Args:
+            model: name of the model; "" for the served one.
+            tokenizer_digest: `GenerationStarted.tokenizer_digest` of a generation on record, whose
+                model need not be served.
+        """
+        if tokenizer_digest:
+            return self._fetch_vocabulary(model, tokenizer_digest)
         served = self.model(model)
         return self._fetch_vocabulary(served.model, served.tokenizer_digest)
 
@@ -150,7 +158,9 @@ class Client:
         with self._vocabularies_lock:
             if key not in self._vocabularies:
                 builder = VocabularyBuilder()
-                request = model_pb2.GetVocabularyRequest(model=model)
+                request = model_pb2.GetVocabularyRequest(
+                    model=model, tokenizer_digest=tokenizer_digest
+                )
                 stream = VocabularyStream(request, Backoff(self._policy), timeout_s=self._timeout_s)
                 with self._calls.follow(stream) as parts:
                     for part in parts:

@@ -137,7 +137,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             training_servicer.SERVICE: TrainingServicer(
                 library, serving, tracer, closing
             ).list_methods(),
-            model_servicer.SERVICE: ModelServicer(serving).list_methods(),
+            model_servicer.SERVICE: ModelServicer(serving, vocabularies).list_methods(),
             record_servicer.SERVICE: RecordServicer(
                 recorders, journal, limits, sampler
             ).list_methods(),

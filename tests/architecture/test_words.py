@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(
     path
-    for folder in ("server/whence_server", "client/whence", "tests")
+    for folder in ("server/whence_server", "client/whence", "client/whence_hooks", "tests")
     for path in (ROOT / folder).rglob("*.py")
     if "v1" not in path.parts
 )

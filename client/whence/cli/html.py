@@ -7,7 +7,7 @@ from typing import Any
 
 from whence.cli.exits import UsageError
 from whence.client import Client
-from whence.errors import WhenceError
+from whence.errors import NotFoundError, WhenceError
 from whence.page import check_writable, make_page, write_page
 from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
 from whence.v1.step_pb2 import Step
@@ -62,9 +62,12 @@ def save_page(
 
 
 def _fetch_vocabulary(client: Client, started: GenerationStarted) -> Vocabulary | None:
-    """Return the vocabulary of the generation's model; None if it is no longer served."""
+    """Return the vocabulary of the generation's model; None if the server has not kept it."""
     try:
-        served = client.model(started.model)
+        try:
+            served = client.model(started.model)
+        except NotFoundError:
+            return client.vocabulary(started.model, tokenizer_digest=started.tokenizer_digest)
         if served.tokenizer_digest != started.tokenizer_digest:
             return None  # another model now has the name
         return client.vocabulary(started.model)

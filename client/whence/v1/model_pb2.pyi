@@ -474,16 +474,23 @@ class GetVocabularyRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: builtins.int
+    TOKENIZER_DIGEST_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model; empty for the server's default. UNAVAILABLE with the
     reason MODEL_LOADING while it is loading.
+    """
+    tokenizer_digest: builtins.str
+    """GenerationStarted.tokenizer_digest of a generation on record: its vocabulary
+    is sent even if its model is not the served one, as of a generation that
+    another process made. If the server has not kept it, `model` decides.
     """
     def __init__(
         self,
         *,
         model: builtins.str = ...,
+        tokenizer_digest: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model", "tokenizer_digest", b"tokenizer_digest"]) -> None: ...
 
 global___GetVocabularyRequest = GetVocabularyRequest
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from whence.v1.generation_pb2 import FinishReason
@@ -10,7 +11,7 @@ from whence.v1.record_pb2 import BatchRound, BatchStep, RecordGenerationsRequest
 from whence.v1.step_pb2 import StepTiming
 from whence_hooks.transformers.measure import Layout
 from whence_hooks.transformers.steps import fill_step, find_ends
-from whence_hooks.transformers.transfer import HostTable
+from whence_hooks.transformers.transfer import HostTable, Table
 
 _OUT_OF_THE_RACE = -1.0e9
 """Amount that `generate` adds to the score of a hypothesis that must not be chosen."""
@@ -108,7 +109,7 @@ class BeamMessages:
         self, host: HostTable, kept_host: HostTable, timing: StepTiming
     ) -> Iterator[RecordGenerationsRequest]:
         """Yield the message of the round before this one."""
-        table, kept = host.read(), kept_host.read().int().tolist()
+        table, kept = host.read(), kept_host.read().astype(np.int32).tolist()
         extra = table.shape[1] - _NUM_EXTRA
         ends = find_ends(table[:, self._layout.width : extra], self._reasons)
         self._rounds.append(_Round(table, timing, ends))
@@ -179,7 +180,7 @@ class BeamMessages:
                 searched.ends[place] if is_last else FinishReason.FINISH_REASON_UNSPECIFIED
                 for place, is_last in zip(places, last, strict=True)
             ]
-            fill_step(step, searched.table[torch.tensor(places)], self._layout, ends)
+            fill_step(step, searched.table[list(places)], self._layout, ends)
             yield RecordGenerationsRequest(step=step)
 
 
@@ -187,12 +188,12 @@ class _Round:
     """Numbers of a round's continuations, to be found by parent and token."""
 
     def __init__(
-        self, table: torch.Tensor, timing: StepTiming, ends: list[FinishReason.ValueType]
+        self, table: Table, timing: StepTiming, ends: list[FinishReason.ValueType]
     ) -> None:
         self.table = table
         self.timing = timing
         self.ends = ends
-        self.token_ids = table[:, 0].int().tolist()
+        self.token_ids: list[int] = table[:, 0].astype(np.int32).tolist()
         parents, self.scores, self.added = table[:, -_NUM_EXTRA:].T.tolist()
         self.parents = [int(parent) for parent in parents]
         self._places = {

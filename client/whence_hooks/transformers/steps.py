@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
+import numpy as np
 
 from whence.v1.generation_pb2 import FinishReason
 from whence.v1.record_pb2 import BatchStep, RecordGenerationsRequest
 from whence.v1.step_pb2 import StepTiming
 from whence_hooks.transformers.measure import NUM_FIXED, Layout
-from whence_hooks.transformers.transfer import HostTable
+from whence_hooks.transformers.transfer import HostTable, Table
 
 _UNENDED = FinishReason.FINISH_REASON_UNSPECIFIED
 _ORDER = (
@@ -50,7 +50,7 @@ class StepMessages:
         if not rows:
             return
         if len(rows) < len(table):
-            table = table[torch.tensor(rows)]
+            table = table[rows]
         step = BatchStep(
             batch_number=self._batch_number, index=self._index, timing=timing, rows=rows
         )
@@ -62,7 +62,7 @@ class StepMessages:
 
 
 def find_ends(
-    done: torch.Tensor, reasons: Sequence[FinishReason.ValueType]
+    done: Table, reasons: Sequence[FinishReason.ValueType]
 ) -> list[FinishReason.ValueType]:
     """Return the reason for each row's end.
 
@@ -71,17 +71,15 @@ def find_ends(
         reasons: reason of each criterion.
     """
     ends = [_UNENDED] * len(done)
-    if not done.any():
-        return ends
-    for row, flags in enumerate(done.tolist()):
-        held = {reason for reason, flag in zip(reasons, flags, strict=True) if flag}
+    for row in np.flatnonzero(done.any(1)).tolist():
+        held = {reasons[i] for i in np.flatnonzero(done[row]).tolist()}
         ends[row] = next((reason for reason in _ORDER if reason in held), _UNENDED)
     return ends
 
 
 def fill_step(
     step: BatchStep,
-    table: torch.Tensor,
+    table: Table,
     layout: Layout,
     ends: Sequence[FinishReason.ValueType],
 ) -> None:
@@ -93,26 +91,24 @@ def fill_step(
         layout: columns of the table.
         ends: reason for the end of each row.
     """
-    fixed = table[:, :NUM_FIXED].T.tolist()
-    step.token_ids.extend(map(int, fixed[0]))
+    fixed = table[:, :NUM_FIXED].T
+    step.token_ids.extend(fixed[0].astype(np.int32).tolist())
     step.finish_reasons.extend(ends)
-    step.logprobs.extend(fixed[1])
-    step.sampling_logprobs.extend(fixed[2])
-    step.ranks.extend(map(int, fixed[3]))
-    step.entropies.extend(fixed[4])
-    step.sampling_entropies.extend(fixed[5])
-    begin, num_candidates = NUM_FIXED, layout.num_candidates
-    if num_candidates:
+    step.logprobs.extend(fixed[1].tolist())
+    step.sampling_logprobs.extend(fixed[2].tolist())
+    step.ranks.extend(fixed[3].astype(np.int32).tolist())
+    step.entropies.extend(fixed[4].tolist())
+    step.sampling_entropies.extend(fixed[5].tolist())
+    begin, width = NUM_FIXED, layout.num_candidates
+    if width:
         ids, own, sampling = (
-            table[:, begin + i * num_candidates : begin + (i + 1) * num_candidates]
-            for i in range(3)
+            table[:, begin + i * width : begin + (i + 1) * width].ravel() for i in range(3)
         )
-        step.candidate_ids.extend(ids.flatten().int().tolist())
-        step.candidate_logprobs.extend(own.flatten().tolist())
-        step.candidate_sampling_logprobs.extend(sampling.flatten().tolist())
-        begin += 3 * num_candidates
+        step.candidate_ids.extend(ids.astype(np.int32).tolist())
+        step.candidate_logprobs.extend(own.tolist())
+        step.candidate_sampling_logprobs.extend(sampling.tolist())
+        begin += 3 * width
     if layout.num_processors:
         middle = begin + layout.num_processors
-        num_kept, logprobs = table[:, begin:middle], table[:, middle : layout.width]
-        step.num_kept.extend(num_kept.flatten().int().tolist())
-        step.processor_logprobs.extend(logprobs.flatten().tolist())
+        step.num_kept.extend(table[:, begin:middle].ravel().astype(np.int32).tolist())
+        step.processor_logprobs.extend(table[:, middle : layout.width].ravel().tolist())

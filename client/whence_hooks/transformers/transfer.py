@@ -1,8 +1,13 @@
 """Transfer of a step's table from the model's device to the host, without a wait."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+Table: TypeAlias = npt.NDArray[np.float32]
+"""[rows, columns], on the host."""
 
 
 class HostTable:
@@ -26,8 +31,9 @@ class HostTable:
         """Size in bytes."""
         return self._table.numel() * self._table.element_size()
 
-    def read(self) -> torch.Tensor:
-        """Return the table on the CPU; wait for the transfer, if there is one."""
+    def read(self) -> Table:
+        """Return the table; wait for the transfer, if there is one."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return self._table.cpu()
+        table: Table = self._table.cpu().numpy()
+        return table

@@ -91,7 +91,7 @@ class BatchRound(NamedTuple):
     cost: Cost
     """`ready_ns` counts from the batch's start."""
     continuations: dict[int, list[BeamContinuation]]
-    """By the index of the prompt."""
+    """Continuations by the index of their prompt."""
 
 
 class BatchEnd(NamedTuple):
@@ -105,7 +105,7 @@ class BatchEnd(NamedTuple):
     """Reason for sequences that have none; None if the call returned."""
     failure: Failure | None
     scores: list[float]
-    """Of the rows, for beam search; else empty."""
+    """Scores of the rows, for beam search; else empty."""
     num_lost: int
     """Steps and rounds that the recorder lost."""
 

@@ -24,6 +24,8 @@ from whence_server.journal.privacy import make_directory
 _log = logging.getLogger(__name__)
 
 FOLDER = "vocabularies"
+MAX_POSITION = 2**63
+"""Position after all entries: `find` with it returns a vocabulary whenever it was kept."""
 _DIGEST = re.compile("[0-9a-f]{8,128}")
 _FORMAT = 1
 _MOST_IN_MEMORY = 4

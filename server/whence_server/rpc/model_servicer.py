@@ -1,11 +1,12 @@
 """ModelService: the served model and its vocabulary."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from whence.v1 import model_pb2
 from whence_server.domain.model import AdapterInfo, FileDigest, ModelInfo, NamedAdapter
 from whence_server.journal.observation_codec import convert_weights_origin, find_upstream
+from whence_server.journal.vocabularies import MAX_POSITION, Vocabularies
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.serving import Serving
 from whence_server.text.chat import list_templates
@@ -19,8 +20,9 @@ _TOKENS_A_MESSAGE = 8_192
 class ModelServicer:
     """Servicer for the model's properties, which the engine reports at load."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, vocabularies: Vocabularies) -> None:
         self._serving = serving
+        self._vocabularies = vocabularies
 
     def list_methods(self) -> list[Method[Any]]:
         """Return the service's methods."""
@@ -45,17 +47,29 @@ class ModelServicer:
         call: Call,  # noqa: ARG002 - the method's form
     ) -> AsyncGenerator[bytes, None]:
         """Stream the bytes of every token id, in order."""
-        self._serving.check_model(request.model)
-        if self._serving.model is None:
-            raise self._serving.make_missing_error()
-        if self._serving.tokenizer is None:
-            return  # an upstream whose vocabulary is not known has an empty one
-        vocabulary = self._serving.tokenizer.list_vocabulary()
+        vocabulary = await self._find_kept(request.tokenizer_digest)
+        if vocabulary is None:
+            self._serving.check_model(request.model)
+            if self._serving.model is None:
+                raise self._serving.make_missing_error()
+            if self._serving.tokenizer is None:
+                return  # an upstream whose vocabulary is not known has an empty one
+            vocabulary = self._serving.tokenizer.list_vocabulary()
         for first in range(0, len(vocabulary), _TOKENS_A_MESSAGE):
             tokens = vocabulary[first : first + _TOKENS_A_MESSAGE]
             yield model_pb2.GetVocabularyResponse(
                 first_token_id=first, tokens=tokens
             ).SerializeToString()
+
+    async def _find_kept(self, tokenizer_digest: str) -> Sequence[bytes] | None:
+        """Return the vocabulary of the served tokenizer or of another one; None if none is kept."""
+        if not tokenizer_digest:
+            return None
+        served, tokenizer = self._serving.model, self._serving.tokenizer
+        if served and tokenizer and served.tokenizer_digest == tokenizer_digest:
+            return tokenizer.list_vocabulary()
+        kept = await self._vocabularies.find(tokenizer_digest, MAX_POSITION)
+        return None if kept is None else kept.tokens
 
     def _make_model_message(self) -> model_pb2.Model:
         serving = self._serving
