@@ -11,7 +11,11 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from opentelemetry import trace
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from record_server import RecordServer
+from span_reading import assert_within_parents, attributes, named, spans_of
+from telemetry_journal import MemoryJournal
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -64,6 +68,12 @@ def model(tiny_model: Callable[..., Path]) -> Any:
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Callable[..., Path]) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def loaded_real_model(real_model: Path) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.bfloat16)
+    return model, AutoTokenizer.from_pretrained(real_model)
 
 
 def read_all(server: RecordServer, label: str) -> list[GetGenerationResponse]:
@@ -447,29 +457,71 @@ def test_weights_have_the_digest_that_a_served_model_has(
     with record_generate(model, tokenizer, server.target, labels={"test": label}) as recording:
         ids = torch.tensor([[5, 6]])
         model.generate(ids, max_new_tokens=2, pad_token_id=0)
+        assert recording.flush(30)
         with torch.no_grad():
             model.lm_head.weight[0, 0] += 1
         model.generate(ids, max_new_tokens=2, pad_token_id=0)
+        assert recording.flush(30)
         with torch.no_grad():
             model.lm_head.weight[0, 0] -= 1
-        assert recording.flush(30)
     before, after = (g.started.environment.weights_digest for g in read_all(server, label))
     assert before == environment.weights_digest
     assert after not in {"", before}
 
 
-def test_generation_is_a_child_of_the_current_span(
+def test_spans_hang_below_the_current_span_of_the_service(
     server: RecordServer, model: Any, tokenizer: Any
 ) -> None:
-    from opentelemetry import trace
-
     parent = trace.SpanContext(
         trace_id=0x1234, span_id=0x5678, is_remote=False, trace_flags=trace.TraceFlags(1)
     )
+    position = server.journal.position
     with trace.use_span(trace.NonRecordingSpan(parent)):
-        _, (generation, _) = record_one(server, model, tokenizer)
-    assert int(generation.started.trace_id, 16) == 0x1234
-    assert int(generation.started.parent_span_id, 16) == 0x5678
+        _, recorded = record_one(server, model, tokenizer)
+    assert {int(g.started.trace_id, 16) for g in recorded} == {0x1234}
+
+    async def encode() -> list[Span]:
+        entries = await server.journal.read_committed(position)
+        offsets = {entry.generation_id: entry.offset for entry in entries if entry.offset}
+        return await spans_of(MemoryJournal(entries=entries, offsets=offsets))
+
+    spans = server.run(encode())
+    assert_within_parents(spans)
+    roots = named(spans, "whence.v1.RecordService/RecordGenerations")
+    assert [int.from_bytes(root.parent_span_id) for root in roots] == [0x5678] * 2
+    assert {int.from_bytes(span.trace_id) for span in spans} == {0x1234}
+    num_tokens = sum(g.finished.num_generated_tokens for g in recorded)
+    chosen = [span for span in spans if "whence.token.id" in attributes(span)]
+    assert len(chosen) == num_tokens
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "several", "beams"])
+def test_output_of_the_real_model_is_bitwise_that_without_the_hook(
+    server: RecordServer, loaded_real_model: tuple[Any, Any], strategy: str
+) -> None:
+    model, tokenizer = loaded_real_model
+    text = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(
+        text, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    arguments = {"max_new_tokens": 6, "output_scores": True, "return_dict_in_generate": True}
+    label = str(uuid.uuid4())
+    torch.manual_seed(5)
+    plain = model.generate(**inputs, **arguments | STRATEGIES[strategy])
+    state = torch.get_rng_state()
+    with record_generate(model, tokenizer, server.target, labels={"test": label}) as recording:
+        torch.manual_seed(5)
+        recorded = model.generate(**inputs, **arguments | STRATEGIES[strategy])
+        assert torch.equal(torch.get_rng_state(), state)
+        assert recording.flush(60)
+    assert torch.equal(plain.sequences, recorded.sequences)
+    assert all(map(torch.equal, plain.scores, recorded.scores))
+    (generation,) = read_all(server, label)
+    length = inputs["input_ids"].shape[1]
+    for sequence, ids in zip(generation.finished.sequences, plain.sequences, strict=True):
+        tokens = ids[length : length + len(sequence.token_ids)].tolist()
+        assert list(sequence.token_ids) == tokens
+        assert sequence.text == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def test_generation_goes_on_while_the_server_is_away_and_is_recorded_later(

@@ -240,7 +240,7 @@ class RecordedCall:
             return
         chosen, found = input_ids[:, -1], self._continuations
         rows = None if found is None else found.parents.reshape(-1)
-        columns = [meter.measure(chosen, rows)]
+        columns = meter.measure(chosen, rows)
         columns += [flags.to(torch.float32).reshape(-1, 1) for flags in done]
         if found is not None and rows is not None:
             columns += beams.list_columns(found, meter.gather_final(chosen, rows))

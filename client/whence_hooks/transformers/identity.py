@@ -59,11 +59,11 @@ class IdentifiedModel:
         """
         with self._lock:
             if version not in self._numbers:
-                sent = SentModel(self._describe(), self._tokenizer)
+                sent = SentModel(self._describe(version), self._tokenizer)
                 self._numbers[version] = recorder.add_model(sent)
             return self._numbers[version]
 
-    def _describe(self) -> RecordedModel:
+    def _describe(self, version: int) -> RecordedModel:
         model = self._model
         config = model.config.get_text_config(decoder=True)
         lengths = (getattr(config, field, None) for field in _LENGTH_FIELDS)
@@ -82,16 +82,18 @@ class IdentifiedModel:
                 device=str(model.device),
                 num_threads=torch.get_num_threads(),
                 attention_implementation=getattr(config, "_attn_implementation", None) or "",
-                weights_digest=self._digest() if self._digests_weights else "",
+                weights_digest=self._digest(version) if self._digests_weights else "",
             ),
             tokenizer_sha256=hashlib.sha256(self._tokenizer).hexdigest(),
             tokenizer_bytes=len(self._tokenizer),
             cleans_up_spaces=self._cleans_up,
         )
 
-    def _digest(self) -> str:
+    def _digest(self, version: int) -> str:
+        """Return the digest of the weights; "" if they are no longer those of the version."""
         try:
-            return digest_weights(self._model.state_dict())
+            digest = digest_weights(self._model.state_dict())
+            return digest if self.read_version() == version else ""
         except Exception:  # noqa: BLE001 - quantized tensors of other libraries fail in their own ways
             _log.warning(
                 "the weights of %s have no digest on record, as their tensors cannot be read",

@@ -2,18 +2,21 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from whence_server.domain.decoding import FinishReason, Strategy
 from whence_server.domain.engine import BeamRoundMade, Prefilled, StepMade, Turn
 from whence_server.domain.errors import Code, FieldViolation, InvalidRequestError
 from whence_server.domain.generation import CallRecord, Failure, RecordedOrigin, Started
 from whence_server.domain.model import ModelInfo
+from whence_server.domain.observation import WeightsOrigin
 from whence_server.domain.recorded import (
     BatchEnd,
     BatchRound,
     BatchStart,
     BatchStep,
 )
+from whence_server.generation.recording.grades import grade
 from whence_server.generation.running import RunningGeneration
 from whence_server.journal.codec import encode_call, encode_started
 from whence_server.journal.journal import Journal
@@ -22,6 +25,16 @@ from whence_server.text.tokenizer import TextTokenizer
 
 METHOD = "whence.v1.RecordService/RecordGenerations"
 _CALL_CODES = {FinishReason.CANCELLED: Code.CANCELLED, FinishReason.INTERRUPTED: Code.UNAVAILABLE}
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyModel:
+    """A recorded model with its tokenizer."""
+
+    info: ModelInfo
+    tokenizer: TextTokenizer
+    weights: WeightsOrigin
+    """Origin of its weights' digest."""
 
 
 class RecordedBatch:
@@ -35,14 +48,15 @@ class RecordedBatch:
     def __init__(
         self,
         start: BatchStart,
-        model: ModelInfo,
-        tokenizer: TextTokenizer,
+        model: ReadyModel,
         journal: Journal,
         library: str,
     ) -> None:
         """Write the starts of the generations, whose ids the journal does not know."""
+        tokenizer = model.tokenizer
         self.start = start
-        self.model = model
+        self.model = model.info
+        self._observation = grade(start.decoding, model.weights)
         self._journal = journal
         self._arrival_ns = time.monotonic_ns() - max(time.time_ns() - start.start_time_ns, 0)
         self._next_indices = [0] * start.num_rows
@@ -70,6 +84,7 @@ class RecordedBatch:
             processor_names=start.processor_names,
             request_digest=start.request_digest,
             labels=dict(start.labels),
+            observation=self._observation,
             recorded=origin,
         )
         index = GenerationIndex(

@@ -17,6 +17,7 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.generation import Failure
 from whence_server.domain.model import ModelInfo, TrainingRunRef
+from whence_server.domain.observation import WeightsOrigin
 from whence_server.domain.recorded import (
     GRACE_S,
     MAX_BATCHES,
@@ -26,7 +27,7 @@ from whence_server.domain.recorded import (
     RecordedModel,
     Refusal,
 )
-from whence_server.generation.recording.batches import RecordedBatch
+from whence_server.generation.recording.batches import ReadyModel, RecordedBatch
 from whence_server.generation.recording.tokenizers import TokenizerParts, Tokenizers
 from whence_server.journal.journal import Journal
 from whence_server.journal.vocabularies import Vocabularies
@@ -35,14 +36,6 @@ from whence_server.text.tokenizer import TextTokenizer
 _log = logging.getLogger(__name__)
 
 LinkModel = Callable[[ModelInfo], Awaitable[TrainingRunRef | None]]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ReadyModel:
-    """A recorded model with its tokenizer."""
-
-    info: ModelInfo
-    tokenizer: TextTokenizer
 
 
 class Recorder:
@@ -213,28 +206,37 @@ class Recorders:
     async def _make_ready(
         self, recorder: Recorder, model: RecordedModel, tokenizer: TextTokenizer
     ) -> None:
-        info = await self._identify(model)
+        info, weights = await self._identify(model)
         await asyncio.to_thread(
             self._vocabularies.keep,
             info.tokenizer_digest,
             tokenizer.list_vocabulary(),
             self._journal.committed_position,
         )
-        recorder.models[model.number] = ReadyModel(info, tokenizer)
+        recorder.models[model.number] = ReadyModel(info, tokenizer, weights)
 
-    async def _identify(self, model: RecordedModel) -> ModelInfo:
-        """Add what this server knows of weights with the same digest."""
+    async def _identify(self, model: RecordedModel) -> tuple[ModelInfo, WeightsOrigin]:
+        """Return the model with what this server knows of its weights, and their origin.
+
+        The digest is the other process's word, unless this server has read the same weights.
+        """
         info, served = model.info, self._find_served()
-        if served is None or info.weights_digest != served.weights_digest:
-            return dataclasses.replace(info, training_run=await self._link(info))
+        if (
+            not info.weights_digest
+            or served is None
+            or (info.weights_digest != served.weights_digest)
+        ):
+            run = await self._link(info)
+            return dataclasses.replace(info, training_run=run), WeightsOrigin.CLAIMED
         tokenizer_json = served.text.tokenizer_json.encode()
         is_same = hashlib.sha256(tokenizer_json).hexdigest() == model.tokenizer_sha256
-        return dataclasses.replace(
+        identified = dataclasses.replace(
             info,
             model_digest=served.model_digest,
             tokenizer_digest=served.tokenizer_digest if is_same else info.tokenizer_digest,
             training_run=served.training_run,
         )
+        return identified, WeightsOrigin.DIGESTS
 
     # ---- batches ----
 
@@ -253,7 +255,7 @@ class Recorders:
             return
         self._journal.check_writable()
         recorder.batches[start.number] = RecordedBatch(
-            start, model.info, model.tokenizer, self._journal, recorder.library
+            start, model, self._journal, recorder.library
         )
 
     async def _check_start(self, recorder: Recorder, start: BatchStart) -> ReadyModel:
