@@ -20,6 +20,9 @@ _log = logging.getLogger("whence_hooks")
 
 LIBRARY = f"whence-hooks/{importlib.metadata.version('whence')}"
 
+MAX_MESSAGE_BYTES = 3 << 20
+"""Maximum size of a message: a server takes 4 MiB, unless its settings say otherwise."""
+
 Messages: TypeAlias = Iterable[RecordGenerationsRequest]
 
 
@@ -49,6 +52,7 @@ class Recorder:
         self._is_closing = False
         self._process_id = os.getpid()
         self._untold_loss = 0
+        self._told_obstacles: set[str] = set()
         self._worker = threading.Thread(target=self._run, name="whence-encode", daemon=True)
         self._worker.start()
         hello = RecorderHello(recorder_id=str(uuid.uuid4()), library=LIBRARY)
@@ -72,8 +76,16 @@ class Recorder:
         self, make_messages: Callable[[int], Messages], num_generations: int, num_bytes: int
     ) -> int:
         """Submit the start of a batch; return its number, 0 if there is no room for it."""
-        if not self.is_usable or not self._outbox.reserve(num_bytes):
-            self._note_lost(num_generations)
+        if not self.is_usable:
+            obstacle = "the recorder belongs to the process that this one was forked from"
+        elif num_bytes > MAX_MESSAGE_BYTES:
+            obstacle = f"their prompts have more than {MAX_MESSAGE_BYTES} bytes together"
+        elif not self._outbox.reserve(num_bytes):
+            obstacle = "the buffer for the whence server is full"
+        else:
+            obstacle = ""
+        if obstacle:
+            self._note_lost(num_generations, obstacle)
             return 0
         with self._lock:
             self._num_open += 1
@@ -154,15 +166,11 @@ class Recorder:
     def _flush_at_exit(self) -> None:
         self._stop(_LATE_FLUSH_S)
 
-    def _note_lost(self, num_generations: int) -> None:
+    def _note_lost(self, num_generations: int, obstacle: str) -> None:
         with self._lock:
-            if self.num_lost_generations == 0:
-                _log.warning(
-                    "generations are not put on record, as %s",
-                    "the buffer for the whence server is full"
-                    if self.is_usable
-                    else "the recorder belongs to the process that this one was forked from",
-                )
+            if obstacle not in self._told_obstacles:
+                self._told_obstacles.add(obstacle)
+                _log.warning("generations are not put on record, as %s", obstacle)
             self.num_lost_generations += num_generations
             self._untold_loss += num_generations
 

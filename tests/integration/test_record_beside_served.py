@@ -12,6 +12,7 @@ from server_process import ServerProcess
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from whence import Client, Token
+from whence.v1 import observation_pb2
 from whence_hooks.transformers import record_generate
 
 PROMPT = [5, 6, 7, 8]
@@ -41,6 +42,8 @@ def test_it_has_the_identity_of_the_served_model(server: ServerProcess, generati
     assert started.environment.weights_digest == served.weights_digest
     assert started.model_digest == served.model_digest
     assert started.tokenizer_digest == served.tokenizer_digest
+    assert started.observation.weights == observation_pb2.WEIGHTS_ORIGIN_DIGESTS
+    assert started.observation.draw == observation_pb2.DRAW_ORIGIN_NONE
 
 
 def test_its_steps_are_those_that_the_server_records_for_the_same_request(

@@ -27,9 +27,11 @@ from transformers import (
 from waiting import wait_until
 
 from whence import Client
+from whence.v1 import observation_pb2
 from whence.v1.generation_pb2 import BeamRound, FinishReason, ResumeGenerationRequest
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.trace_pb2 import GetGenerationResponse
+from whence_hooks import recorder
 from whence_hooks.transformers import NotRecordableError, record_generate
 from whence_server.engines.transformers.digests import digest_weights
 
@@ -254,6 +256,10 @@ def test_settings_in_effect_are_on_record_without_a_seed(
     assert decoding.sample.temperature == pytest.approx(0.7)
     assert (decoding.sample.top_k, decoding.sample.top_p) == (40, pytest.approx(0.9))
     assert not decoding.sample.HasField("seed")
+    grades = generation.started.observation
+    assert grades.seed == observation_pb2.SEED_ORIGIN_UNKNOWN
+    assert grades.draw == observation_pb2.DRAW_ORIGIN_ENGINE
+    assert grades.weights == observation_pb2.WEIGHTS_ORIGIN_CLAIMED
     assert generation.started.recorded.library.startswith("whence-hooks/")
     timing = read_steps(server, generation.started.generation_id)[0, 1].timing
     assert timing.batch_size == 2
@@ -611,6 +617,22 @@ def test_lost_steps_are_counted_and_their_generation_is_on_record_as_failed(
     assert generation.finished.finish_reason == FinishReason.FINISH_REASON_FAILED
     assert generation.finished.failure.reason == "RECORD_INCOMPLETE"
     assert str(recording.num_lost_steps) in generation.finished.failure.message
+
+
+def test_batch_that_no_message_holds_runs_unrecorded_and_is_counted(
+    server: RecordServer,
+    model: Any,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(recorder, "MAX_MESSAGE_BYTES", 300)
+    with record_generate(model, tokenizer, server.target) as recording:
+        result = model.generate(torch.full((1, 200), 5), max_new_tokens=2, pad_token_id=0)
+        assert recording.num_lost_generations == 1
+        assert recording.flush(30)
+    assert result.shape == (1, 202)
+    assert "more than 300 bytes" in caplog.text
 
 
 def test_block_that_ends_during_a_generation_records_it_to_its_end(
