@@ -2,7 +2,7 @@
 
 import re
 
-from whence.v1 import generation_pb2, model_pb2, trace_pb2
+from whence.v1 import generation_pb2, model_pb2, record_pb2, trace_pb2
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
 from whence_server.domain.http_routes import RECORDED
 from whence_server.telemetry.grpc_status import get_status_name
@@ -13,7 +13,7 @@ OTHER = "_OTHER"
 
 _METHODS = frozenset(
     f"{service.full_name}/{method.name}"
-    for module in (generation_pb2, model_pb2, trace_pb2)
+    for module in (generation_pb2, model_pb2, record_pb2, trace_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 )
