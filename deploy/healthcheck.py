@@ -3,7 +3,8 @@
 
     healthcheck.py [--live] [TARGET]
 
-TARGET is HOST:PORT or unix:PATH; left out, $WHENCE_TARGET, or 127.0.0.1:50051. The server is
+TARGET is HOST:PORT, https://HOST:PORT for TLS, or unix:PATH; left out, $WHENCE_TARGET, or
+127.0.0.1:50051. $WHENCE_CA, $WHENCE_CERT and $WHENCE_KEY apply as to every client. The server is
 healthy once it serves: its model is loaded, and it is not draining. With --live it is enough
 that it answers: a server that loads its model or starts its engine again is not to be killed.
 
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from whence.security import choose_server
 
 # Below the probes' own limits, so that what went wrong is still said.
 TIMEOUT_S = 4.0
@@ -36,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         status = ask(parsed.target)
+    except ValueError as error:
+        print(f"{parsed.target}: {error}", file=sys.stderr)
+        return 2
     except grpc.RpcError as error:
         print(f"{parsed.target}: {error.code().name}: {error.details()}", file=sys.stderr)
         return 1
@@ -48,9 +54,16 @@ def ask(target: str) -> str:
 
     Raises:
         grpc.RpcError: it gave none within `TIMEOUT_S`.
+        ValueError: the target is not an address, or a file of TLS is unusable.
     """
+    server = choose_server(target)
     # A proxy from the environment has no business between a probe and its own container.
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    options = [("grpc.enable_http_proxy", 0)]
+    with (
+        grpc.insecure_channel(server.address, options)
+        if server.credentials is None
+        else grpc.secure_channel(server.address, server.credentials, options)
+    ) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

@@ -12,12 +12,13 @@ from google.protobuf.message import Message
 
 from whence.aio_following import AsyncFollowing, is_cancelled
 from whence.backoff import RetryPolicy
-from whence.channel import make_channel_options, resolve_target
+from whence.channel import make_channel_options
 from whence.errors import FailedPreconditionError, UnavailableError
 from whence.lifetime import Lifetime
-from whence.propagation import add_trace_context
+from whence.propagation import Metadata, add_token, add_trace_context
 from whence.readiness import LoadingWait
 from whence.resume import Resumable
+from whence.security import Server
 from whence.status import convert_error
 from whence.stubs import make_stream_methods
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
@@ -44,8 +45,7 @@ class AsyncCalls:
     are followed have a connection of their own, as in `whence.calls.Calls`.
 
     Args:
-        target: target of `whence.channel.resolve_target`.
-        credentials: credentials for TLS; None for plaintext.
+        server: the server to connect to.
         metadata: metadata of every call, besides the current span's context.
         timeout_s: timeout of every call that is not a stream, in seconds.
         policy: bounds of the wait for a model that is loading.
@@ -53,14 +53,12 @@ class AsyncCalls:
 
     def __init__(
         self,
-        target: str | None,
-        credentials: grpc.ChannelCredentials | None,
+        server: Server,
         metadata: Mapping[str, str] | None,
         timeout_s: float | None,
         policy: RetryPolicy,
     ) -> None:
-        self._address = resolve_target(target)
-        self._credentials = credentials
+        self._server = server
         self._metadata = dict(metadata or {})
         self._timeout_s = timeout_s
         self._policy = policy
@@ -87,6 +85,10 @@ class AsyncCalls:
         """Stub of the training service."""
         return self._connect().training
 
+    def _add_token(self, metadata: Metadata) -> Metadata:
+        """Return metadata with the token, which may have been renewed since the last call."""
+        return add_token(metadata, self._server.read_token())
+
     def _connect(self) -> "_Connections":
         """Return the channels of the running event loop.
 
@@ -104,7 +106,7 @@ class AsyncCalls:
             ) from None
         connected = self._connected
         if connected is None or connected.loop.is_closed():
-            connected = self._connected = _Connections(loop, self._address, self._credentials)
+            connected = self._connected = _Connections(loop, self._server)
         elif connected.loop is not loop:
             raise FailedPreconditionError(
                 "the AsyncClient made its first call in another event loop, which is still open: "
@@ -148,7 +150,9 @@ class AsyncCalls:
         while True:
             try:
                 with self._translating():
-                    return await method(request, timeout=waiting.timeout_s, metadata=metadata)
+                    return await method(
+                        request, timeout=waiting.timeout_s, metadata=self._add_token(metadata)
+                    )
             except UnavailableError as error:
                 delay_s = waiting.choose_delay_s(error)
             await asyncio.sleep(delay_s)
@@ -177,7 +181,7 @@ class AsyncCalls:
             request, timeout_s = stream.prepare_call()
             method = self._connect().streams[type(request)]
             with self._translating():
-                return method(request, timeout=timeout_s, metadata=both)
+                return method(request, timeout=timeout_s, metadata=self._add_token(both))
 
         return AsyncFollowing(stream, call, self._lifetime)
 
@@ -194,12 +198,11 @@ class _Connections:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        address: str,
-        credentials: grpc.ChannelCredentials | None,
+        server: Server,
     ) -> None:
         self._check_process()
         self.loop = loop
-        followed, others = (_open_channel(address, credentials) for _ in range(2))
+        followed, others = (_open_channel(server) for _ in range(2))
         self._channels = (followed, others)
         self.streams: dict[type[Message], Callable[..., Any]] = make_stream_methods(
             followed, others
@@ -227,8 +230,8 @@ class _Connections:
                 await channel.close()
 
 
-def _open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    options = make_channel_options(address)
-    if credentials is None:
-        return grpc.aio.insecure_channel(address, options)
-    return grpc.aio.secure_channel(address, credentials, options)
+def _open_channel(server: Server) -> grpc.aio.Channel:
+    options = make_channel_options(server.address)
+    if server.credentials is None:
+        return grpc.aio.insecure_channel(server.address, options)
+    return grpc.aio.secure_channel(server.address, server.credentials, options)

@@ -9,13 +9,14 @@ import grpc
 from google.protobuf.message import Message
 
 from whence.backoff import RetryPolicy
-from whence.channel import make_channel_options, resolve_target
+from whence.channel import make_channel_options
 from whence.errors import UnavailableError
 from whence.following import Following
 from whence.lifetime import Lifetime
-from whence.propagation import add_trace_context
+from whence.propagation import Metadata, add_token, add_trace_context
 from whence.readiness import LoadingWait
 from whence.resume import Resumable
+from whence.security import Server
 from whence.status import convert_error
 from whence.stubs import make_stream_methods
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
@@ -36,8 +37,7 @@ class Calls:
     have a connection of their own, so that they never keep the other calls waiting.
 
     Args:
-        target: target of `whence.channel.resolve_target`.
-        credentials: credentials for TLS; None for plaintext.
+        server: the server to connect to.
         metadata: metadata of every call, besides the current span's context.
         timeout_s: timeout of every call that is not a stream, in seconds.
         policy: bounds of the wait for a model that is loading.
@@ -45,15 +45,14 @@ class Calls:
 
     def __init__(
         self,
-        target: str | None,
-        credentials: grpc.ChannelCredentials | None,
+        server: Server,
         metadata: Mapping[str, str] | None,
         timeout_s: float | None,
         policy: RetryPolicy,
     ) -> None:
-        address = resolve_target(target)
-        self._followed_channel = _open_channel(address, credentials)
-        self._channel = _open_channel(address, credentials)
+        self._read_token = server.read_token
+        self._followed_channel = _open_channel(server)
+        self._channel = _open_channel(server)
         self._metadata = dict(metadata or {})
         self._timeout_s = timeout_s
         self._policy = policy
@@ -83,6 +82,10 @@ class Calls:
             self._lifetime.check()
             raise
 
+    def _add_token(self, metadata: Metadata) -> Metadata:
+        """Return metadata with the token, which may have been renewed since the last call."""
+        return add_token(metadata, self._read_token())
+
     def call_unary(
         self,
         method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]",
@@ -96,7 +99,9 @@ class Calls:
         while True:
             try:
                 with self._translating():
-                    return method(request, timeout=waiting.timeout_s, metadata=metadata)
+                    return method(
+                        request, timeout=waiting.timeout_s, metadata=self._add_token(metadata)
+                    )
             except UnavailableError as error:
                 delay_s = waiting.choose_delay_s(error)
             time.sleep(delay_s)
@@ -124,15 +129,15 @@ class Calls:
             request, timeout_s = stream.prepare_call()
             with self._translating():
                 started: grpc.Call = self._streams[type(request)](
-                    request, timeout=timeout_s, metadata=both
+                    request, timeout=timeout_s, metadata=self._add_token(both)
                 )
             return started
 
         return Following(stream, call, self._lifetime)
 
 
-def _open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
-    options = make_channel_options(address)
-    if credentials is None:
-        return grpc.insecure_channel(address, options)
-    return grpc.secure_channel(address, credentials, options)
+def _open_channel(server: Server) -> grpc.Channel:
+    options = make_channel_options(server.address)
+    if server.credentials is None:
+        return grpc.insecure_channel(server.address, options)
+    return grpc.secure_channel(server.address, server.credentials, options)

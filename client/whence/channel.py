@@ -12,6 +12,7 @@ MAX_METADATA_BYTES = 64 << 10
 
 _SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:", "xds:")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+):\d{1,5}")
+_TLS_SCHEMES = ("https://", "grpcs://")
 
 _OPTIONS = (
     # A peer that is silently gone is noticed after the sum of both, 14 s: long before the 60 s
@@ -38,16 +39,28 @@ _OPTIONS = (
 def resolve_target(target: str | None) -> str:
     """Return the server's address: the given one, else $WHENCE_TARGET, else 127.0.0.1:50051.
 
+    "https://" or "grpcs://" before HOST:PORT asks for TLS, and stays in the result.
+
     Raises:
         ValueError: the address has neither a port nor one of gRPC's schemes.
     """
     chosen = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
-    if _is_text(chosen) and (chosen.startswith(_SCHEMES) or _HOST_AND_PORT.fullmatch(chosen)):
+    if _is_text(chosen) and (
+        chosen.startswith(_SCHEMES) or _HOST_AND_PORT.fullmatch(split_tls_scheme(chosen)[0])
+    ):
         return chosen
     raise ValueError(
         f"target {chosen!r} is not an address: write HOST:PORT, as in {DEFAULT_TARGET!r}, "
-        "or unix:PATH"
+        "https://HOST:PORT for TLS, or unix:PATH"
     )
+
+
+def split_tls_scheme(target: str) -> tuple[str, bool]:
+    """Return a target without the scheme that asks for TLS, and whether it had one."""
+    for scheme in _TLS_SCHEMES:
+        if target.startswith(scheme):
+            return target.removeprefix(scheme).removesuffix("/"), True
+    return target, False
 
 
 def _is_text(target: str) -> bool:

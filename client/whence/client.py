@@ -20,6 +20,7 @@ from whence.readiness import ReadyWait
 from whence.recovery import may_still_run
 from whence.requests import make_filter
 from whence.resume import WatchStream
+from whence.security import FilePath, choose_server
 from whence.tokens import Token
 from whence.training import TrainingRuns
 from whence.v1 import generation_pb2, model_pb2, trace_pb2
@@ -34,8 +35,15 @@ class Client:
     It works in the process that made it, not in a forked child, which makes its own.
 
     Args:
-        target: "HOST:PORT" or "unix:PATH"; default: $WHENCE_TARGET, else 127.0.0.1:50051.
-        credentials: credentials for TLS; None for plaintext.
+        target: "HOST:PORT", "https://HOST:PORT" for TLS, or "unix:PATH"; default: $WHENCE_TARGET,
+            else 127.0.0.1:50051.
+        credentials: gRPC's credentials for TLS, instead of the files.
+        ca: PEM file of the CA certificates to trust, which asks for TLS; default: $WHENCE_CA, else
+            gRPC's own.
+        cert: PEM file of the client's certificate; default: $WHENCE_CERT, else none.
+        key: PEM file of its private key; default: $WHENCE_KEY.
+        token: token of the caller; default: $WHENCE_TOKEN, else none.
+        token_file: file of the token, read for each call; default: $WHENCE_TOKEN_FILE, else none.
         metadata: gRPC metadata of every call.
         timeout_s: timeout of every call that is not a stream, in seconds; None for no timeout.
         connect_timeout_s: seconds to retry a stream that has not begun while the server is
@@ -43,7 +51,8 @@ class Client:
         resume_timeout_s: seconds to retry a stream that broke after its first event.
 
     Raises:
-        ValueError: the target is not an address.
+        ValueError: the target is not an address, a file is unusable, or a token would travel
+            unencrypted to another machine.
     """
 
     def __init__(
@@ -51,13 +60,21 @@ class Client:
         target: str | None = None,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        ca: FilePath | None = None,
+        cert: FilePath | None = None,
+        key: FilePath | None = None,
+        token: str | None = None,
+        token_file: FilePath | None = None,
         metadata: Mapping[str, str] | None = None,
         timeout_s: float | None = 30.0,
         connect_timeout_s: float = 5.0,
         resume_timeout_s: float = 30.0,
     ) -> None:
         self._policy = RetryPolicy(connect_timeout_s, resume_timeout_s)
-        self._calls = Calls(target, credentials, metadata, timeout_s, self._policy)
+        server = choose_server(
+            target, credentials, ca=ca, cert=cert, key=key, token=token, token_file=token_file
+        )
+        self._calls = Calls(server, metadata, timeout_s, self._policy)
         self._timeout_s = timeout_s
         self._vocabularies: dict[str, Vocabulary] = {}
         self._vocabularies_lock = threading.Lock()

@@ -1,8 +1,9 @@
-"""Propagation of the current OpenTelemetry span to the server."""
+"""Metadata of calls: the current OpenTelemetry span, and the token of the caller."""
 
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from typing import TypeAlias
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
@@ -12,7 +13,19 @@ TRACESTATE = "tracestate"
 _CONTEXT_MODULE = "opentelemetry.context"
 
 
-def add_trace_context(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+AUTHORIZATION = "authorization"
+
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
+
+def add_token(metadata: Metadata, token: str) -> Metadata:
+    """Return a call's metadata with the caller's token, unless the user gave an authorization."""
+    if not token or any(key == AUTHORIZATION for key, _ in metadata):
+        return metadata
+    return (*metadata, (AUTHORIZATION, f"Bearer {token}"))
+
+
+def add_trace_context(metadata: Mapping[str, str]) -> Metadata:
     """Return a call's metadata with the current span's context (W3C, by the set propagators).
 
     The context's baggage is left out: the server ignores it, and baggage of the size that W3C

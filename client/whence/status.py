@@ -1,12 +1,13 @@
 """Conversion of gRPC errors to `WhenceError`s, with their google.rpc details."""
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from whence.ends import End, describe_tls_end
 from whence.errors import ERRORS, Code, FieldViolation, InternalError, Origin, WhenceError
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -30,15 +31,6 @@ def convert_error(error: grpc.RpcError) -> WhenceError:
         kind = InternalError
     details["reason"] = details.get("reason") or end.reason
     return kind(end.message or message, code=code, origin=end.origin, **details)
-
-
-class End(NamedTuple):
-    """End of a call that whence's server did not send, as gRPC describes it in words."""
-
-    origin: Origin
-    reason: str = ""
-    message: str = ""
-    """Description for people; "" leaves gRPC's words."""
 
 
 _CLIENT_ENDS = {
@@ -76,7 +68,7 @@ def describe_end(description: str) -> End:
     for words, end in _WORDS:
         if words in description:
             return end
-    return End(Origin.PATH)
+    return describe_tls_end(description) or End(Origin.PATH)
 
 
 def _read_details(trailing_metadata: Any) -> tuple[dict[str, Any], str]:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from opentelemetry.sdk.trace.sampling import Sampler
 
+from whence_server.access.failures import Failures
+from whence_server.admission import Access, open_access
 from whence_server.config import ServeConfig
 from whence_server.domain.addresses import parse_host_port
 from whence_server.domain.errors import ConfigurationError, EngineLostError, JournalError
@@ -77,16 +79,32 @@ async def serve(settings: ServeConfig, engine: ServedEngine) -> int:
         ConfigurationError: the server cannot start with these settings.
         JournalError: the journal's last entries could not be written.
     """
+    # Before the journal opens: nobody waits for an unusable certificate.
+    access = await open_access(settings, Failures())
+    try:
+        return await _serve_with(settings, engine, access)
+    finally:
+        await access.close()
+
+
+async def _serve_with(settings: ServeConfig, engine: ServedEngine, access: Access) -> int:
     journal = await Journal.open(settings.data_dir, durability=Durability(settings.durability))
     try:
         live = LiveServer(journal, settings.max_cache_tokens)
+        live.refused = access.gate.failures.counts
         vocabularies = Vocabularies(settings.data_dir)
-        observability = Observability(settings, journal, vocabularies, live)
+        observability = Observability(
+            settings,
+            journal,
+            vocabularies,
+            live,
+            access.make_page_access(),
+        )
         try:
             await observability.start()
             await close_interrupted(journal)
             return await _serve(
-                settings, engine, journal, vocabularies, live, observability.sampler
+                settings, engine, access, journal, vocabularies, live, observability.sampler
             )
         finally:
             await observability.close()
@@ -97,6 +115,7 @@ async def serve(settings: ServeConfig, engine: ServedEngine) -> int:
 async def _serve(  # noqa: PLR0917 - the parts of a server
     settings: ServeConfig,
     engine: ServedEngine,
+    access: Access,
     journal: Journal,
     vocabularies: Vocabularies,
     live: LiveServer,
@@ -124,12 +143,14 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         ServerOptions(
             listen=settings.listen,
             insecure_listen_anywhere=settings.insecure_listen_anywhere,
+            is_guarded=settings.is_guarded,
             max_message_bytes=settings.max_message_bytes,
             max_concurrent_streams=settings.max_concurrent_streams,
             socket_mode=settings.socket_mode,
             max_connections=max_connections,
             progress_interval_s=settings.progress_interval,
             metrics_listen=settings.metrics_listen,
+            tls=access.tls,
         ),
         {
             generation_servicer.SERVICE: GenerationServicer(serving, limits).list_methods(),
@@ -143,8 +164,9 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             ).list_methods(),
         },
         calls,
+        access.gate,
     )
-    http = _make_http_server(settings, serving, limits, calls, max_connections)
+    http = _make_http_server(settings, access, serving, limits, calls, max_connections)
     await rpc.server.start()
     serving.note_opened()
     library.start()
@@ -265,8 +287,9 @@ async def _watch_journal(journal: Journal, readiness: Readiness) -> None:
     raise journal.lost
 
 
-def _make_http_server(
+def _make_http_server(  # noqa: PLR0917 - the parts of a server
     settings: ServeConfig,
+    access: Access,
     serving: Serving,
     limits: Limits,
     calls: CallLog,
@@ -276,7 +299,14 @@ def _make_http_server(
         return None
     front = Front(serving, limits, settings.max_message_bytes, settings.progress_interval)
     host, port = parse_host_port(settings.http_listen)
-    return HttpServer(list_routes(front, calls), host, port, make_not_found(calls), max_connections)
+    return HttpServer(
+        list_routes(front, calls, access.gate),
+        host,
+        port,
+        make_not_found(calls),
+        max_connections=max_connections,
+        tls=access.make_http_context(),
+    )
 
 
 def _record_call(journal: Journal, call: CallRecord) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whence_server import config, logs
+from whence_server.access import command as token_command
 from whence_server.config.environment import copy_environment, use_passive_waiting
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
 from whence_server.domain.paths import format_path, get_undecodable_bytes
@@ -86,6 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     config.add_train_arguments(train)
+    token_command.add_arguments(
+        commands.add_parser(
+            "token", help="make a caller's token for --auth-tokens", allow_abbrev=False
+        )
+    )
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal cannot encode must not raise after the work is done.
         if isinstance(stream, io.TextIOWrapper):
@@ -175,6 +181,7 @@ def _print_report(report: "VerifyReport") -> None:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "serve": _serve,
+    "token": token_command.run,
     "train": _train,
     "verify": _verify,
     "verify-model": verify_command.run,

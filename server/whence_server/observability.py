@@ -28,7 +28,7 @@ from whence_server.telemetry.export.sinks import make_sink
 from whence_server.telemetry.follower import DurableCursor, JournalFollower
 from whence_server.telemetry.health import Health
 from whence_server.telemetry.live import Consumer, LiveServer
-from whence_server.telemetry.metrics.http import MetricsServer
+from whence_server.telemetry.metrics.http import PLAIN, MetricsServer, PageAccess
 from whence_server.telemetry.metrics.metrics import Metrics
 from whence_server.telemetry.metrics.otlp import make_otlp_exporter
 from whence_server.telemetry.metrics.push import choose_temporality
@@ -51,6 +51,7 @@ class Observability:
         journal: the journal to follow; it must be closed after this object.
         vocabularies: texts of tokens, for spans that may carry text.
         live: the running server, for the metrics and the health page.
+        page_access: TLS of the metrics page, and admission of requests to it.
 
     Attributes:
         sampler: decides which requests make spans.
@@ -65,12 +66,14 @@ class Observability:
         journal: Journal,
         vocabularies: Vocabularies,
         live: LiveServer,
+        page_access: PageAccess = PLAIN,
     ) -> None:
         environment = settings.opentelemetry
         self.sampler: Sampler = make_sampler(read_sampling(environment))
         self._journal = journal
         self._vocabularies = vocabularies
         self._settings = settings
+        self._page_access = page_access
         self._resource = make_service_resource(
             version("whence"), configured=read_resource(environment)
         )
@@ -121,7 +124,9 @@ class Observability:
             follower.start()
         if self._settings.metrics_listen:
             host, port = parse_host_port(self._settings.metrics_listen)
-            page = MetricsServer(self._metrics.page.render, self._health.answer, host, port)
+            page = MetricsServer(
+                self._metrics.page.render, self._health.answer, host, port, access=self._page_access
+            )
             await page.start()
             self._page = page
             _log.info("metrics are on %s", page.url)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from certificates import Authority
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from server_process import socket_target
@@ -58,6 +59,23 @@ def test_one_that_loads_or_drains_is_alive_alone(
     assert check(target).returncode == 1
     done = check("--live", target)
     assert (done.returncode, done.stdout) == (0, f"{target}: NOT_SERVING\n")
+
+
+def test_one_that_speaks_tls_is_healthy(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("server", "localhost")
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))
+    servicer = health.HealthServicer()
+    servicer.set("", HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    pair = (key.read_bytes(), certificate.read_bytes())
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    server.start()
+    target = f"https://localhost:{port}"
+    assert check(target, WHENCE_CA=str(authority.ca)).returncode == 0
+    assert check(target, WHENCE_CA=str(tmp_path / "none")).returncode == 2
+    assert check(f"localhost:{port}").returncode == 1
+    server.stop(None).wait()
 
 
 @pytest.mark.parametrize("flags", [(), ("--live",)])

@@ -87,6 +87,7 @@ async def measuring(
 def bring_to_life(live: LiveServer, metrics: Metrics) -> None:
     live.show_start(Engine(), is_serving=lambda: True, is_draining=lambda: False)
     live.show_generations(Generations())
+    live.refused = {"missing": 2, "unknown": 1, "expired": 1, "invalid": 1, "scope": 3}
     metrics.record_commit(0.004)
 
 

@@ -72,8 +72,9 @@ def test_metrics_page_beyond_loopback_is_refused_by_default(address: str) -> Non
         with pytest.raises(ConfigurationError) as caught:
             read("--model", "a", **settings)
         assert str(caught.value) == (
-            f"--metrics-listen {address}: only loopback addresses are allowed, as callers are not "
-            "authenticated; --insecure-metrics-anywhere lifts this"
+            f"--metrics-listen {address}: an address beyond loopback needs TLS and authentication: "
+            "--tls-cert, --tls-key, and --auth-tokens or --auth-jwks; --insecure-metrics-anywhere "
+            "lifts this"
         )
 
 

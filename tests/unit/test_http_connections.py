@@ -19,7 +19,9 @@ class Held:
         self.released = asyncio.Event()
         self.arrived: asyncio.Queue[None] = asyncio.Queue()
         routes = {("GET", "/held"): self.answer_later, ("GET", "/"): self.answer}
-        self.server = HttpServer(routes, "127.0.0.1", 0, self.answer, max_connections)
+        self.server = HttpServer(
+            routes, "127.0.0.1", 0, self.answer, max_connections=max_connections
+        )
 
     async def answer(self, _request: web.Request) -> web.StreamResponse:
         return web.Response(text="ok")

@@ -150,7 +150,7 @@ async def test_migration_fills_the_label_index(tmp_path, monkeypatch):
     whole = database.execute("SELECT * FROM labels").fetchall()
     # As the first schema had it.
     database.execute(
-        "DROP TABLE labels; DROP INDEX generations_by_model; "
+        "DROP TABLE owners; DROP TABLE labels; DROP INDEX generations_by_model; "
         "ALTER TABLE cursors DROP COLUMN seal; INSERT INTO cursors VALUES ('otlp-spans', 3);"
         "UPDATE generations SET labels = 'none' WHERE started_position = 1"
     )

@@ -28,6 +28,8 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
             grpc.StatusCode.INVALID_ARGUMENT,
         ),
         (errors.RequestTooLargeError(9, 8), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.UnauthenticatedError(), grpc.StatusCode.UNAUTHENTICATED),
+        (errors.ScopeMissingError(["read"]), grpc.StatusCode.PERMISSION_DENIED),
         (errors.MethodNotFoundError("/s/Nothing"), grpc.StatusCode.UNIMPLEMENTED),
         (errors.RouteNotFoundError("GET", "/v9"), grpc.StatusCode.NOT_FOUND),
         (errors.HealthNotFoundError("s"), grpc.StatusCode.NOT_FOUND),

@@ -318,7 +318,7 @@ def test_the_tables_of_the_docs_are_made_from_the_registry() -> None:
 ROOT = FOLDER.parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.*")]
 NAME = re.compile(r"(?<![\w./@:-])(?:whence|gen_ai)\.[a-z_]+(?:\.[a-z_]+)*(?![\w/(]|\.[a-z])")
-OTHERS = {"whence.env", "whence.page", "whence.summary"}
+OTHERS = {"whence.env", "whence.page", "whence.security", "whence.summary"}
 """Names of a file and of packages."""
 
 

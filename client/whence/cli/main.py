@@ -5,8 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from whence.channel import DEFAULT_TARGET, TARGET_VARIABLE
-from whence.cli import exits, generate, generations, model, training
+from whence.cli import connection, exits, generate, generations, model, training
 from whence.errors import WhenceError
 from whence.summary import escape
 
@@ -37,18 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--target",
-        metavar="ADDRESS",
-        help=f"HOST:PORT or unix:PATH (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})",
-    )
-    common.add_argument(
-        "--connect-timeout",
-        type=float,
-        default=5.0,
-        metavar="SECONDS",
-        help="seconds to try to reach the server (default: %(default)g)",
-    )
+    connection.add_arguments(common)
     whole = argparse.ArgumentParser(
         prog="whence",
         description="Stream a language model's tokens, and show where each came from.",

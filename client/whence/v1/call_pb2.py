@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14whence/v1/call.proto\x12\twhence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb0\x03\n\x04\x43\x61ll\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x03 \x01(\t\x12\x13\n\x0btrace_flags\x18\x04 \x01(\r\x12\x13\n\x0btrace_state\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bstatus_code\x18\t \x01(\r\x12\x15\n\rgeneration_id\x18\n \x01(\t\x12\x16\n\x0eserver_address\x18\x0b \x01(\t\x12\x18\n\x0bserver_port\x18\x0c \x01(\rH\x00\x88\x01\x01\x12(\n\x05\x65rror\x18\r \x01(\x0b\x32\x14.whence.v1.CallErrorH\x01\x88\x01\x01\x12*\n\x04http\x18\x0e \x01(\x0b\x32\x17.whence.v1.HttpExchangeH\x02\x88\x01\x01\x42\x0e\n\x0c_server_portB\x08\n\x06_errorB\x07\n\x05_http\"B\n\x0cHttpExchange\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\r\n\x05route\x18\x02 \x01(\t\x12\x13\n\x0bstatus_code\x18\x03 \x01(\r\"S\n\tCallError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0e\x65xception_type\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14whence/v1/call.proto\x12\twhence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x03\n\x04\x43\x61ll\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x0f\n\x07span_id\x18\x02 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x03 \x01(\t\x12\x13\n\x0btrace_flags\x18\x04 \x01(\r\x12\x13\n\x0btrace_state\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bstatus_code\x18\t \x01(\r\x12\x15\n\rgeneration_id\x18\n \x01(\t\x12\x16\n\x0eserver_address\x18\x0b \x01(\t\x12\x18\n\x0bserver_port\x18\x0c \x01(\rH\x00\x88\x01\x01\x12(\n\x05\x65rror\x18\r \x01(\x0b\x32\x14.whence.v1.CallErrorH\x01\x88\x01\x01\x12*\n\x04http\x18\x0e \x01(\x0b\x32\x17.whence.v1.HttpExchangeH\x02\x88\x01\x01\x12\x11\n\tcaller_id\x18\x14 \x01(\tB\x0e\n\x0c_server_portB\x08\n\x06_errorB\x07\n\x05_http\"B\n\x0cHttpExchange\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\r\n\x05route\x18\x02 \x01(\t\x12\x13\n\x0bstatus_code\x18\x03 \x01(\r\"S\n\tCallError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0e\x65xception_type\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -23,9 +23,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'whence.v1.call_pb2', _globa
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_CALL']._serialized_start=69
-  _globals['_CALL']._serialized_end=501
-  _globals['_HTTPEXCHANGE']._serialized_start=503
-  _globals['_HTTPEXCHANGE']._serialized_end=569
-  _globals['_CALLERROR']._serialized_start=571
-  _globals['_CALLERROR']._serialized_end=654
+  _globals['_CALL']._serialized_end=520
+  _globals['_HTTPEXCHANGE']._serialized_start=522
+  _globals['_HTTPEXCHANGE']._serialized_end=588
+  _globals['_CALLERROR']._serialized_start=590
+  _globals['_CALLERROR']._serialized_end=673
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,7 @@ class Call(google.protobuf.message.Message):
     SERVER_PORT_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     HTTP_FIELD_NUMBER: builtins.int
+    CALLER_ID_FIELD_NUMBER: builtins.int
     trace_id: builtins.str
     """W3C trace id."""
     span_id: builtins.str
@@ -59,6 +60,10 @@ class Call(google.protobuf.message.Message):
     """Address that the server listened on, or path of its Unix socket."""
     server_port: builtins.int
     """Port that the server listened on; absent for a Unix socket."""
+    caller_id: builtins.str
+    """Id of the caller, as GenerationStarted.owner; empty if the server
+    authenticates nobody.
+    """
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Time at which the request's headers had arrived."""
@@ -94,9 +99,10 @@ class Call(google.protobuf.message.Message):
         server_port: builtins.int | None = ...,
         error: global___CallError | None = ...,
         http: global___HttpExchange | None = ...,
+        caller_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_error", b"_error", "_http", b"_http", "_server_port", b"_server_port", "end_time", b"end_time", "error", b"error", "http", b"http", "server_port", b"server_port", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_error", b"_error", "_http", b"_http", "_server_port", b"_server_port", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "http", b"http", "method", b"method", "parent_span_id", b"parent_span_id", "server_address", b"server_address", "server_port", b"server_port", "span_id", b"span_id", "start_time", b"start_time", "status_code", b"status_code", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_error", b"_error", "_http", b"_http", "_server_port", b"_server_port", "caller_id", b"caller_id", "end_time", b"end_time", "error", b"error", "generation_id", b"generation_id", "http", b"http", "method", b"method", "parent_span_id", b"parent_span_id", "server_address", b"server_address", "server_port", b"server_port", "span_id", b"span_id", "start_time", b"start_time", "status_code", b"status_code", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_error", b"_error"]) -> typing.Literal["error"] | None: ...
     @typing.overload

@@ -25,6 +25,7 @@ class Deletion(google.protobuf.message.Message):
     TIME_FIELD_NUMBER: builtins.int
     NUM_ENTRIES_FIELD_NUMBER: builtins.int
     ENTRIES_DIGEST_FIELD_NUMBER: builtins.int
+    CALLER_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """Id of the deleted generation."""
     started_position: builtins.int
@@ -36,6 +37,10 @@ class Deletion(google.protobuf.message.Message):
     its position and its offset (8 bytes each, big-endian), its kind (1 byte),
     and its inner digest, HMAC-SHA-256(the generation's secret, the entry's
     bytes).
+    """
+    caller_id: builtins.str
+    """Id of the caller that deleted it, as GenerationStarted.owner; empty if the
+    server authenticates nobody.
     """
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -49,8 +54,9 @@ class Deletion(google.protobuf.message.Message):
         time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         num_entries: builtins.int = ...,
         entries_digest: builtins.bytes = ...,
+        caller_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["time", b"time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["entries_digest", b"entries_digest", "generation_id", b"generation_id", "num_entries", b"num_entries", "started_position", b"started_position", "time", b"time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller_id", b"caller_id", "entries_digest", b"entries_digest", "generation_id", b"generation_id", "num_entries", b"num_entries", "started_position", b"started_position", "time", b"time"]) -> None: ...
 
 global___Deletion = Deletion

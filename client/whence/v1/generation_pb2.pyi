@@ -1180,6 +1180,7 @@ class GenerationStarted(google.protobuf.message.Message):
     UPSTREAM_FIELD_NUMBER: builtins.int
     UPSTREAM_PARAMETERS_JSON_FIELD_NUMBER: builtins.int
     RECORDED_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
     trace_id: builtins.str
@@ -1227,6 +1228,10 @@ class GenerationStarted(google.protobuf.message.Message):
     upstream_parameters_json: builtins.str
     """GenerateRequest.upstream_parameters_json. Empty if the content policy keeps
     text out of the journal.
+    """
+    owner: builtins.str
+    """Id of the caller that started the generation: of its token, of the claim in
+    its JWT, or of its certificate. Empty if the server authenticates nobody.
     """
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -1341,9 +1346,10 @@ class GenerationStarted(google.protobuf.message.Message):
         upstream: whence.v1.model_pb2.UpstreamInfo | None = ...,
         upstream_parameters_json: builtins.str = ...,
         recorded: global___RecordedElsewhere | None = ...,
+        owner: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "observation", b"observation", "recorded", b"recorded", "start_time", b"start_time", "training_run", b"training_run", "upstream", b"upstream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "observation", b"observation", "operation", b"operation", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "observation", b"observation", "operation", b"operation", "owner", b"owner", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
     @typing.overload

@@ -94,6 +94,7 @@ class Caller(google.protobuf.message.Message):
     PARENT_SPAN_ID_FIELD_NUMBER: builtins.int
     ADDRESS_FIELD_NUMBER: builtins.int
     PORT_FIELD_NUMBER: builtins.int
+    IDENTITY_FIELD_NUMBER: builtins.int
     method: builtins.str
     """Fully qualified name of the method, e.g.
     "whence.v1.GenerationService/CancelGeneration".
@@ -112,6 +113,10 @@ class Caller(google.protobuf.message.Message):
     """
     port: builtins.int
     """Port at the other end; absent for a Unix socket."""
+    identity: builtins.str
+    """Id of the caller, as GenerationStarted.owner; empty if the server
+    authenticates nobody.
+    """
     def __init__(
         self,
         *,
@@ -121,9 +126,10 @@ class Caller(google.protobuf.message.Message):
         parent_span_id: builtins.str = ...,
         address: builtins.str = ...,
         port: builtins.int | None = ...,
+        identity: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_port", b"_port", "port", b"port"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_port", b"_port", "address", b"address", "method", b"method", "parent_span_id", b"parent_span_id", "port", b"port", "span_id", b"span_id", "trace_id", b"trace_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_port", b"_port", "address", b"address", "identity", b"identity", "method", b"method", "parent_span_id", b"parent_span_id", "port", b"port", "span_id", b"span_id", "trace_id", b"trace_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_port", b"_port"]) -> typing.Literal["port"] | None: ...
 
 global___Caller = Caller

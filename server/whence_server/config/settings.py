@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whence_server.config.access import AccessSettings, check_access
 from whence_server.config.fields import declare_setting
 from whence_server.config.otlp import read_span_destination
 from whence_server.config.spelling import (
@@ -25,7 +26,6 @@ from whence_server.config.spelling import (
     parse_grace_seconds,
     parse_host_and_port,
     parse_path,
-    parse_permissions,
     parse_probability,
     parse_progress_seconds,
     parse_seconds,
@@ -42,12 +42,13 @@ from whence_server.config.upstream import (
     ModelSettings,
     check_model_settings,
 )
-from whence_server.domain.addresses import is_loopback, parse_host_port
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.otlp import OtlpSettings
 
 # Read by the client, which may share the server's environment.
-CLIENT_VARIABLES = frozenset({"WHENCE_TARGET", "WHENCE_TRACE_URL"})
+CLIENT_VARIABLES = frozenset(
+    f"WHENCE_{name}" for name in ("TARGET", "TRACE_URL", "CA", "CERT", "KEY", "TOKEN", "TOKEN_FILE")
+)
 DEMO_GGUF_VARIABLE = "WHENCE_DEMO_MODEL_GGUF"
 """Variable with the path of the demo model's GGUF file; `make demo` and the tests read it."""
 # Paths are bytes; everything else is text, and is said again on spans and in answers.
@@ -56,7 +57,7 @@ _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig(ModelSettings):
+class ServeConfig(ModelSettings, AccessSettings):
     """The settings of `whence-server serve`, validated."""
 
     adapters: tuple[tuple[str, Path], ...] = declare_setting(
@@ -99,15 +100,6 @@ class ServeConfig(ModelSettings):
         "addresses to listen on, separated by commas: HOST:PORT or unix:PATH; port 0 chooses a "
         "free port",
         "ADDRESS",
-    )
-    insecure_listen_anywhere: bool = declare_setting(
-        False, parse_switch, "allow addresses beyond loopback, without authentication"
-    )
-    socket_mode: int = declare_setting(
-        0o600,
-        parse_permissions,
-        "permissions of Unix sockets, in octal; anyone with write permission can connect",
-        "MODE",
     )
     data_dir: Path = declare_setting(
         Path("whence-data"), parse_path, "directory of the journal", "DIR"
@@ -287,7 +279,7 @@ class ServeConfig(ModelSettings):
     insecure_metrics_anywhere: bool = declare_setting(
         False,
         parse_switch,
-        "allow --metrics-listen beyond loopback, without authentication; "
+        "allow --metrics-listen beyond loopback without TLS and authentication; "
         "--insecure-listen-anywhere allows it too",
     )
     log_level: str = declare_setting(
@@ -309,16 +301,6 @@ class ServeConfig(ModelSettings):
     destination, the name of an exporter, or None for no export; not a setting of its own."""
 
 
-def _check_metrics_listen(config: ServeConfig) -> None:
-    address = config.metrics_listen
-    allowed = config.insecure_metrics_anywhere or config.insecure_listen_anywhere
-    if address and not allowed and not is_loopback(parse_host_port(address)[0]):
-        raise ConfigurationError(
-            f"--metrics-listen {address}: only loopback addresses are allowed, as callers are not "
-            "authenticated; --insecure-metrics-anywhere lifts this"
-        )
-
-
 def _check_adapters(config: ServeConfig) -> None:
     names = [name for name, _ in config.adapters]
     for name in names:
@@ -326,21 +308,6 @@ def _check_adapters(config: ServeConfig) -> None:
             raise ConfigurationError(
                 f"--adapter {name}: {names.count(name)} adapters have this name; give each its own"
             )
-
-
-def _check_http_listen(config: ServeConfig) -> None:
-    address = config.http_listen
-    if not address:
-        return
-    if not config.insecure_listen_anywhere and not is_loopback(parse_host_port(address)[0]):
-        raise ConfigurationError(
-            f"--http-listen {address}: only loopback addresses are allowed, as callers are not "
-            "authenticated; --insecure-listen-anywhere lifts this"
-        )
-    if address == config.metrics_listen and parse_host_port(address)[1]:
-        raise ConfigurationError(
-            f"--http-listen and --metrics-listen both name {address}; give each a port of its own"
-        )
 
 
 def list_setting_fields() -> tuple[dataclasses.Field[Any], ...]:
@@ -407,9 +374,10 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     }
     config = ServeConfig(**values)
     check_model_settings(config, {name: values[name] for name in values if name in fields})
-    _check_metrics_listen(config)
     _check_adapters(config)
-    _check_http_listen(config)
+    check_access(
+        config, config.http_listen, config.metrics_listen, config.insecure_metrics_anywhere
+    )
     require_utf8("--model-name (default: the name of --model)", config.served_name)
     return config
 

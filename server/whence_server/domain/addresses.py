@@ -2,6 +2,12 @@
 
 import ipaddress
 
+NEEDS_GUARD = (
+    "an address beyond loopback needs TLS and authentication: --tls-cert, --tls-key, and "
+    "--auth-tokens or --auth-jwks"
+)
+"""Reason why an address is refused."""
+
 
 def parse_host_port(text: str) -> tuple[str, int]:
     """Return host and port of "HOST:PORT" or "[IPV6]:PORT", the host without brackets.

@@ -55,6 +55,8 @@ class Started:
     """Fields of the upstream's own API, as a JSON object; "" for none."""
     recorded: RecordedOrigin | None = None
     """Origin of a generation that another process made; None for the server's own."""
+    owner: str = ""
+    """Id of the caller that started it; "" without authentication."""
 
     @property
     def operation(self) -> str:
@@ -157,3 +159,5 @@ class CallRecord:
     """None if the status is OK, or if the caller's cancel or deadline ended the call."""
     http: HttpExchange | None = None
     """None for a gRPC call."""
+    caller_id: str = ""
+    """Id of the caller; "" without authentication."""

@@ -17,6 +17,8 @@ class Caller:
     address: str
     """IP address at the other end of the connection; "unix" for a Unix socket."""
     port: int | None = None
+    identity: str = ""
+    """Id of the caller; "" without authentication."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,12 +59,14 @@ _FIRST_READER_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """Time and trace context of a request's arrival."""
+    """Time, trace context and caller of a request's arrival."""
 
     trace_context: TraceContext
     time_ns: int
     """Unix time in ns."""
     monotonic_ns: int
+    caller_id: str = ""
+    """Id of the caller, which owns the generation; "" without authentication."""
 
 
 class Generations:
@@ -152,7 +154,7 @@ class Generations:
         num_sequences = self._count_rows(request)
         self._num_starting += num_sequences
         try:
-            if not (request.generation_id and await self._has_begun(request)):
+            if not (request.generation_id and await self._has_begun(request, arrival.caller_id)):
                 self._check_admission(request)
                 await self._start_new(generation_id, request, arrival)
         finally:
@@ -161,11 +163,14 @@ class Generations:
             started.set()
         return generation_id
 
-    async def _has_begun(self, request: GenerationRequest) -> bool:
-        """Return whether an equal request began this generation already."""
+    async def _has_begun(self, request: GenerationRequest, caller_id: str) -> bool:
+        """Return whether an equal request of the same caller began this generation already."""
         record = await self._journal.look_up(request.generation_id)
         if record is None:
             return False
+        if record.index.owner != caller_id:
+            # Nothing more is told of another caller's generation.
+            raise GenerationExistsError(request.generation_id)
         equal = record.request_digest in {request.digest, request.former_digest}
         if record.deleted or not equal:
             raise GenerationExistsError(request.generation_id, deleted=record.deleted)
@@ -231,6 +236,7 @@ class Generations:
             adapter=find_adapter(self._model, request.adapter),
             constraint_engine=get_constraint_engine(ready.decoding) if is_own else "",
             chat=ready.make_chat_record(request),
+            owner=arrival.caller_id,
         )
         self._check_running()
         self._admit(started, request, arrival, ready.sent)
@@ -259,6 +265,7 @@ class Generations:
             labels=started.labels,
             prompt_preview=started.prompt[:PREVIEW_CHARACTERS],
             num_prompt_tokens=len(started.prompt_token_ids),
+            owner=started.owner,
         )
         self._journal.create(index, encode_started(started))
         running = self._make_running(started, request, arrival, sent)

@@ -11,10 +11,13 @@ from typing import Protocol
 from aiohttp import web
 
 from whence_server import logs
+from whence_server.access.gate import OPEN_GATE, Gate
 from whence_server.domain.errors import Code, WhenceError
 from whence_server.domain.generation import CallError, CallRecord, HttpExchange
+from whence_server.domain.identity import ANYONE, Identity
 from whence_server.domain.occurrences import Caller
 from whence_server.domain.tracing import TraceContext
+from whence_server.http.credentials import read_credentials
 from whence_server.http.statuses import CLIENT_CLOSED_REQUEST, get_http_status
 from whence_server.rpc.call_errors import make_call_error
 from whence_server.rpc.calls import CallLog
@@ -35,6 +38,8 @@ class Exchange:
     time_ns: int
     """Unix time of the request's arrival."""
     monotonic_ns: int
+    identity: Identity = ANYONE
+    """The caller, once it is admitted."""
     generation_id: str = ""
     """Id of the generation that the request starts; "" before it is started."""
     error: CallError | None = None
@@ -50,7 +55,8 @@ class Exchange:
         """The request, and the address that it came from, for records."""
         peer = self.request.transport and self.request.transport.get_extra_info("peername")
         address, port = (peer[0], peer[1]) if peer else ("", None)
-        return Caller(f"{self.request.method} {self.route}", self.trace_context, address, port)
+        method = f"{self.request.method} {self.route}"
+        return Caller(method, self.trace_context, address, port, self.identity.id)
 
     def make_headers(self) -> Mapping[str, str]:
         """Return the headers that name the generation and the request's span."""
@@ -78,15 +84,22 @@ Handler = Callable[[Exchange], Awaitable[web.StreamResponse]]
 
 
 def guard(
-    route: str, handle: Handler, errors: ErrorRenderer, calls: CallLog, *, recorded: bool = True
+    route: str,
+    handle: Handler,
+    errors: ErrorRenderer,
+    calls: CallLog,
+    *,
+    gate: Gate = OPEN_GATE,
+    recorded: bool = True,
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Wrap a handler: its errors become answers, and its requests are put on record.
+    """Wrap a handler: its callers are admitted, its errors become answers, its requests recorded.
 
     Args:
         route: path of the requests.
         handle: handler of a request.
         errors: writer of its errors.
         calls: recording of requests.
+        gate: admits callers.
         recorded: whether requests are put on record, and so exported as SERVER spans.
     """
 
@@ -94,6 +107,11 @@ def guard(
         exchange = _begin(request, route, calls)
         context = exchange.trace_context
         with logs.add_ids(trace_id=context.trace_id, span_id=context.span_id):
+            try:
+                exchange.identity = await _admit(gate, exchange)
+            except WhenceError as error:
+                # Strangers put nothing on record.
+                return await _answer_error(exchange, error, errors)
             try:
                 return await _answer(exchange, handle, errors)
             finally:
@@ -108,6 +126,13 @@ def _begin(request: web.Request, route: str, calls: CallLog) -> Exchange:
         request.headers.items(), f"{request.method} {route}", calls.sampler
     )
     return Exchange(request, route, context, time.time_ns(), time.monotonic_ns())
+
+
+async def _admit(gate: Gate, exchange: Exchange) -> Identity:
+    if gate.is_open:
+        return ANYONE
+    request = exchange.request
+    return await gate.admit(f"{request.method} {exchange.route}", read_credentials(request))
 
 
 async def _answer(exchange: Exchange, handle: Handler, errors: ErrorRenderer) -> web.StreamResponse:
@@ -145,6 +170,8 @@ async def _answer_error(
         return exchange.response
     exchange.status = get_http_status(error)
     headers = dict(exchange.make_headers())
+    if error.code is Code.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = "Bearer"
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
         headers["Retry-After"] = str(max(round(retry_after_s), 1))
@@ -172,4 +199,5 @@ def _make_record(exchange: Exchange) -> CallRecord:
         server_port=name[1] if name else None,
         error=exchange.error,
         http=HttpExchange(method, route, exchange.status),
+        caller_id=exchange.identity.id,
     )

@@ -1,6 +1,7 @@
 """Web server of the HTTP fronts, in the event loop."""
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
@@ -10,6 +11,8 @@ from whence_server.http.connections import NEXT_REQUEST_S, Connections
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+HANDSHAKE_S = 5.0
+"""Longest time of a TLS handshake."""
 _SHUTDOWN_S = 1.0
 
 
@@ -24,6 +27,7 @@ class HttpServer:
         port: port to listen on; 0 chooses a free one.
         not_found: handler of every other path.
         max_connections: most connections that are open at once.
+        tls: TLS of the connections; None for plain text.
     """
 
     def __init__(
@@ -32,13 +36,16 @@ class HttpServer:
         host: str,
         port: int,
         not_found: Answer,
+        *,
         max_connections: int,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._routes = routes
         self._host = host
         self._port = port
         self._not_found = not_found
         self._max_connections = max_connections
+        self._tls = tls
         self._connections: Connections | None = None
         self._runner: web.AppRunner | None = None
 
@@ -46,7 +53,7 @@ class HttpServer:
     def url(self) -> str:
         """URL of the server, without a slash at its end."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self._port}"
 
     async def start(self) -> None:
         """Start listening.
@@ -71,7 +78,12 @@ class HttpServer:
         connections = Connections(runner.server, self._max_connections)
         try:
             listening = await asyncio.get_running_loop().create_server(
-                connections, self._host, self._port
+                connections,
+                self._host,
+                self._port,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else HANDSHAKE_S,
+                ssl_shutdown_timeout=None if self._tls is None else _SHUTDOWN_S,
             )
         except OSError as error:
             await runner.cleanup()

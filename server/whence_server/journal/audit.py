@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 
 from whence.v1 import call_pb2, deletion_pb2
 from whence_server.domain.entries import EntryKind
+from whence_server.journal import owner_index
 from whence_server.journal.chain import SECRET_BYTES, ChainRow
 from whence_server.journal.cursors import read_expected_seal
 from whence_server.journal.derive import digest_entries
@@ -26,6 +27,7 @@ from whence_server.journal.sqlite_lookup import collect_entry_digests
 
 _WRITER = 1
 _FIRST_BOUND_VERSION = 2
+_FIRST_OWNED_VERSION = 3
 _PREPARED = frozenset(
     {
         "table labels",
@@ -74,6 +76,7 @@ class Audit:
             ("generations", self._check_generations),
             ("missing rows", self._check_missing_rows),
             ("labels without a generation", self._check_orphan_labels),
+            ("owners without a generation", self._check_orphan_owners),
             ("cursors", self._check_cursors),
         ):
             run_stage(self._report, name, stage)
@@ -139,6 +142,7 @@ class Audit:
             start_time_ns = expected.columns["start_time_ns"]
             name = expected.columns.get("generation_id", row.name)
             self._check_labels(name, set(make_label_rows(name, start_time_ns, expected.labels)))
+            self._check_owner(name, start_time_ns, expected.owner)
 
     def _check_secret(self, row: StoredRow, deletion: Deletion | None) -> None:
         if deletion is not None and row.secret is not None:
@@ -186,6 +190,13 @@ class Audit:
             what = "an extra row" if row in stored else "a missing row"
             self._add_detail("labels", name, f"{what}, {row[0]!r} = {row[1]!r} at {row[2]}")
 
+    def _check_owner(self, name: str, start_time_ns: int, expected: str) -> None:
+        if self._version < _FIRST_OWNED_VERSION:
+            return
+        stored = owner_index.read_owners(self._connection, name)
+        if stored != ([(expected, start_time_ns)] if expected else []):
+            self._report.add(Finding("owners", name, "owner", stored, expected))
+
     def _check_missing_rows(self) -> None:
         for position, generation_id in self._connection.execute(
             "SELECT e.position, e.generation FROM entries e WHERE e.writer = ? AND e.kind = ? "
@@ -213,6 +224,15 @@ class Audit:
             self._add_detail(
                 "labels", str(generation_id), f"label {name!r} belongs to no generation"
             )
+
+    def _check_orphan_owners(self) -> None:
+        if self._version < _FIRST_OWNED_VERSION:
+            return
+        for (generation_id,) in self._connection.execute(
+            "SELECT o.generation_id FROM owners o WHERE NOT EXISTS "
+            "(SELECT 1 FROM generations g WHERE g.generation_id = o.generation_id)"
+        ):
+            self._add_detail("owners", str(generation_id), "belongs to no generation")
 
     # ---- the rest ----
 

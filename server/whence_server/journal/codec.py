@@ -141,6 +141,7 @@ def encode_started(started: Started) -> bytes:
         upstream=find_upstream(model),
         upstream_parameters_json=started.upstream_parameters_json,
         recorded=None if started.recorded is None else _convert_origin(started.recorded),
+        owner=started.owner,
     ).SerializeToString()
 
 
@@ -196,6 +197,7 @@ def encode_call(call: CallRecord) -> bytes:
         server_port=call.server_port,
         error=None if call.error is None else _convert_call_error(call.error),
         http=None if call.http is None else _convert_http(call.http),
+        caller_id=call.caller_id,
     ).SerializeToString()
 
 

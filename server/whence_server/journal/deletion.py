@@ -23,8 +23,12 @@ class Deletion:
         self._readers = readers
         self._clearing: asyncio.Task[None] | None = None
 
-    async def delete(self, generation_id: str) -> bool:
+    async def delete(self, generation_id: str, caller_id: str = "") -> bool:
         """Append DELETED, destroy the content, and remove it from the write-ahead log.
+
+        Args:
+            generation_id: id of the generation.
+            caller_id: id of the caller that asked for it, for the record.
 
         Returns:
             False if a reader outside this server keeps the content in the write-ahead log; clearing
@@ -36,7 +40,8 @@ class Deletion:
         """
         self._log.begin_deletion(generation_id)
         try:
-            self._log.append_deletion(generation_id, await self._make_payload(generation_id))
+            payload = await self._make_payload(generation_id, caller_id)
+            self._log.append_deletion(generation_id, payload)
         except BaseException:
             self._log.cancel_deletion(generation_id)
             raise
@@ -46,7 +51,7 @@ class Deletion:
         self._clear_later()
         return False
 
-    async def _make_payload(self, generation_id: str) -> bytes:
+    async def _make_payload(self, generation_id: str, caller_id: str) -> bytes:
         """Return the payload of the DELETED entry, over all entries of the generation so far."""
         await self._log.flush()
         position, entries = await self._readers.run_heavy(
@@ -55,7 +60,9 @@ class Deletion:
         known = {entry.position for entry in entries}
         calls = self._log.list_calls_since_deletion(generation_id)
         late = [entry for entry in calls if entry.position not in known]
-        return encode_deletion(generation_id, position, time.time_ns(), [*entries, *late])
+        return encode_deletion(
+            generation_id, position, time.time_ns(), [*entries, *late], caller_id
+        )
 
     async def _clear(self) -> bool:
         """Remove deleted content from the write-ahead log; return False if a reader holds it."""

@@ -64,6 +64,7 @@ def derive_started_index(payload: bytes) -> GenerationIndex:
         labels=dict(started.labels),
         prompt_preview=started.prompt[:PREVIEW_CHARACTERS],
         num_prompt_tokens=len(started.prompt_token_ids),
+        owner=started.owner,
     )
 
 
@@ -86,7 +87,11 @@ def derive_finished_index(payload: bytes) -> FinishIndex:
 
 
 def encode_deletion(
-    generation_id: str, started_position: int, time_ns: int, entries: Iterable[EntryDigest]
+    generation_id: str,
+    started_position: int,
+    time_ns: int,
+    entries: Iterable[EntryDigest],
+    caller_id: str = "",
 ) -> bytes:
     """Return a serialised whence.v1.Deletion over a generation's entries, by position."""
     num_entries, digest = digest_entries(entries)
@@ -95,6 +100,7 @@ def encode_deletion(
         started_position=started_position,
         num_entries=num_entries,
         entries_digest=digest,
+        caller_id=caller_id,
     )
     deletion.time.FromNanoseconds(time_ns)
     return deletion.SerializeToString()

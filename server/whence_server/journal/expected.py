@@ -76,6 +76,7 @@ class ExpectedRow:
 
     columns: dict[str, Any]
     labels: dict[str, str]
+    owner: str = ""
 
 
 def parse_stored_row(values: Any) -> StoredRow:
@@ -109,7 +110,7 @@ def derive_row(connection: Any, position: int, deletion: Deletion | None) -> Exp
         return ExpectedRow(places | ids | _TOMBSTONE, {})
     index = derive_started_index(_read_started(connection, position))
     finish = _read_finish(connection, position)
-    return ExpectedRow(places | derive_columns(index, finish), dict(index.labels))
+    return ExpectedRow(places | derive_columns(index, finish), dict(index.labels), index.owner)
 
 
 def derive_columns(index: GenerationIndex, finish: FinishIndex | None) -> dict[str, Any]:

@@ -363,8 +363,8 @@ class Journal:
 
     # ---- the rest ----
 
-    async def delete(self, generation_id: str) -> None:
-        """Destroy a generation's content on disk; its id stays taken.
+    async def delete(self, generation_id: str, caller_id: str = "") -> None:
+        """Destroy a generation's content on disk for a caller; its id stays taken.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted before.
@@ -380,7 +380,7 @@ class Journal:
         # A generation that is not running and has no finish is damaged: it can be deleted.
         if row.finish is None and self._log.get_live(generation_id) is not None:
             raise GenerationRunningError(generation_id)
-        if not await self._deletion.delete(generation_id):
+        if not await self._deletion.delete(generation_id, caller_id):
             raise DeletionPendingError(generation_id)
 
     async def wait_cleared(self) -> None:

@@ -57,6 +57,8 @@ def _digest_filter(list_filter: ListFilter) -> bytes:
         list_filter.trace_id,
         sorted(list_filter.labels.items()),
     ]
+    if list_filter.owner is not None:
+        parts.append(list_filter.owner)
     return hashlib.sha256(json.dumps(parts).encode()).digest()[:8]
 
 

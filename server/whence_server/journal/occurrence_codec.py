@@ -54,6 +54,7 @@ def _convert_caller(caller: Caller) -> occurrence_pb2.Caller:
         parent_span_id=context.parent_span_id,
         address=caller.address,
         port=caller.port,
+        identity=caller.identity,
     )
 
 

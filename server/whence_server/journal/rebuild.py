@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal import cursors, label_index
+from whence_server.journal import cursors, label_index, owner_index
 from whence_server.journal.audit import Audit
 from whence_server.journal.chain import ChainRow
 from whence_server.journal.expected import (
@@ -50,7 +50,7 @@ def rebuild_journal(data_dir: Path) -> int:
 
 
 def _rebuild(connection: Any) -> int:
-    audit = Audit(connection, VerifyReport(), version=2)
+    audit = Audit(connection, VerifyReport(), version=3)
     audit.take([ChainRow(*row) for row in connection.execute(_DELETIONS)])
     differing = _find_differing(connection, audit.deletions)
     # Two rows may have exchanged their ids: each first gets a temporary one.
@@ -61,6 +61,7 @@ def _rebuild(connection: Any) -> int:
         labels = encode_labels(expected.labels)
         _set(connection, row, {"labels": labels})
     changed = len(differing) + _rebuild_labels(connection)
+    changed += _rebuild_owners(connection, audit.deletions)
     changed += _drop_nameless_cursors(connection)
     for name, position in cursors.load_cursors(connection).items():
         cursors.advance(connection, {name: position})
@@ -108,6 +109,30 @@ def _drop_nameless_cursors(connection: Any) -> int:
             nameless.append((raw_name,))
     connection.executemany("DELETE FROM cursors WHERE CAST(name AS BLOB) = ?", nameless)
     return len(nameless)
+
+
+_OWNERS = """
+    SELECT CAST(owner AS BLOB), start_time_ns, CAST(generation_id AS BLOB) FROM owners
+"""
+
+
+def _rebuild_owners(connection: Any, deletions: dict[int, Deletion]) -> int:
+    """Rebuild the index over owners from the entries; return the number of changed rows."""
+    before = set(connection.execute(_OWNERS))
+    connection.execute("DELETE FROM owners")
+    for (position,) in connection.execute(
+        "SELECT started_position FROM generations WHERE deleted = 0"
+    ).fetchall():
+        try:
+            expected = derive_row(connection, position, deletions.get(position))
+        except ValueError:
+            continue
+        if expected.owner:
+            columns = expected.columns
+            row = (expected.owner, columns["start_time_ns"], columns["generation_id"])
+            connection.execute(owner_index.INSERT, row)
+    after = set(connection.execute(_OWNERS))
+    return len(before ^ after)
 
 
 _LABELS = """

@@ -33,6 +33,8 @@ class GenerationIndex:
     prompt_preview: str
     """First 200 characters of the prompt; "" if the content policy keeps none."""
     num_prompt_tokens: int
+    owner: str = ""
+    """Id of the caller that started it; "" without authentication."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +83,5 @@ class ListFilter:
     trace_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels that a generation must have, with these values."""
+    owner: str | None = None
+    """Id of the caller that started it, not empty; None for all."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal import label_index
+from whence_server.journal import label_index, owner_index
 from whence_server.journal.cursors import seal_cursors
 
 _INITIAL = """
@@ -62,7 +62,8 @@ ALTER TABLE cursors ADD COLUMN seal BLOB; -- binds it to the entry that it stand
 UPDATE generations SET finish_reason = 0 WHERE deleted = 1;
 """
 
-MIGRATIONS: tuple[str, ...] = (_INITIAL, _BOUND_COLUMNS)
+# Generations of earlier versions have no owner.
+MIGRATIONS: tuple[str, ...] = (_INITIAL, _BOUND_COLUMNS, owner_index.SCHEMA)
 _PREPARATIONS = {2: label_index.prepare}
 """Functions that run before a migration, in their own transactions; may run repeatedly."""
 _COMPLETIONS = {2: seal_cursors}

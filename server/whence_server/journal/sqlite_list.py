@@ -5,6 +5,7 @@ in slices, each row is checked against the rest of the filter, and after `MAX_EX
 page ends.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from whence_server.journal.listing import PageKey
@@ -62,17 +63,10 @@ def read_page(
 
 
 def _choose_index(connection: Any, list_filter: ListFilter) -> _Index | None:
-    """Return the index to walk; None if a label occurs on no generation."""
-    indexes = []
-    for name, value in list_filter.labels.items():
-        ((number,),) = connection.execute(
-            "SELECT count(*) FROM (SELECT 1 FROM labels WHERE name = ? AND value = ? LIMIT ?)",
-            (name, value, _MANY),
-        )
-        if not number:
-            return None
-        by_label = _Index("labels d", ("d.name = ?", "d.value = ?"), (name, value))
-        indexes.append((number, by_label))
+    """Return the index to walk; None if a label or the owner occurs on no generation."""
+    indexes = list(_count_selective(connection, list_filter))
+    if any(not number for number, _ in indexes):
+        return None
     if indexes and min(indexes)[0] < _MANY:
         return min(indexes, key=lambda pair: pair[0])[1]
     live = "d.deleted = 0"
@@ -85,6 +79,23 @@ def _choose_index(connection: Any, list_filter: ListFilter) -> _Index | None:
         by_model = "generations d INDEXED BY generations_by_model"
         return _Index(by_model, (live, "d.model = ?"), (list_filter.model,))
     return _Index("generations d INDEXED BY generations_by_start", (live,), ())
+
+
+def _count_selective(connection: Any, list_filter: ListFilter) -> Iterator[tuple[int, _Index]]:
+    """Yield the indexes over labels and owners, each with its number of matches up to `_MANY`."""
+    wanted = [
+        _Index("labels d", ("d.name = ?", "d.value = ?"), label)
+        for label in list_filter.labels.items()
+    ]
+    if list_filter.owner is not None:
+        wanted.append(_Index("owners d", ("d.owner = ?",), (list_filter.owner,)))
+    for index in wanted:
+        ((number,),) = connection.execute(
+            f"SELECT count(*) FROM (SELECT 1 FROM {index.source} "  # noqa: S608 - constants only
+            f"WHERE {' AND '.join(index.conditions)} LIMIT ?)",
+            (*index.bindings, _MANY),
+        )
+        yield number, index
 
 
 def _find_slice_end(
@@ -153,6 +164,12 @@ def _make_filter_conditions(list_filter: ListFilter) -> list[_Condition]:
         conditions.append(_Condition("g.model = ?", (list_filter.model,)))
     if list_filter.trace_id:
         conditions.append(_Condition("g.trace_id = ?", (list_filter.trace_id,)))
+    if list_filter.owner is not None:
+        probe = (
+            "EXISTS (SELECT 1 FROM owners o WHERE o.generation_id = g.generation_id "
+            "AND o.owner = ?)"
+        )
+        conditions.append(_Condition(probe, (list_filter.owner,)))
     for label in list_filter.labels.items():
         probe = (
             "EXISTS (SELECT 1 FROM labels l WHERE l.name = ? AND l.value = ? "

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import RecordDamagedError
+from whence_server.journal import owner_index
 from whence_server.journal.derive import PEEK_BYTES, peek_generation_id
 from whence_server.journal.label_index import parse_labels
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow
@@ -28,7 +29,8 @@ ROW_COLUMNS = f"""
      WHERE e.writer = g.writer AND e.position = g.started_position),
     (SELECT e.kind FROM entries e
      WHERE e.writer = g.writer AND e.generation = g.started_position
-     ORDER BY e."offset" DESC LIMIT 1)
+     ORDER BY e."offset" DESC LIMIT 1),
+    {owner_index.COLUMN}
 """  # noqa: S608  # constants only
 """Columns of `generations g` that `parse_row` takes."""
 
@@ -152,7 +154,9 @@ class ParsedRow(NamedTuple):
 
 def parse_row(stored: Iterable[Any]) -> ParsedRow:
     """Parse ROW_COLUMNS; `GenerationRow.damage` describes faults."""
-    *columns, finish_reason, num_tokens, preview, deleted, started_position, first, last = stored
+    *columns, finish_reason, num_tokens, preview, deleted, started_position, first, last, owner = (
+        stored
+    )
     generation_id = columns[0].decode(errors="replace")
     begun = peek_generation_id(first)
     if begun not in (None, generation_id):
@@ -168,7 +172,7 @@ def parse_row(stored: Iterable[Any]) -> ParsedRow:
         )
         return ParsedRow(_make_blank_row(generation_id, damage, deleted=True), started_position)
     try:
-        index = _parse_index(columns)
+        index = _parse_index(columns, owner)
         finish = None
         if finish_reason is not None and not deleted:
             finish = FinishIndex(
@@ -183,7 +187,7 @@ def parse_row(stored: Iterable[Any]) -> ParsedRow:
     return ParsedRow(GenerationRow(index, finish, bool(deleted), damage), started_position)
 
 
-def _parse_index(columns: list[Any]) -> GenerationIndex:
+def _parse_index(columns: list[Any], owner: bytes | None) -> GenerationIndex:
     generation_id, trace_id, model, start_time_ns, digest, labels, preview, num_tokens = columns
     return GenerationIndex(
         generation_id.decode(),
@@ -194,6 +198,7 @@ def _parse_index(columns: list[Any]) -> GenerationIndex:
         parse_labels(labels),
         preview.decode(),
         _parse_token_count(num_tokens),
+        "" if owner is None else owner.decode(),
     )
 
 

@@ -11,7 +11,7 @@ import apsw
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import ConfigurationError, JournalError
-from whence_server.journal import cursors, label_index, sqlite_list, sqlite_lookup
+from whence_server.journal import cursors, label_index, owner_index, sqlite_list, sqlite_lookup
 from whence_server.journal.chain import ChainRow, digest_payload
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.label_index import make_label_rows
@@ -143,6 +143,8 @@ class SqliteStore:
                 index = new.index
                 rows = make_label_rows(index.generation_id, index.start_time_ns, index.labels)
                 connection.executemany(label_index.INSERT, rows)
+                if index.owner:
+                    connection.execute(owner_index.INSERT, owner_index.bind_owner(index))
             connection.executemany(_INSERT_ENTRY, batch.entries)
             connection.executemany(_INSERT_OUTSIDE, batch.outside)
             connection.executemany(_FINISH, map(bind_finish, batch.finished))
@@ -183,6 +185,7 @@ class SqliteStore:
         )
         self._connection.execute(_BURY, (generation_id,))
         self._connection.execute("DELETE FROM labels WHERE generation_id = ?", (generation_id,))
+        self._connection.execute(owner_index.DELETE, (generation_id,))
 
     def truncate_log(self) -> bool:
         """Remove deleted content from the write-ahead log; return False if a reader holds it.

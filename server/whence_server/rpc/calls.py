@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Sampler
 
 from whence_server import logs
+from whence_server.access.gate import OPEN_GATE, Gate
 from whence_server.domain.errors import (
     DeadlinePassedError,
     FieldViolation,
@@ -21,10 +22,12 @@ from whence_server.domain.errors import (
     WhenceError,
 )
 from whence_server.domain.generation import CallError, CallRecord
+from whence_server.domain.identity import ANYONE, Identity
 from whence_server.domain.occurrences import Caller
 from whence_server.domain.tracing import TraceContext
 from whence_server.rpc.call_errors import make_call_error
 from whence_server.rpc.callers import parse_peer
+from whence_server.rpc.credentials import read_credentials
 from whence_server.rpc.one_message import read_one_message
 from whence_server.rpc.status import GRPC_CODES, abort
 from whence_server.rpc.stream_writer import StreamWriter
@@ -52,6 +55,8 @@ class Call:
     """Unix time of the call's arrival."""
     monotonic_ns: int
     peer: str
+    identity: Identity = ANYONE
+    """The caller, once it is admitted."""
     method: str = ""
     """Fully qualified name of the method."""
     read_remaining_s: Callable[[], float | None] = lambda: None
@@ -69,7 +74,8 @@ class Call:
     @property
     def caller(self) -> Caller:
         """The call, and the address that it came from, for records."""
-        return Caller(self.method, self.trace_context, *parse_peer(self.peer))
+        address, port = parse_peer(self.peer)
+        return Caller(self.method, self.trace_context, address, port, self.identity.id)
 
     def has_deadline_passed(self) -> bool:
         """Return whether the call had a deadline that has passed."""
@@ -144,6 +150,8 @@ def make_service_handler(
     calls: CallLog,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     progress_interval_s: float = 0.0,
+    *,
+    gate: Gate = OPEN_GATE,
 ) -> grpc.GenericRpcHandler:
     """Return gRPC's handler of a service whose methods are parsed, guarded and recorded.
 
@@ -153,10 +161,13 @@ def make_service_handler(
         calls: recording of its calls.
         max_message_bytes: maximum size of a request.
         progress_interval_s: seconds of silence after which a stream sends its filler; 0 for never.
+        gate: admits callers.
     """
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in methods:
-        guarded = _GuardedMethod(service, method, calls, max_message_bytes, progress_interval_s)
+        guarded = _GuardedMethod(
+            service, method, calls, max_message_bytes, progress_interval_s, gate
+        )
         make = (
             grpc.stream_unary_rpc_method_handler
             if method.unary
@@ -171,16 +182,18 @@ def make_service_handler(
 
 
 class _GuardedMethod:
-    """Wrapper of one method: its errors become statuses, and its end is recorded."""
+    """Wrapper of one method: it admits callers, turns errors into statuses, and records the end."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the parts of a wrapper
         self,
         service: str,
         method: Method[Any],
         calls: CallLog,
         max_message_bytes: int,
         progress_interval_s: float,
+        gate: Gate,
     ) -> None:
+        self._gate = gate
         self._name = f"{service}/{method.name}"
         self._method = method
         self._calls = calls
@@ -242,14 +255,23 @@ class _GuardedMethod:
             time.time_ns(),
             time.monotonic_ns(),
             context.peer(),
-            self._name,
-            context.time_remaining,
+            method=self._name,
+            read_remaining_s=context.time_remaining,
         )
         context_of_trace = call.trace_context
         with logs.add_ids(trace_id=context_of_trace.trace_id, span_id=context_of_trace.span_id):
+            # Strangers put nothing on record, and nobody reads their messages.
+            if not self._gate.is_open:
+                call.identity = await self._admit(context)
             # A call without a message is not put on record: it has cost its caller nothing.
             request: Parsed = await read_one_message(context)
             await self._run_call(request, context, call, run)
+
+    async def _admit(self, context: Context) -> Identity:
+        try:
+            return await self._gate.admit(self._name, read_credentials(context))
+        except WhenceError as error:
+            await abort(context, error)
 
     async def _run_call(
         self,
@@ -311,6 +333,7 @@ class _GuardedMethod:
                 server_address=endpoint.address,
                 server_port=endpoint.port,
                 error=call.error,
+                caller_id=call.identity.id,
             )
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from whence.v1 import generation_pb2
 from whence_server.domain.entries import Entry
+from whence_server.domain.identity import Scope
 from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.progress import Phase, Progress
@@ -53,7 +54,7 @@ class GenerationServicer:
         progress = ProgressTeller(lambda: self._find_progress(call))
         call.make_filler = progress.make_message
         wanted = await self._convert(request)
-        arrival = Arrival(call.trace_context, call.time_ns, call.monotonic_ns)
+        arrival = Arrival(call.trace_context, call.time_ns, call.monotonic_ns, call.identity.id)
         call.generation_id = await generations.start(wanted, arrival)
         following = generations.follow(call.generation_id, 0, _make_reader(call))
         async for message in _read_messages(following, progress):
@@ -79,6 +80,9 @@ class GenerationServicer:
     ) -> AsyncGenerator[bytes, None]:
         """Follow a running or recorded generation after an offset; no model is needed."""
         call.generation_id = require_generation_id(request.generation_id)
+        await self._serving.require_access(
+            call.generation_id, call.identity, Scope.READ_ALL, Scope.READ_CONTENT
+        )
         after = request.after_offset
         following = self._serving.follow(call.generation_id, after, _make_reader(call))
         progress = ProgressTeller(lambda: self._find_progress(call), after)
@@ -89,6 +93,7 @@ class GenerationServicer:
     async def cancel(self, request: generation_pb2.CancelGenerationRequest, call: Call) -> bytes:
         """Stop a generation at once."""
         call.generation_id = require_generation_id(request.generation_id)
+        await self._serving.require_access(call.generation_id, call.identity, Scope.ADMIN)
         await self._serving.cancel(call.generation_id, call.caller)
         return generation_pb2.CancelGenerationResponse().SerializeToString()
 

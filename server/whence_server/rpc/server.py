@@ -8,7 +8,14 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from whence_server.domain.addresses import is_ip_address, is_loopback, parse_host_port
+from whence_server.access.gate import OPEN_GATE, Gate
+from whence_server.access.tls_files import TlsFiles
+from whence_server.domain.addresses import (
+    NEEDS_GUARD,
+    is_ip_address,
+    is_loopback,
+    parse_host_port,
+)
 from whence_server.domain.errors import ConfigurationError
 from whence_server.rpc.calls import (
     MAX_MESSAGE_BYTES,
@@ -25,6 +32,7 @@ from whence_server.rpc.listening import (
     resolve_addresses,
 )
 from whence_server.rpc.standard import Health, make_reflection_handlers
+from whence_server.rpc.tls import make_server_credentials
 from whence_server.rpc.unix_socket import UnixSocket
 from whence_server.rpc.unknown_methods import UnknownMethods
 
@@ -52,13 +60,15 @@ class ServerOptions:
 
     Attributes:
         listen: "HOST:PORT" (port 0 chooses a free one) or "unix:PATH".
-        insecure_listen_anywhere: allow addresses beyond loopback, without authentication.
+        insecure_listen_anywhere: allow addresses beyond loopback without TLS and authentication.
+        is_guarded: callers are authenticated, and TCP ports speak TLS.
         max_message_bytes: maximum size of a request.
         max_concurrent_streams: maximum number of concurrent calls on one connection.
         socket_mode: permissions of Unix sockets.
         max_connections: maximum number of open connections over all addresses.
         progress_interval_s: seconds of silence after which a stream tells its progress; 0 for
             never.
+        tls: files of TLS, which all TCP ports then speak; None for plain text.
         metrics_listen: "HOST:PORT" of the metrics page, on which this process listens already;
             "" for none.
     """
@@ -70,7 +80,9 @@ class ServerOptions:
     socket_mode: int = 0o600
     max_connections: int = MAX_CONNECTIONS
     progress_interval_s: float = 10.0
+    is_guarded: bool = False
     metrics_listen: str = ""
+    tls: TlsFiles | None = None
 
 
 @dataclass(slots=True)
@@ -82,14 +94,19 @@ class RpcServer:
     services: tuple[str, ...]
     endpoints: list[Endpoint] = field(default_factory=list)
     sockets: list[UnixSocket] = field(default_factory=list)
+    is_encrypted: bool = False
+    """True if its TCP ports speak TLS."""
     is_serving: bool = False
     """True if health reports SERVING."""
 
     @property
     def targets(self) -> list[str]:
         """Addresses for clients, with the actual port numbers."""
+        scheme = "grpcs://" if self.is_encrypted else ""
         return [
-            f"unix:{e.address}" if e.port is None else f"{_add_brackets(e.address)}:{e.port}"
+            f"unix:{e.address}"
+            if e.port is None
+            else f"{scheme}{_add_brackets(e.address)}:{e.port}"
             for e in self.endpoints
         ]
 
@@ -120,8 +137,15 @@ async def build_server(
     options: ServerOptions,
     services: dict[str, list[Method[Any]]],
     calls: CallLog,
+    gate: Gate = OPEN_GATE,
 ) -> RpcServer:
     """Build the server and bind its sockets; it serves nothing before `start`.
+
+    Args:
+        options: addresses and limits.
+        services: methods by the full names of their services.
+        calls: recording of calls.
+        gate: admits callers.
 
     Raises:
         ConfigurationError: an address is malformed, in use, or not loopback.
@@ -131,18 +155,23 @@ async def build_server(
     )
     for service, methods in services.items():
         handler = make_service_handler(
-            service, methods, calls, options.max_message_bytes, options.progress_interval_s
+            service,
+            methods,
+            calls,
+            options.max_message_bytes,
+            options.progress_interval_s,
+            gate=gate,
         )
         server.add_generic_rpc_handlers((handler,))
-    health = Health()
+    health = Health(gate)
     server.add_generic_rpc_handlers(
         (
             health.make_handler(),
-            *make_reflection_handlers(tuple(services)),
+            *make_reflection_handlers(tuple(services), gate),
             UnknownMethods(),
         )
     )
-    rpc_server = RpcServer(server, health, tuple(services))
+    rpc_server = RpcServer(server, health, tuple(services), is_encrypted=options.tls is not None)
     # The health servicer starts as SERVING.
     await rpc_server.set_serving(False)
     try:
@@ -211,6 +240,11 @@ def _bind(rpc_server: RpcServer, address: str, options: ServerOptions) -> Endpoi
 
     def listen(target: str) -> int:
         try:
+            # Permissions protect a Unix socket, and nothing that it carries leaves the machine.
+            if options.tls is not None and endpoint.port is not None:
+                return rpc_server.server.add_secure_port(
+                    target, make_server_credentials(options.tls)
+                )
             return rpc_server.server.add_insecure_port(target)
         except RuntimeError as error:
             raise ConfigurationError(f"--listen {address}: cannot listen there: {error}") from error
@@ -222,10 +256,10 @@ def _bind(rpc_server: RpcServer, address: str, options: ServerOptions) -> Endpoi
         rpc_server.sockets.append(unix_socket)
         unix_socket.bind(lambda path: listen(f"unix:{path}"))
         return endpoint
-    if not options.insecure_listen_anywhere and not is_loopback(endpoint.address):
+    allowed = options.insecure_listen_anywhere or options.is_guarded
+    if not allowed and not is_loopback(endpoint.address):
         raise ConfigurationError(
-            f"--listen {address}: only loopback addresses and Unix sockets are allowed, because "
-            "callers are not authenticated; --insecure-listen-anywhere allows others"
+            f"--listen {address}: {NEEDS_GUARD}; --insecure-listen-anywhere lifts this"
         )
     hosts = resolve_addresses(endpoint.address)
     port = endpoint.port or choose_port(hosts)

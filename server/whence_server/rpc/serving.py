@@ -11,12 +11,14 @@ from whence_server.domain.errors import (
     ModelNotReadyError,
     WhenceError,
 )
+from whence_server.domain.identity import Identity, Scope
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.occurrences import Caller
 from whence_server.generation.progress import Phase, Progress
 from whence_server.generation.readers import Reader
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
+from whence_server.rpc.visibility import require_access
 from whence_server.text.tokenizer import TextTokenizer
 
 # The SDK, while it waits for the model, asks again after 5 s at most, and connects again after 6 s.
@@ -93,6 +95,10 @@ class Serving:
         if self._generations is None:
             raise self.make_missing_error()
         return self._generations
+
+    async def require_access(self, generation_id: str, identity: Identity, *others: Scope) -> None:
+        """Check that a generation exists for a caller, as `visibility.require_access` does."""
+        await require_access(self._journal, generation_id, identity, *others)
 
     async def cancel(self, generation_id: str, caller: Caller) -> None:
         """Stop a generation at once; do nothing if it has finished. Without a model, none runs.

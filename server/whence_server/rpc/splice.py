@@ -25,13 +25,14 @@ _KINDS: dict[EntryKind, str] = {
     EntryKind.FINISHED: "finished",
 }
 _BATCHED = frozenset({EntryKind.PROMPT_STEP, EntryKind.STEP})
-_MESSAGES: dict[EntryKind, type[Message]] = {
+MESSAGES: dict[EntryKind, type[Message]] = {
     EntryKind.STARTED: generation_pb2.GenerationStarted,
     EntryKind.PROMPT_STEP: step_pb2.Step,
     EntryKind.STEP: step_pb2.Step,
     EntryKind.BEAM_ROUND: generation_pb2.BeamRound,
     EntryKind.FINISHED: generation_pb2.GenerationFinished,
 }
+"""Messages of a generation's own entries."""
 
 
 def require_readable(entries: Sequence[Entry]) -> None:
@@ -42,7 +43,7 @@ def require_readable(entries: Sequence[Entry]) -> None:
     """
     for entry in entries:
         try:
-            _MESSAGES[entry.kind].FromString(entry.payload)
+            MESSAGES[entry.kind].FromString(entry.payload)
         except (DecodeError, KeyError) as error:
             raise RecordDamagedError(
                 entry.generation_id, f"its entry {entry.offset} is not a message: {error}"

@@ -17,8 +17,15 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from whence_server.domain.errors import FieldViolation, HealthNotFoundError, InvalidRequestError
+from whence_server.access.gate import OPEN_GATE, Gate
+from whence_server.domain.errors import (
+    FieldViolation,
+    HealthNotFoundError,
+    InvalidRequestError,
+    WhenceError,
+)
 from whence_server.rpc.calls import Context, Malformed
+from whence_server.rpc.credentials import read_credentials
 from whence_server.rpc.one_message import read_one_message
 from whence_server.rpc.status import abort
 
@@ -28,7 +35,11 @@ REFLECTION_V1 = REFLECTION_V1ALPHA.replace("v1alpha", "v1")
 
 
 class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
-    """The standard health servicer, with `List` and with error messages."""
+    """The standard health servicer, with `List`, with error messages, and behind a gate."""
+
+    def __init__(self, gate: Gate = OPEN_GATE) -> None:
+        super().__init__()
+        self._gate = gate
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
         """Return one service's state; end the call with NOT_FOUND for an unknown service."""
@@ -55,25 +66,32 @@ class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
         parse_check = _make_parser(health_pb2.HealthCheckRequest)
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Check": grpc.stream_unary_rpc_method_handler(
-                _adapt_to_stream(self.Check), parse_check, _serialize
+                _adapt_to_stream(self.Check, f"{HEALTH}/Check", self._gate), parse_check, _serialize
             ),
             "List": grpc.stream_unary_rpc_method_handler(
-                _adapt_to_stream(self.List), _make_parser(health_pb2.HealthListRequest), _serialize
+                _adapt_to_stream(self.List, f"{HEALTH}/List", self._gate),
+                _make_parser(health_pb2.HealthListRequest),
+                _serialize,
             ),
             "Watch": grpc.stream_stream_rpc_method_handler(
-                _adapt_to_stream(self.Watch), parse_check, _serialize
+                _adapt_to_stream(self.Watch, f"{HEALTH}/Watch", self._gate), parse_check, _serialize
             ),
         }
         return grpc.method_handlers_generic_handler(HEALTH, methods)
 
 
-def make_reflection_handlers(services: tuple[str, ...]) -> tuple[grpc.GenericRpcHandler, ...]:
+def make_reflection_handlers(
+    services: tuple[str, ...], gate: Gate = OPEN_GATE
+) -> tuple[grpc.GenericRpcHandler, ...]:
     """Return gRPC's handlers of reflection over these services, health and reflection."""
     _describe_v1()
     names = (REFLECTION_V1, REFLECTION_V1ALPHA)
     servicer = ReflectionServicer((*services, HEALTH, *names))
 
     async def reflect(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        # Both names have one rule.
+        await _admit(gate, f"{REFLECTION_V1}/ServerReflectionInfo", context)
+
         async def read_sound() -> AsyncIterator[Any]:
             async for request in requests:
                 await _refuse_malformed(request, context)
@@ -103,8 +121,18 @@ def _describe_v1() -> None:
         pool.Add(text_format.Parse(str(file).replace("v1alpha", "v1"), type(file)()))
 
 
-def _adapt_to_stream(method: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+async def _admit(gate: Gate, name: str, context: Context) -> None:
+    if gate.is_open:
+        return
+    try:
+        await gate.admit(name, read_credentials(context))
+    except WhenceError as error:
+        await abort(context, error)
+
+
+def _adapt_to_stream(method: Callable[[Any, Any], Awaitable[Any]], name: str, gate: Gate) -> Any:
     async def run(_messages: object, context: Context) -> Any:
+        await _admit(gate, name, context)
         return await method(await read_one_message(context), context)
 
     return run

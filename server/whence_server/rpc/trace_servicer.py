@@ -16,10 +16,12 @@ from whence_server.domain.errors import (
     InvalidRequestError,
     RecordDamagedError,
 )
+from whence_server.domain.identity import Scope
 from whence_server.domain.limits import Limits
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.rpc.calls import Call, Method
+from whence_server.rpc.content_hiding import hide_content, hide_entry
 from whence_server.rpc.conversions import choose_page_size, require_generation_id
 from whence_server.rpc.splice import (
     build_events,
@@ -27,6 +29,7 @@ from whence_server.rpc.splice import (
     build_watch_position,
     build_watch_response,
 )
+from whence_server.rpc.visibility import get_visible_owner, require_access, sees_content
 from whence_server.rpc.watching import (
     WatchFilter,
     make_position_token,
@@ -75,6 +78,7 @@ class TraceServicer:
     async def get_generation(self, request: trace_pb2.GetGenerationRequest, call: Call) -> bytes:
         """Return the complete start and finish of one generation, and its occurrences."""
         call.generation_id = require_generation_id(request.generation_id)
+        await require_access(self._journal, call.generation_id, call.identity, Scope.READ_ALL)
         row = await self._journal.get(call.generation_id)
         entries = await self._journal.read(
             call.generation_id,
@@ -95,26 +99,31 @@ class TraceServicer:
             ) from error
         if response.started.generation_id != call.generation_id:
             raise RecordDamagedError(call.generation_id, "its STARTED entry has another id")
+        if not sees_content(call.identity):
+            hide_content(response)
         return response.SerializeToString()
 
     async def list_generations(
         self, request: trace_pb2.ListGenerationsRequest, call: Call
     ) -> bytes:
         """Return a page of summaries, newest first."""
-        del call
         rows, next_page_token = await self._journal.list(
-            convert_filter(request.filter),
+            convert_filter(request.filter, get_visible_owner(call.identity)),
             choose_page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE),
             request.page_token,
         )
-        return trace_pb2.ListGenerationsResponse(
+        response = trace_pb2.ListGenerationsResponse(
             generations=[make_summary_message(row) for row in rows],
             next_page_token=next_page_token,
-        ).SerializeToString()
+        )
+        if not sees_content(call.identity):
+            hide_content(response)
+        return response.SerializeToString()
 
     async def list_steps(self, request: trace_pb2.ListStepsRequest, call: Call) -> bytes:
         """Return a page of steps, in the order in which they were made."""
         call.generation_id = require_generation_id(request.generation_id)
+        await require_access(self._journal, call.generation_id, call.identity, Scope.READ_ALL)
         await self._journal.get(call.generation_id)
         limit = choose_page_size(request.page_size, _DEFAULT_STEPS, _LARGEST_STEPS)
         kind = EntryKind.PROMPT_STEP if request.prompt else EntryKind.STEP
@@ -133,6 +142,8 @@ class TraceServicer:
             raise RecordDamagedError(
                 call.generation_id, f"a step is not a message: {error}"
             ) from error
+        if not sees_content(call.identity):
+            page = list(map(hide_entry, page))
         return build_list_steps_response(page, f"after:{page[-1].offset}" if more else "")
 
     async def watch_generations(
@@ -142,7 +153,9 @@ class TraceServicer:
         asked = request.after_position
         journal_id = self._journal.id
         cursor = read_position(asked, self._journal) if asked else self._journal.position
-        wanted = WatchFilter(self._journal, convert_filter(request.filter), request.lifecycle_only)
+        list_filter = convert_filter(request.filter, get_visible_owner(call.identity))
+        wanted = WatchFilter(self._journal, list_filter, request.lifecycle_only)
+        shows_content = sees_content(call.identity)
 
         def make_filler() -> bytes:
             # A position is handed out only once it is on disk, where no crash can give it away.
@@ -156,7 +169,8 @@ class TraceServicer:
         ) as batches:
             async for entries in batches:
                 for run in await wanted.select_runs(entries):
-                    for event in build_events(run):
+                    shown = run if shows_content else list(map(hide_entry, run))
+                    for event in build_events(shown):
                         position = make_position_token(journal_id, event.last.position)
                         yield build_watch_response(event, position)
                 cursor = entries[-1].position
@@ -168,7 +182,8 @@ class TraceServicer:
     ) -> bytes:
         """Destroy a generation's content; its id stays taken."""
         call.generation_id = require_generation_id(request.generation_id)
-        await self._journal.delete(call.generation_id)
+        await require_access(self._journal, call.generation_id, call.identity, Scope.READ_ALL)
+        await self._journal.delete(call.generation_id, call.identity.id)
         return trace_pb2.DeleteGenerationResponse().SerializeToString()
 
 
@@ -194,8 +209,12 @@ def make_summary_message(row: GenerationRow) -> trace_pb2.GenerationSummary:
     return summary
 
 
-def convert_filter(given: trace_pb2.GenerationFilter) -> ListFilter:
+def convert_filter(given: trace_pb2.GenerationFilter, owner: str | None = None) -> ListFilter:
     """Convert a filter to the journal's type; unset fields match everything.
+
+    Args:
+        given: the filter.
+        owner: the only owner whose generations match; None for all.
 
     Raises:
         InvalidRequestError: fields exceed their bounds; the error names all of them.
@@ -208,6 +227,7 @@ def convert_filter(given: trace_pb2.GenerationFilter) -> ListFilter:
         model=given.model,
         trace_id=given.trace_id,
         labels=dict(given.labels),
+        owner=owner,
     )
 
 

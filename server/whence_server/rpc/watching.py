@@ -129,6 +129,7 @@ class WatchFilter:
             and (wanted.start_before_ns is None or index.start_time_ns < wanted.start_before_ns)
             and wanted.model in ("", index.model)
             and wanted.trace_id in ("", index.trace_id)
+            and wanted.owner in {None, index.owner}
             and wanted.labels.items() <= index.labels.items()
         )
 

@@ -98,6 +98,7 @@ class LiveServer:
     Attributes:
         engine: None until the engine process is started.
         generations: None until the model is loaded.
+        refused: number of calls that were refused for want of authentication or scope, by cause.
     """
 
     def __init__(self, journal: LiveJournal, max_cache_tokens: int) -> None:
@@ -105,6 +106,7 @@ class LiveServer:
         self.max_cache_tokens = max_cache_tokens
         self.engine: LiveEngine | None = None
         self.generations: LiveGenerations | None = None
+        self.refused: Mapping[str, int] = {}
         self._is_serving: Callable[[], bool] = lambda: False
         self._is_draining: Callable[[], bool] = lambda: False
 

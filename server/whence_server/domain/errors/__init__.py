@@ -23,6 +23,8 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── NotOfferedError             UNIMPLEMENTED
 ├── DrainingError               UNAVAILABLE, gives a retry delay
 ├── EngineLostError             UNAVAILABLE
+├── UnauthenticatedError        UNAUTHENTICATED
+├── ScopeMissingError           PERMISSION_DENIED
 ├── DeadlinePassedError         DEADLINE_EXCEEDED
 ├── GenerationFailedError       INTERNAL: one generation failed
 ├── ConfigurationError          the server does not start
@@ -43,6 +45,10 @@ WhenceError                     a code, a machine-readable reason, a message
     └── UpstreamModelError      FAILED_PRECONDITION: it has another model
 """
 
+from whence_server.domain.errors.access import (
+    ScopeMissingError,
+    UnauthenticatedError,
+)
 from whence_server.domain.errors.base import (
     Code,
     FieldViolation,
@@ -131,9 +137,11 @@ __all__ = [
     "RecordDamagedError",
     "RequestTooLargeError",
     "RouteNotFoundError",
+    "ScopeMissingError",
     "TextProcessError",
     "TextQueueFullError",
     "TrainingRunNotFoundError",
+    "UnauthenticatedError",
     "UpstreamAwayError",
     "UpstreamBusyError",
     "UpstreamError",

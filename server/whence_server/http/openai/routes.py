@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from whence_server.access.gate import OPEN_GATE, Gate
 from whence_server.domain.errors import RouteNotFoundError
 from whence_server.domain.http_routes import CHAT_COMPLETIONS, COMPLETIONS, RESPONSES
 from whence_server.http.exchange import Exchange, guard
@@ -25,7 +26,9 @@ _RESPONSES_NAMES = {
 }
 
 
-def list_routes(front: Front, calls: CallLog) -> Mapping[tuple[str, str], Answer]:
+def list_routes(
+    front: Front, calls: CallLog, gate: Gate = OPEN_GATE
+) -> Mapping[tuple[str, str], Answer]:
     """Return the handlers by request method and path."""
     errors = OpenAIErrors(FIELD_NAMES)
     models = Models(front.serving)
@@ -35,11 +38,11 @@ def list_routes(front: Front, calls: CallLog) -> Mapping[tuple[str, str], Answer
         RESPONSES: (Responses(front).answer, OpenAIErrors(_RESPONSES_NAMES)),
     }
     routes = {
-        ("POST", path): guard(path, answer, renderer, calls)
+        ("POST", path): guard(path, answer, renderer, calls, gate=gate)
         for path, (answer, renderer) in answers.items()
     }
     for path, handle in (("/v1/models", models.list), ("/v1/models/{model:.+}", models.get)):
-        routes["GET", path] = guard(path, handle, errors, calls, recorded=False)
+        routes["GET", path] = guard(path, handle, errors, calls, gate=gate, recorded=False)
     return routes
 
 

@@ -48,7 +48,9 @@ async def start(front: Front, wanted: GenerationRequest, exchange: Exchange) -> 
     Raises:
         WhenceError: the request is refused.
     """
-    arrival = Arrival(exchange.trace_context, exchange.time_ns, exchange.monotonic_ns)
+    arrival = Arrival(
+        exchange.trace_context, exchange.time_ns, exchange.monotonic_ns, exchange.identity.id
+    )
     exchange.generation_id = await front.serving.get_generations().start(wanted, arrival)
 
 

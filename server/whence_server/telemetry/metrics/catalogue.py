@@ -51,6 +51,8 @@ QUANTITY: Final = "whence.step.quantity"
 """entropy, surprise or margin."""
 EXPORT_OUTCOME: Final = "whence.export.outcome"
 """exported, rejected or set_aside."""
+REFUSAL_CAUSE: Final = "whence.refusal.cause"
+"""missing, unknown, expired, invalid or scope."""
 
 # ---- bucket boundaries ----
 
@@ -354,6 +356,14 @@ EXPORT_UNREADABLE: Final = Definition(
     (CONSUMER,),
 )
 
+CALLS_REFUSED: Final = Definition(
+    "whence.calls.refused",
+    Kind.COUNTER,
+    "{call}",
+    "Calls of callers that were not authenticated, or lacked the scope of the method.",
+    (REFUSAL_CAUSE,),
+)
+
 MEASURED: Final = (
     REQUEST_DURATION,
     TIME_TO_FIRST_TOKEN,
@@ -392,6 +402,7 @@ POLLED: Final = (
     EXPORT_RETRIES,
     EXPORT_REFUSING,
     EXPORT_UNREADABLE,
+    CALLS_REFUSED,
 )
 """LiveSources on each collection."""
 ALL: Final = (*MEASURED, *STEPS, *POLLED)

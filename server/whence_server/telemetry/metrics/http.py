@@ -1,12 +1,14 @@
 """Web server of the metrics page and the health page, in the event loop."""
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from typing import NamedTuple
 
 from aiohttp import web
 
-from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.errors import Code, ConfigurationError, WhenceError
 from whence_server.telemetry.health import HealthAnswer
 from whence_server.telemetry.metrics.connections import (
     EXCHANGE_S,
@@ -15,8 +17,28 @@ from whence_server.telemetry.metrics.connections import (
 )
 from whence_server.telemetry.metrics.page import Page
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Admit = Callable[[str, web.Request], Awaitable[object]]
+
 PATH, HEALTH_PATH = "/metrics", "/healthz"
 _SHUTDOWN_S = 1.0
+_HANDSHAKE_S = 5.0
+
+
+class PageAccess(NamedTuple):
+    """TLS of the connections, and admission of requests.
+
+    Attributes:
+        tls: None for plain text.
+        admit: called before a request is answered, with "GET" and its path, and the request; its
+            WhenceError is the answer. None admits everybody.
+    """
+
+    tls: ssl.SSLContext | None = None
+    admit: Admit | None = None
+
+
+PLAIN = PageAccess()
 
 
 class MetricsServer:
@@ -32,6 +54,7 @@ class MetricsServer:
         max_connections: most connections that are open at once; the oldest is aborted for the
             newest.
         exchange_s: longest duration of a connection in seconds.
+        access: TLS, and admission of requests.
     """
 
     def __init__(
@@ -43,6 +66,7 @@ class MetricsServer:
         *,
         max_connections: int = MAX_CONNECTIONS,
         exchange_s: float = EXCHANGE_S,
+        access: PageAccess = PLAIN,
     ) -> None:
         self._render = render
         self._ask_health = health
@@ -50,6 +74,7 @@ class MetricsServer:
         self._port = port
         self._max_connections = max_connections
         self._exchange_s = exchange_s
+        self._tls, self._admit = access
         self._connections: Connections | None = None
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
@@ -68,7 +93,8 @@ class MetricsServer:
     def url(self) -> str:
         """URL of the metrics page."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"http://{host}:{self._port}{PATH}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://{host}:{self._port}{PATH}"
 
     async def start(self) -> None:
         """Start listening.
@@ -76,7 +102,7 @@ class MetricsServer:
         Raises:
             ConfigurationError: the address or port cannot be used.
         """
-        application = web.Application(middlewares=[_close_after_answer])
+        application = web.Application(middlewares=[_close_after_answer, self._refuse])
         application.router.add_get(PATH, self._answer_page)
         application.router.add_get(HEALTH_PATH, self._answer_health)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_S)
@@ -86,7 +112,12 @@ class MetricsServer:
         connections = Connections(runner.server, self._max_connections, self._exchange_s)
         try:
             self._listening = await asyncio.get_running_loop().create_server(
-                connections, self._host, self._port
+                connections,
+                self._host,
+                self._port,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_S,
+                ssl_shutdown_timeout=None if self._tls is None else _SHUTDOWN_S,
             )
         except OSError as error:
             await runner.cleanup()
@@ -106,6 +137,19 @@ class MetricsServer:
             await self._runner.cleanup()
             self._runner = None
 
+    @web.middleware
+    async def _refuse(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer a caller that is not admitted with its error."""
+        if self._admit is not None and request.path in {PATH, HEALTH_PATH}:
+            try:
+                await self._admit(f"GET {request.path}", request)
+            except WhenceError as error:
+                authenticated = error.code is not Code.UNAUTHENTICATED
+                status = HTTPStatus.FORBIDDEN if authenticated else HTTPStatus.UNAUTHORIZED
+                headers = {} if authenticated else {"WWW-Authenticate": "Bearer"}
+                return web.Response(status=status, text=error.message, headers=headers)
+        return await handler(request)
+
     async def _answer_page(self, request: web.Request) -> web.Response:
         page = self._render(",".join(request.headers.getall("Accept", [])))
         return web.Response(body=page.body, headers={"Content-Type": page.content_type})
@@ -120,9 +164,7 @@ class MetricsServer:
 
 
 @web.middleware
-async def _close_after_answer(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+async def _close_after_answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Close the connection after the answer, also after an error."""
     try:
         response = await handler(request)

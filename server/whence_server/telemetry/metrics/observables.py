@@ -116,6 +116,11 @@ def _observe_export_spans(observed: LiveSources) -> Iterator[Observation]:
             yield Observation(number, attributes)
 
 
+def _observe_refused(observed: LiveSources) -> Iterator[Observation]:
+    for cause, number in observed.live.refused.items():
+        yield Observation(number, {catalogue.REFUSAL_CAUSE: cause})
+
+
 _LOOKS: dict[Definition, _Look] = {
     catalogue.GENERATIONS_RUNNING: _observe_generations(lambda it: it.num_running),
     catalogue.SEQUENCES_WAITING: _observe_generations(lambda it: it.num_waiting_sequences),
@@ -134,4 +139,5 @@ _LOOKS: dict[Definition, _Look] = {
     catalogue.EXPORT_RETRIES: _observe_exports(lambda it: it.num_retries),
     catalogue.EXPORT_REFUSING: _observe_exports(lambda it: int(it.refusing)),
     catalogue.EXPORT_UNREADABLE: _observe_exports(lambda it: it.num_unreadable),
+    catalogue.CALLS_REFUSED: _observe_refused,
 }

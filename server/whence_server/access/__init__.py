@@ -1,0 +1,1 @@
+"""Admission of callers: TLS, identities, scopes and limits."""

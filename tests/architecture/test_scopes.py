@@ -1,0 +1,79 @@
+"""The table of scopes: every RPC and route has a row, and docs/access.md shows the table."""
+
+import re
+from pathlib import Path
+
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+import whence.v1
+from whence.v1 import generation_pb2, model_pb2, trace_pb2, training_pb2
+from whence_server.access.scope_table import PUBLIC, ROUTES, RPCS, TABLE, Rule
+from whence_server.config.access import PUBLIC_SERVICES
+from whence_server.domain.identity import Scope
+from whence_server.domain.limits import Limits
+from whence_server.http.openai.routes import list_routes
+from whence_server.http.openai.running import Front
+from whence_server.rpc.calls import CallLog
+from whence_server.telemetry.metrics.http import HEALTH_PATH, PATH
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "access.md").read_text(encoding="utf-8")
+FILES = (generation_pb2, model_pb2, trace_pb2, training_pb2, health_pb2, reflection_pb2)
+
+
+def test_every_file_of_the_contract_with_a_service_is_walked() -> None:
+    """Notice a new service, whose file the other tests would not know."""
+    folder = Path(whence.v1.__file__).parent
+    with_services = {
+        path.name.removesuffix("_grpc.py")
+        for path in folder.glob("*_pb2_grpc.py")
+        if "Stub" in path.read_text(encoding="utf-8")
+    }
+    assert with_services == {it.__name__.rpartition(".")[2] for it in FILES[:4]}
+
+
+def test_every_rpc_of_the_descriptors_has_a_rule_and_no_other() -> None:
+    methods = {
+        f"{service.full_name}/{method.name}"
+        for file in FILES
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    # The package has the older name alone; the server serves both.
+    methods |= {name.replace("v1alpha", "v1") for name in methods if "reflection" in name}
+    assert set(RPCS) == methods
+
+
+def test_every_http_route_has_a_rule_and_no_other() -> None:
+    front = Front(None, Limits(), 1, 0.0)  # type: ignore[arg-type]  # nothing is called
+    routes = {" ".join(route) for route in list_routes(front, CallLog(lambda _: None))}
+    assert set(ROUTES) == routes | {f"GET {PATH}", f"GET {HEALTH_PATH}"}
+
+
+def test_content_is_never_shown_for_a_scope_of_numbers_by_rule_alone() -> None:
+    """Hold the methods that stream or return text to the scopes that include it."""
+    for name in ("ReadDocument", "GetDocument"):
+        assert RPCS[f"whence.v1.TrainingService/{name}"].scopes == (Scope.READ_CONTENT,)
+    assert Scope.READ not in RPCS["whence.v1.GenerationService/ResumeGeneration"].scopes
+
+
+def test_public_services_are_those_of_the_setting() -> None:
+    assert PUBLIC == PUBLIC_SERVICES
+
+
+def make_row(name: str, rule: Rule) -> str:
+    scopes = " or ".join(f"`{scope}`" for scope in rule.scopes) or "any caller"
+    if rule.public:
+        scopes += f"; nobody with `--public-services {rule.public}`"
+    return f"| `{name}` | {scopes} | {rule.note} |"
+
+
+def test_documentation_shows_the_table() -> None:
+    rows = re.findall(r"^\| `(?:[a-z.]+v1[a-z]*\.\w+/|GET|POST).*\|$", PAGE, re.MULTILINE)
+    assert rows == [make_row(name, rule) for name, rule in TABLE.items()]
+
+
+def test_documentation_shows_every_scope() -> None:
+    rows = re.findall(r"^\| `([a-z:]+)` \| [A-Z]", PAGE, re.MULTILINE)
+    assert rows == list(Scope)

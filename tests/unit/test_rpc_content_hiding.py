@@ -1,0 +1,111 @@
+"""Hiding of content: a caller with `read` sees numbers, and neither text nor token ids."""
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from whence.v1 import generation_pb2, step_pb2, trace_pb2
+from whence_server.domain.entries import Entry, EntryKind
+from whence_server.rpc.content_hiding import hide_content, hide_entry, is_content
+from whence_server.rpc.splice import MESSAGES
+
+SECRET_TEXT, SECRET_ID = "secret-text", 987_654_321
+RESPONSES = (
+    trace_pb2.GetGenerationResponse,
+    trace_pb2.ListGenerationsResponse,
+    trace_pb2.ListStepsResponse,
+    trace_pb2.WatchGenerationsResponse,
+)
+
+
+def fill(message: Message, depth: int = 0, *, first: bool = False) -> None:
+    """Set every field: texts to SECRET_TEXT, token ids to SECRET_ID.
+
+    Of each oneof the last member stays set, or the first.
+    """
+    fields = message.DESCRIPTOR.fields
+    for field in reversed(fields) if first else fields:
+        kind = field.message_type
+        if kind is not None and kind.GetOptions().map_entry:
+            values = getattr(message, field.name)
+            key = SECRET_TEXT if kind.fields_by_name["key"].type == 9 else SECRET_ID
+            is_text = kind.fields_by_name["value"].type == 9
+            values[key] = SECRET_TEXT if is_text else 1.0
+        elif kind is not None:
+            value = getattr(message, field.name)
+            if field.is_repeated:
+                value = value.add()
+            elif kind.full_name.startswith("whence."):
+                value.SetInParent()
+            if kind.full_name.startswith("whence.") and depth < 8:
+                fill(value, depth + 1, first=first)
+        else:
+            value = {
+                FieldDescriptor.CPPTYPE_STRING: SECRET_TEXT
+                if field.type == FieldDescriptor.TYPE_STRING
+                else SECRET_TEXT.encode(),
+                FieldDescriptor.CPPTYPE_BOOL: True,
+                FieldDescriptor.CPPTYPE_ENUM: 1,
+                FieldDescriptor.CPPTYPE_FLOAT: 1.5,
+                FieldDescriptor.CPPTYPE_DOUBLE: 1.5,
+            }.get(field.cpp_type, 7)
+            if "token_id" in field.name:
+                value = SECRET_ID
+            if field.is_repeated:
+                getattr(message, field.name).append(value)
+            else:
+                setattr(message, field.name, value)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("response", RESPONSES)
+def test_no_text_and_no_token_id_is_left(response: type[Message], first: bool) -> None:
+    filled = response()
+    fill(filled, first=first)
+    assert SECRET_TEXT in str(filled)
+    hide_content(filled)
+    shown = [
+        line.strip().partition(":")[0] for line in str(filled).splitlines() if SECRET_TEXT in line
+    ]
+    assert str(SECRET_ID) not in str(filled)
+    for content in ("prompt", "text", "content", "arguments_json", "stop", "regex", "tools_json"):
+        assert content not in shown
+    for secret in ("prompt_preview", "text_preview", "request_digest", "reasoning_content"):
+        assert secret not in str(filled)
+
+
+def test_numbers_stay() -> None:
+    step = step_pb2.Step(index=3, token_id=5, text="x", logprob=-0.5, rank=1, entropy=2.0)
+    step.candidates.token_ids.append(5)
+    step.candidates.logprobs.append(-0.5)
+    step.draw.runner_up_token_id = 9
+    step.draw.margin = 0.25
+    hide_content(step)
+    kept = step_pb2.Step(index=3, logprob=-0.5, rank=1, entropy=2.0)
+    kept.draw.margin = 0.25
+    assert step == kept
+
+
+def test_new_text_is_hidden_until_it_is_listed() -> None:
+    fields = generation_pb2.GenerationStarted.DESCRIPTOR.fields_by_name
+    assert is_content(fields["prompt"])
+    assert is_content(fields["request_digest"]), "short prompts can be guessed from it"
+    assert not is_content(fields["owner"])
+    unlisted = generation_pb2.GenerateRequest.DESCRIPTOR.fields_by_name
+    assert is_content(unlisted["model"])
+
+
+def test_fields_of_a_later_version_are_hidden() -> None:
+    later = step_pb2.Step(index=1).SerializeToString() + b"\xfa\x7f" + b"\x06secret"
+    entry = Entry(1, "g", 1, EntryKind.STEP, later)
+    assert step_pb2.Step.FromString(later).SerializeToString() == later
+    assert hide_entry(entry).payload == step_pb2.Step(index=1).SerializeToString()
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_entries_of_every_kind_are_hidden(kind: EntryKind) -> None:
+    message = MESSAGES[kind]()
+    fill(message)
+    assert str(SECRET_ID) in str(message)
+    entry = hide_entry(Entry(1, "g", 1, kind, message.SerializeToString()))
+    assert str(SECRET_ID) not in str(MESSAGES[kind].FromString(entry.payload))
