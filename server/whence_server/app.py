@@ -17,7 +17,7 @@ from whence_server.config import ServeConfig
 from whence_server.domain.addresses import parse_host_port
 from whence_server.domain.errors import ConfigurationError, EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
-from whence_server.domain.limits import Limits
+from whence_server.domain.limits import CallerLimits, Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.engines.transformers.supervisor import EngineSupervisor
 from whence_server.engines.upstream.engine import UpstreamEngine
@@ -129,6 +129,12 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         max_return_sequences=min(64, settings.max_batch_size),
         default_candidates=settings.default_candidates,
         default_disconnect_grace_s=settings.default_disconnect_grace,
+        longest_grace_s=settings.max_disconnect_grace,
+        per_caller=CallerLimits(
+            settings.caller_max_generations,
+            settings.caller_max_queue,
+            settings.caller_tokens_per_minute,
+        ),
     )
     serving = Serving(settings.served_name, journal)
     tracer = EmergenceTracer()

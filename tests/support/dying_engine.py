@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from tiny_models import byte_level_tokenizer
 
@@ -165,10 +166,10 @@ class Service:
         )
         self.running = asyncio.create_task(self.generations.run())
 
-    async def start(self, wanted: GenerationRequest) -> str:
+    async def start(self, wanted: GenerationRequest, caller_id: str = "") -> str:
         context = TraceContext("0" * 32, STARTING_SPAN_ID)
         return await self.generations.start(
-            wanted, Arrival(context, time.time_ns(), time.monotonic_ns())
+            wanted, Arrival(context, time.time_ns(), time.monotonic_ns(), caller_id)
         )
 
     async def finished(self, generation_id: str) -> g.GenerationFinished:
@@ -183,5 +184,5 @@ class Service:
         await self.journal.close()
 
 
-async def service(tmp_path: Path, engine: DyingEngine, **limits: int) -> Service:
+async def service(tmp_path: Path, engine: DyingEngine, **limits: Any) -> Service:
     return Service(await Journal.open(tmp_path), engine, Limits(**limits))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whence_server.domain.errors import GenerationFailedError
+from whence_server.engines.transformers.fair_queue import FairQueue
 from whence_server.engines.transformers.scheduler import Chunk, Scheduler
 
 
@@ -321,3 +322,49 @@ def test_scheduling_is_bounded_fair_and_frees_everything(
     assert simulation.scheduler.num_sequences == 0
     in_order = [name for name in simulation.admitted if name in set(simulation.entered)]
     assert simulation.entered == in_order, "first come, first let in"
+
+
+def test_callers_take_turns_however_much_each_has_waiting() -> None:
+    s = scheduler(batch=1, chunk=10)
+    for number in range(100):
+        s.admit(f"greedy-{number}", 1, 1, 1, caller="greedy")
+    s.admit("one-0", 1, 1, 1, caller="one")
+    s.admit("two-0", 1, 1, 1, caller="two")
+    s.admit("two-1", 1, 1, 1, caller="two")
+    order = []
+    for _ in range(7):
+        (chunk,) = s.take_chunks()
+        order.append(chunk.job_id)
+        s.leave(chunk.job_id)
+    assert order == ["greedy-0", "one-0", "two-0", "greedy-1", "two-1", "greedy-2", "greedy-3"]
+
+
+def test_large_job_is_not_overtaken_in_its_turn() -> None:
+    s = scheduler(batch=4, chunk=100)
+    for number in range(4):
+        s.admit(f"small-{number}", 1, 1, 1, caller="small")
+    s.take_chunks()
+    s.admit("large", 1, 1, 4, caller="large")
+    for number in range(4, 8):
+        s.admit(f"small-{number}", 1, 1, 1, caller="small")
+    for number in range(4):
+        assert s.take_chunks() == []
+        s.leave(f"small-{number}")
+    assert [chunk.job_id for chunk in s.take_chunks()] == ["large"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=40))
+def test_queue_keeps_the_order_of_each_caller(operations: list[tuple[str, bool]]) -> None:
+    queue: FairQueue[tuple[str, int]] = FairQueue()
+    waiting: dict[str, list[tuple[str, int]]] = {"a": [], "b": [], "c": []}
+    for number, (caller, takes) in enumerate(operations):
+        if takes and len(queue):
+            job = queue.pop_next()
+            assert waiting[job[0]].pop(0) == job
+        else:
+            queue.append((caller, number), caller)
+            waiting[caller].append((caller, number))
+        assert sorted(queue) == sorted(job for jobs in waiting.values() for job in jobs)
+        assert len(queue) == len(list(queue))
+    queue.remove_if(lambda job: job[0] == "a")
+    assert sorted(queue) == sorted(waiting["b"] + waiting["c"])

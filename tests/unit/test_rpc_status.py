@@ -28,6 +28,10 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
             grpc.StatusCode.INVALID_ARGUMENT,
         ),
         (errors.RequestTooLargeError(9, 8), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (
+            errors.CallerLimitError("4 generations", "--caller-max-generations", 4, 1.0),
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+        ),
         (errors.UnauthenticatedError(), grpc.StatusCode.UNAUTHENTICATED),
         (errors.ScopeMissingError(["read"]), grpc.StatusCode.PERMISSION_DENIED),
         (errors.MethodNotFoundError("/s/Nothing"), grpc.StatusCode.UNIMPLEMENTED),

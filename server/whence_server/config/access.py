@@ -5,6 +5,9 @@ from pathlib import Path
 
 from whence_server.config.fields import declare_setting
 from whence_server.config.spelling import (
+    MAX_GRACE_S,
+    accept_whole,
+    parse_grace_seconds,
     parse_permissions,
     parse_readable_file,
     parse_switch,
@@ -149,6 +152,31 @@ class AccessSettings:
         "services that need no authentication: none, or health (gRPC health and /healthz), "
         "reflection and metrics, with commas between (default: health)",
         "SERVICES",
+    )
+    caller_max_generations: int = declare_setting(
+        0,
+        accept_whole(0),
+        "maximum number of generations of one caller that run or wait; 0 is no limit",
+        "N",
+    )
+    caller_max_queue: int = declare_setting(
+        0,
+        accept_whole(0),
+        "maximum number of waiting sequences of one caller; 0 is no limit besides --max-queue",
+        "N",
+    )
+    caller_tokens_per_minute: int = declare_setting(
+        0,
+        accept_whole(0),
+        "maximum number of tokens of one caller in a minute, of prompts and outputs; 0 is no limit",
+        "N",
+    )
+    max_disconnect_grace: float = declare_setting(
+        float(MAX_GRACE_S),
+        parse_grace_seconds,
+        "longest time in seconds that a generation goes on without a reader; requests that ask for "
+        "more get this",
+        "S",
     )
 
     @property

@@ -48,6 +48,8 @@ class Admit(NamedTuple):
     """Span under which an upstream's own spans hang; None for whence's own engine."""
     upstream_parameters_json: str = ""
     """Fields of the upstream's own API, as a JSON object; "" for none."""
+    caller: str = ""
+    """Id of the caller; an engine that lets generations wait takes callers in turn."""
 
 
 class StopSequence(NamedTuple):

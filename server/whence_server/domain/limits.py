@@ -4,6 +4,21 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class CallerLimits:
+    """Limits on all generations of one caller; 0 for none.
+
+    Without authentication all calls are of one caller.
+    """
+
+    max_generations: int = 0
+    """Generations that run or wait at one time."""
+    max_queue: int = 0
+    """Sequences that wait for prefill at one time."""
+    tokens_per_minute: int = 0
+    """Tokens of prompts and outputs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Limits on one request, and on all waiting requests together."""
 
@@ -55,3 +70,6 @@ class Limits:
     max_disconnect_grace_s: int = 3600
     default_disconnect_grace_s: float = 60.0
     """Grace of a request that has a generation id and sets none."""
+    longest_grace_s: float = 3600.0
+    """Grace of requests that ask for more, up to `max_disconnect_grace_s`."""
+    per_caller: CallerLimits = CallerLimits()

@@ -1,5 +1,6 @@
 """Progress of a generation: its phase, its place in the queue, tokens read and generated."""
 
+from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
@@ -56,9 +57,16 @@ def describe_progress(
 def _count_queued_before(
     generation: RunningGeneration, in_order: Iterable[RunningGeneration]
 ) -> int:
-    num_queued = 0
+    """Return the number of generations before this one in a queue where callers take turns."""
+    owner, num_own, of_others = generation.started.owner, 0, Counter[str]()
+    has_passed = False
     for other in in_order:
         if other is generation:
-            break
-        num_queued += other.num_prompt_tokens_read is None
-    return num_queued
+            has_passed = True
+        elif other.num_prompt_tokens_read is None:
+            if other.started.owner != owner:
+                of_others[other.started.owner] += 1
+            elif not has_passed:
+                num_own += 1
+    # Each other caller has as many turns before it as its own caller needs.
+    return num_own + sum(min(number, num_own + 1) for number in of_others.values())

@@ -155,6 +155,7 @@ class RunningGeneration:
             self.started.trace,
             replays,
             "" if self.started.adapter is None else self.started.adapter.name,
+            caller=self.started.owner,
         )
 
     def record_prompt(self, scored: PromptScored) -> Iterator[None]:

@@ -38,6 +38,7 @@ from whence_server.generation.constraints import get_constraint_engine
 from whence_server.generation.grades import OwnGrader
 from whence_server.generation.prepare import Prepared, check_size, is_quick
 from whence_server.generation.progress import Phase, Progress, describe_progress
+from whence_server.generation.quotas import Quotas
 from whence_server.generation.readers import Reader, Reading, count_reader
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import RunningGeneration
@@ -110,6 +111,7 @@ class Generations:
         self.activity = EngineActivity()
         self._readmission = Readmission(self._send_admission)
         self._running: dict[str, RunningGeneration] = {}
+        self._quotas = Quotas(limits.per_caller, self._running)
         self._turns = TurnRecorder(self._running, engine, self._readmission, self._forget)
         self._starting: dict[str, asyncio.Event] = {}
         self._num_starting = 0
@@ -144,6 +146,7 @@ class Generations:
         Raises:
             InvalidRequestError, ModelNotFoundError, NotOfferedError: the request is wrong.
             GenerationExistsError: its id belongs to another request.
+            CallerLimitError: the caller is at a limit.
             QueueFullError, DrainingError, EngineLostError, JournalUnwritableError: the server
                 cannot admit requests now.
         """
@@ -156,7 +159,8 @@ class Generations:
         try:
             if not (request.generation_id and await self._has_begun(request, arrival.caller_id)):
                 self._check_admission(request)
-                await self._start_new(generation_id, request, arrival)
+                with self._quotas.start(arrival.caller_id, num_sequences):
+                    await self._start_new(generation_id, request, arrival)
         finally:
             self._num_starting -= num_sequences
             del self._starting[generation_id]
@@ -270,6 +274,7 @@ class Generations:
         self._journal.create(index, encode_started(started))
         running = self._make_running(started, request, arrival, sent)
         self._running[running.id] = running
+        self._quotas.reserve(running)
         self._idle.clear()
         self._readmission.admit(running)
         if request.max_duration_s is not None:
@@ -289,7 +294,8 @@ class Generations:
         arrival: Arrival,
         sent: str | ChatInput | None,
     ) -> RunningGeneration:
-        arrival_ns, grace_s = arrival.monotonic_ns, request.disconnect_grace_s
+        arrival_ns = arrival.monotonic_ns
+        grace_s = min(request.disconnect_grace_s, self._limits.longest_grace_s)
         if self._tokenizer is not None and self._model.upstream is None:
             return RunningGeneration(
                 started,
@@ -395,6 +401,7 @@ class Generations:
 
     def _forget(self, running: RunningGeneration) -> None:
         self._running.pop(running.id, None)
+        self._quotas.settle(running)
         self._readmission.forget(running)
         if not self._running:
             self.activity.note_idle()

@@ -74,6 +74,7 @@ class UpstreamGeneration(RunningGeneration):
             started.decoding,
             started.trace,
             prompt=self._sent,
+            caller=started.owner,
             trace_context=started.trace_context,
             upstream_parameters_json=started.upstream_parameters_json,
         )

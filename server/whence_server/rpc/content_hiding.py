@@ -21,6 +21,8 @@ _SHOWN_NAMES = {
     "Failure": "reason message",
     "Caller": "method trace_id span_id parent_span_id address identity",
     "EngineEnded": "detail",
+    "UpstreamInfo": "kind version model claimed_files",
+    "UpstreamReport": "model fingerprint",
     "ListGenerationsResponse": "next_page_token",
     "ListStepsResponse": "next_page_token",
     "WatchGenerationsResponse": "generation_id position",

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from whence_server.domain.errors import (
+    CallerLimitError,
     Code,
     DrainingError,
     EmergenceBusyError,
@@ -58,6 +59,7 @@ MAX_VIOLATIONS = 32
 """Maximum number of fields at fault in one status."""
 
 _RETRYABLE = (
+    CallerLimitError,
     QueueFullError,
     TextQueueFullError,
     EmergenceBusyError,

@@ -25,6 +25,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── EngineLostError             UNAVAILABLE
 ├── UnauthenticatedError        UNAUTHENTICATED
 ├── ScopeMissingError           PERMISSION_DENIED
+├── CallerLimitError            RESOURCE_EXHAUSTED, gives a retry delay
 ├── DeadlinePassedError         DEADLINE_EXCEEDED
 ├── GenerationFailedError       INTERNAL: one generation failed
 ├── ConfigurationError          the server does not start
@@ -46,6 +47,7 @@ WhenceError                     a code, a machine-readable reason, a message
 """
 
 from whence_server.domain.errors.access import (
+    CallerLimitError,
     ScopeMissingError,
     UnauthenticatedError,
 )
@@ -106,6 +108,7 @@ from whence_server.domain.errors.upstream import (
 )
 
 __all__ = [
+    "CallerLimitError",
     "Code",
     "ConfigurationError",
     "DeadlinePassedError",

@@ -19,6 +19,26 @@ class UnauthenticatedError(WhenceError):
         )
 
 
+class CallerLimitError(WhenceError):
+    """The caller is at one of the limits that each caller has.
+
+    Attributes:
+        retry_after_s: seconds after which the caller may retry.
+    """
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "CALLER_LIMIT"
+
+    def __init__(self, what: str, flag: str, limit: int, retry_after_s: float) -> None:
+        super().__init__(
+            f"this caller has {what}, and {limit} is the limit of each caller ({flag}); try again "
+            f"in {retry_after_s:.3g} s",
+            limit=str(limit),
+            flag=flag,
+        )
+        self.retry_after_s = retry_after_s
+
+
 class ScopeMissingError(WhenceError):
     """The caller has none of the scopes that the method needs."""
 

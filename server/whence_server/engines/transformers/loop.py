@@ -142,6 +142,7 @@ class EngineLoop(Generic[PromptT]):
                     len(job.sequence_indices),
                     self._runner.count_whole(num_tokens, job.num_replayed),
                     token_cost=_estimate_token_cost(admit) if not job.num_replayed else 1,
+                    caller=admit.caller,
                 )
 
     def _step(self) -> None:

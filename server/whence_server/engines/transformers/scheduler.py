@@ -1,16 +1,16 @@
-"""Scheduler of the engine: admission within limits, first come first served, and prefill chunks.
+"""Scheduler of the engine: admission within limits, callers in turn, and prefill chunks.
 
 The scheduler knows sizes and no tensors. A job is a prompt and the sequences that continue it,
 usually one generation. A job waits, is admitted with all its sequences at their full length, has
 its prompt read in chunks, decodes, and frees its cache sequence by sequence.
 """
 
-from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from whence_server.domain.errors import GenerationFailedError
+from whence_server.engines.transformers.fair_queue import FairQueue
 
 STEPS_REPEATED = 16
 """Tokens read one by one in a turn for one prompt; each takes a forward pass."""
@@ -71,7 +71,7 @@ class Scheduler:
         self._max_cache_tokens = max_cache_tokens
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._whole_prompts = whole_prompts
-        self._waiting: deque[_Job] = deque()
+        self._waiting: FairQueue[_Job] = FairQueue()
         self._prefilling: list[_Job] = []
         """Jobs whose prompts are being read, in the order of admission."""
         self._admitted: dict[str, _Job] = {}
@@ -106,6 +106,7 @@ class Scheduler:
         num_whole: int | None = None,
         *,
         token_cost: int = 1,
+        caller: str = "",
     ) -> None:
         """Append a job to the queue.
 
@@ -117,6 +118,7 @@ class Scheduler:
             num_whole: number of prompt tokens that are read in one pass if prompts are read
                 whole; the rest is read token by token. None for all.
             token_cost: number of a turn's tokens that one prompt token counts for.
+            caller: id of the caller; callers take turns.
 
         Raises:
             GenerationFailedError: the job would not fit even alone.
@@ -137,7 +139,7 @@ class Scheduler:
             )
         whole = num_prompt_tokens if num_whole is None else num_whole
         self._waiting.append(
-            _Job(job_id, num_prompt_tokens, length, num_sequences, whole, token_cost)
+            _Job(job_id, num_prompt_tokens, length, num_sequences, whole, token_cost), caller
         )
 
     def list_prefilling(self) -> list[str]:
@@ -203,7 +205,7 @@ class Scheduler:
         chunks: list[Chunk] = []
         budget = self._prefill_chunk_tokens
         while self._waiting:
-            num_tokens = self._waiting[0].num_whole
+            num_tokens = self._waiting.get_next().num_whole
             if chunks and num_tokens > budget:
                 break
             if not self._admit_next():
@@ -221,8 +223,7 @@ class Scheduler:
     def leave(self, job_id: str) -> None:
         """Remove a job, waiting or admitted; unknown ids are ignored."""
         if self._admitted.pop(job_id, None) is None:
-            kept = [job for job in self._waiting if job.job_id != job_id]
-            self._waiting = deque(kept)
+            self._waiting.remove_if(lambda job: job.job_id == job_id)
         self._prefilling = [job for job in self._prefilling if job.job_id != job_id]
 
     def leave_sequence(self, job_id: str) -> None:
@@ -233,15 +234,15 @@ class Scheduler:
             self.leave(job_id)
 
     def _admit_next(self) -> bool:
-        """Admit the first job in the queue if it fits; later jobs cannot overtake it."""
+        """Admit the next job in the queue if it fits; later jobs cannot overtake it."""
         if not self._waiting:
             return False
-        job = self._waiting[0]
+        job = self._waiting.get_next()
         if self.num_sequences + job.num_sequences > self._max_batch_size:
             return False
         if self._count_cache_tokens(job, *self._admitted.values()) > self._max_cache_tokens:
             return False
-        self._waiting.popleft()
+        self._waiting.pop_next()
         self._admitted[job.job_id] = job
         self._prefilling.append(job)
         return True
