@@ -21,7 +21,7 @@ COLUMNS = ("engine", "front", "client", "collector")
 
 
 class Form(NamedTuple):
-    """What is recorded and exported, and the processes that do it."""
+    """Amount that is recorded and exported, and the processes that do it."""
 
     name: str
     detail: str
