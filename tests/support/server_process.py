@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -106,12 +107,14 @@ class ServerProcess:
     @property
     def engine_pid(self) -> int:
         """Process id of the engine."""
-        (child,) = [
-            c
-            for c in psutil.Process(self.pid).children()
-            if "engines.transformers.worker" in " ".join(c.cmdline())
-        ]
-        return child.pid
+        found = []
+        for child in psutil.Process(self.pid).children():
+            # A process that has ended has no command, and may be gone by now.
+            with suppress(psutil.NoSuchProcess):
+                if "engines.transformers.worker" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+        (pid,) = found
+        return pid
 
     def kill(self) -> None:
         """Send SIGKILL, on which no handler runs and nothing is flushed."""

@@ -1,8 +1,10 @@
 """A TCP relay that forgets a connection without a word, as a middlebox does."""
 
 import contextlib
+import math
 import socket
 import threading
+import time
 from typing import Self
 
 
@@ -20,6 +22,8 @@ class TcpRelay:
     Attributes:
         target: address for clients.
         forgotten: set once a connection was forgotten.
+        forgotten_s: CLOCK_MONOTONIC time of that.
+        reconnected_s: time of the first connection after that; NaN before.
     """
 
     def __init__(self, upstream: str, forget_after_bytes: int) -> None:
@@ -27,6 +31,7 @@ class TcpRelay:
         self._upstream = (host, int(port))
         self.forget_after_bytes = forget_after_bytes
         self.forgotten = threading.Event()
+        self.forgotten_s = self.reconnected_s = math.nan
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._ends: list[socket.socket] = []
@@ -42,6 +47,8 @@ class TcpRelay:
         with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 client, _ = self._listener.accept()
+                if self.forgotten.is_set() and math.isnan(self.reconnected_s):
+                    self.reconnected_s = time.monotonic()
                 try:
                     server = socket.create_connection(self._upstream)
                 except OSError:
@@ -79,6 +86,7 @@ class _Connection:
                 is_due = self._num_bytes >= self._relay.forget_after_bytes
                 if is_due and not self._relay.forgotten.is_set():
                     self._is_forgotten = True
+                    self._relay.forgotten_s = time.monotonic()
                     self._relay.forgotten.set()
                 if not self._is_forgotten:
                     self._client.sendall(data)
