@@ -1,6 +1,8 @@
 """Environment of all tests, and fixtures that several suites share."""
 
+import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,26 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "numba"))
+
+# Collecting tests makes a million objects that stay. Looking for garbage among them would take each
+# worker a third of the time.
+gc.disable()
+
+# A shell lets what it runs in the background ignore SIGINT, and child processes inherit that: an
+# interrupt, which tests send to them, would do nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect garbage in a process that only hands tests to others."""
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        gc.enable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on."""
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

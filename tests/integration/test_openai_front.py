@@ -12,8 +12,6 @@ import grpc
 import openai
 import pytest
 from generation_readers import run_javascript
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 from server_process import ServerProcess
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -346,6 +344,10 @@ def test_openais_client_for_javascript_reads_the_same(server: ServerProcess) -> 
 
 
 def test_a_chain_of_langchain_runs_over_it(server: ServerProcess, grpc_client: Client) -> None:
+    # Here, because every worker imports this file, and these take it three seconds.
+    from langchain_core.prompts import ChatPromptTemplate
+    from langchain_openai import ChatOpenAI
+
     model = ChatOpenAI(
         model="smol", base_url=f"{server.http_url}/v1", api_key="none", temperature=0, max_tokens=8
     )

@@ -13,6 +13,9 @@ from typing import Self
 import psutil
 from computing import DEVICE
 
+from whence_server.demo.real_model import NAME
+from whence_server.demo.warm_start import bring_findings, keep_findings
+
 READY_TIMEOUT_S = 240.0
 
 
@@ -46,6 +49,11 @@ class ServerProcess:
         prefix: tuple[str, ...] = (),
     ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
+        # The trials of the real model take nine seconds of processor time, and the first server of
+        # all makes them for the others.
+        self._kept = data_dir if model is not None and model.name.startswith(NAME) else None
+        if self._kept is not None:
+            bring_findings(data_dir)
         self.target = socket_target(data_dir)
         self.http_url = ""
         listen = [] if "--listen" in flags else ["--listen", self.target]
@@ -97,6 +105,8 @@ class ServerProcess:
             raise AssertionError(f"the server ended with {status}:\n" + "".join(self.log))
         addresses = target.split(", ")
         self.target, self.http_url = addresses[0], addresses[-1]
+        if self._kept is not None:
+            keep_findings(self._kept)
         return self
 
     @property

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from whence_server.config.environment import copy_environment
 from whence_server.config.telemetry import CAPTURE_VARIABLE
+from whence_server.demo.warm_start import bring_findings, keep_findings
 
 _ENDPOINTS = (
     "WHENCE_OTLP_ENDPOINT",
@@ -57,6 +58,7 @@ async def run_server(
     export = [] if endpoint is None else ["--otlp-endpoint", endpoint, "--otlp-protocol", "grpc"]
     weigh = [] if head_weights is None else ["--head-weights", str(head_weights)]
     with TemporaryDirectory(prefix="whence-demo-") as data_dir:
+        bring_findings(Path(data_dir))
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "whence_server", "serve"),
             *("--model", str(model), "--model-name", name, "--data-dir", data_dir),
@@ -70,6 +72,7 @@ async def run_server(
             if not line.startswith("serving "):
                 raise SystemExit(await process.wait() or 1)
             print(f"  {line}, after {time.monotonic() - started:.0f} s", flush=True)
+            keep_findings(Path(data_dir))
             yield line.rsplit(" ", 1)[1]
         finally:
             if process.returncode is None:

@@ -68,6 +68,10 @@ def _serve(
     find_adapters(options.adapters, places)
     import torch
 
+    from whence_server.engines.transformers.importing import leave_out_scipy
+
+    with leave_out_scipy():
+        from transformers import PreTrainedModel as _  # noqa: F401 - what all models import
     from whence_server.engines.transformers.compiled_constraints import (
         CompiledConstraints,
         load_compiler,
