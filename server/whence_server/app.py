@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from whence_server.access.failures import Failures
 from whence_server.admission import Access, open_access
 from whence_server.config import ServeConfig
-from whence_server.domain.addresses import parse_host_port
+from whence_server.domain.addresses import is_loopback, parse_host_port
 from whence_server.domain.errors import ConfigurationError, EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import CallerLimits, Limits
@@ -28,6 +28,7 @@ from whence_server.generation.texts import TextProcesses
 from whence_server.generation.upstream_prepare import fit_checks
 from whence_server.http.openai.routes import list_routes, make_not_found
 from whence_server.http.openai.running import Front
+from whence_server.http.origins import Origins
 from whence_server.http.server import HttpServer
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
@@ -305,13 +306,15 @@ def _make_http_server(  # noqa: PLR0917 - the parts of a server
         return None
     front = Front(serving, limits, settings.max_message_bytes, settings.progress_interval)
     host, port = parse_host_port(settings.http_listen)
+    origins = Origins(settings.http_allow_origin, checks_host=is_loopback(host))
     return HttpServer(
-        list_routes(front, calls, access.gate),
+        list_routes(front, calls, access.gate, origins),
         host,
         port,
-        make_not_found(calls),
+        make_not_found(calls, origins),
         max_connections=max_connections,
         tls=access.make_http_context(),
+        origins=origins,
     )
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from server_process import ServerProcess
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from whence import Client
+from whence import Client, NotFoundError
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, ResumeGenerationRequest
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 
@@ -270,10 +270,13 @@ def test_another_model_is_not_found(client: openai.OpenAI) -> None:
     assert caught.value.param == "model"
 
 
-def ask(url: str, body: bytes | None) -> tuple[int, dict[str, Any]]:
+def ask(
+    url: str, body: bytes | None, media_type: str = "application/json"
+) -> tuple[int, dict[str, Any]]:
     """Ask as a client that checks nothing: the status, and the document."""
+    request = urllib.request.Request(url, body, {"Content-Type": media_type})
     try:
-        with urllib.request.urlopen(url, body, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -289,6 +292,19 @@ def test_a_body_that_is_no_object_is_refused(
     code, answer = ask(f"{server.http_url}/v1/chat/completions", body)
     assert code == status
     assert told in answer["error"]["message"]
+
+
+def test_a_body_that_a_page_of_any_site_can_send_is_refused(
+    server: ServerProcess, grpc_client: Client
+) -> None:
+    generation_id = "5b0a4a52-7f3a-4d60-8c5f-0d5f3a6c9b11"
+    body = {"messages": QUESTION, "max_tokens": 1, "whence": {"generation_id": generation_id}}
+    url = f"{server.http_url}/v1/chat/completions"
+    code, answer = ask(url, json.dumps(body).encode(), "text/plain")
+    assert code == 415
+    assert "application/json" in answer["error"]["message"]
+    with pytest.raises(NotFoundError):
+        grpc_client.generations.get(generation_id)
 
 
 def test_another_path_is_not_found(server: ServerProcess) -> None:

@@ -38,8 +38,8 @@ def find_missing_browser() -> str | None:
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[WebDriver]:
-    """Run a browser with a new profile in a directory.
+def browser(profile: Path, *arguments: str) -> Iterator[WebDriver]:
+    """Run a browser with a new profile in a directory, and with further arguments.
 
     The test is skipped if the two programs are not installed.
     """
@@ -48,7 +48,7 @@ def browser(profile: Path) -> Iterator[WebDriver]:
         skip_without("chromium", missing)
     options = ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for argument in (*_ARGUMENTS, f"--user-data-dir={profile}"):
+    for argument in (*_ARGUMENTS, *arguments, f"--user-data-dir={profile}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     # By its path, so that Selenium does not search for a driver.

@@ -166,3 +166,24 @@ def test_a_malformed_adapter_is_an_error_with_the_expected_form(given: str, word
 def test_two_adapters_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="--adapter a: 2 adapters have this name"):
         read("--model", "m", f"--adapter=a={tmp_path}", f"--adapter=a={tmp_path}")
+
+
+def test_allowed_origins_are_as_browsers_send_them() -> None:
+    listen = ("--model", "m", "--http-listen", "127.0.0.1:0")
+    flags = ("--http-allow-origin=https://App.example:443", "--http-allow-origin=http://[::1]:3000")
+    expected = ("https://app.example", "http://[::1]:3000")
+    assert read(*listen, *flags).http_allow_origin == expected
+    variable = "https://app.example, http://[::1]:3000"
+    assert read(*listen, WHENCE_HTTP_ALLOW_ORIGIN=variable).http_allow_origin == expected
+    with pytest.raises(ConfigurationError, match="no effect without --http-listen"):
+        read("--model", "m", flags[0])
+
+
+@pytest.mark.parametrize(
+    "given", ["*", "null", "app.example", "https://app.example/", "ftp://app.example", "https://"]
+)
+def test_a_malformed_origin_is_an_error_with_the_expected_form(given: str) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"expected an origin, such as https://app\.example"
+    ):
+        read("--model", "m", "--http-listen", "127.0.0.1:0", "--http-allow-origin", given)

@@ -46,7 +46,8 @@ async def front(tmp_path: Path, *scripts: list[object]) -> AsyncIterator["Asked"
     serving.set_ready(service.model, None, service.generations)
     calls = CallLog(lambda call: None)
     routes = list_routes(Front(serving, Limits(), 1 << 20, 0.0), calls)
-    http = HttpServer(routes, "127.0.0.1", 0, make_not_found(calls), 100)
+    not_found = make_not_found(calls)
+    http = HttpServer(routes, "127.0.0.1", 0, not_found, max_connections=100)
     await http.start()
     try:
         async with aiohttp.ClientSession(http.url) as session:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from whence_server.config.access import AccessSettings, check_access
+from whence_server.config.checks import check_settings
 from whence_server.config.fields import declare_setting
 from whence_server.config.otlp import read_span_destination
 from whence_server.config.spelling import (
@@ -25,6 +26,7 @@ from whence_server.config.spelling import (
     parse_exporter,
     parse_grace_seconds,
     parse_host_and_port,
+    parse_origin,
     parse_path,
     parse_probability,
     parse_progress_seconds,
@@ -270,6 +272,14 @@ class ServeConfig(ModelSettings, AccessSettings):
         "and /v1/models (default: none)",
         "ADDRESS",
     )
+    http_allow_origin: tuple[str, ...] = declare_setting(
+        (),
+        parse_origin,
+        "origin of web pages that may use --http-listen, for example https://app.example; the flag "
+        "can be repeated, and commas separate the origins in the variable (default: none)",
+        "ORIGIN",
+        each="--http-allow-origin",
+    )
     metrics_listen: str = declare_setting(
         "",
         parse_host_and_port,
@@ -299,15 +309,6 @@ class ServeConfig(ModelSettings, AccessSettings):
     span_destination: OtlpSettings | str | None = None
     """Destination of spans, from the settings about spans and OpenTelemetry's variables: an OTLP
     destination, the name of an exporter, or None for no export; not a setting of its own."""
-
-
-def _check_adapters(config: ServeConfig) -> None:
-    names = [name for name, _ in config.adapters]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigurationError(
-                f"--adapter {name}: {names.count(name)} adapters have this name; give each its own"
-            )
 
 
 def list_setting_fields() -> tuple[dataclasses.Field[Any], ...]:
@@ -374,7 +375,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     }
     config = ServeConfig(**values)
     check_model_settings(config, {name: values[name] for name in values if name in fields})
-    _check_adapters(config)
+    check_settings(config)
     check_access(
         config, config.http_listen, config.metrics_listen, config.insecure_metrics_anywhere
     )

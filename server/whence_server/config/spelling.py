@@ -14,6 +14,7 @@ from whence_server.domain.limits import Limits
 LEAST_STALL_S = 5.0
 MAX_GRACE_S = Limits().max_disconnect_grace_s
 LEAST_PROGRESS_S = 0.1
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def spell_flag(field: str) -> str:
@@ -184,6 +185,17 @@ def parse_host_and_port(text: str) -> str:
     if text:
         parse_host_port(text)
     return text
+
+
+def parse_origin(text: str) -> str:
+    """Parse the origin of web pages; return it as browsers send it."""
+    if not re.fullmatch(r"https?://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", text, re.ASCII):
+        raise ValueError(
+            "expected an origin, such as https://app.example or http://localhost:3000, without a "
+            "path"
+        )
+    scheme, _, place = text.lower().partition("://")
+    return f"{scheme}://{place.removesuffix(_DEFAULT_PORTS[scheme])}"
 
 
 def parse_step_spans(text: str) -> int | None:

@@ -4,15 +4,17 @@ import asyncio
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from whence_server.domain.errors import (
     DeadlinePassedError,
     FieldViolation,
     InvalidRequestError,
+    MediaTypeError,
     RequestTooLargeError,
 )
 
+_JSON = "application/json"
 _READ_S = 30.0
 # Parsing a body of this size takes a few milliseconds.
 _INLINE_BYTES = 256 << 10
@@ -24,8 +26,12 @@ async def read_json_object(request: web.Request, max_bytes: int) -> dict[str, An
     Raises:
         DeadlinePassedError: the body did not arrive within 30 seconds.
         InvalidRequestError: it is not a JSON object.
+        MediaTypeError: its type is not that of JSON. A page of any site can make a browser send a
+            body of a few other types.
         RequestTooLargeError: it has more than `max_bytes` bytes.
     """
+    if request.content_type != _JSON:
+        raise MediaTypeError(request.headers.get(hdrs.CONTENT_TYPE, ""))
     if (request.content_length or 0) > max_bytes:
         raise RequestTooLargeError(request.content_length or 0, max_bytes)
     body = bytearray()

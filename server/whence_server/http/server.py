@@ -8,6 +8,7 @@ from aiohttp import web
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.http.connections import NEXT_REQUEST_S, Connections
+from whence_server.http.origins import OWN_PAGES, Origins
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -28,6 +29,7 @@ class HttpServer:
         not_found: handler of every other path.
         max_connections: most connections that are open at once.
         tls: TLS of the connections; None for plain text.
+        origins: rule for requests of browsers; their answers get its headers.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class HttpServer:
         *,
         max_connections: int,
         tls: ssl.SSLContext | None = None,
+        origins: Origins = OWN_PAGES,
     ) -> None:
         self._routes = routes
         self._host = host
@@ -46,6 +49,7 @@ class HttpServer:
         self._not_found = not_found
         self._max_connections = max_connections
         self._tls = tls
+        self._origins = origins
         self._connections: Connections | None = None
         self._runner: web.AppRunner | None = None
 
@@ -62,6 +66,7 @@ class HttpServer:
             ConfigurationError: the address or port cannot be used.
         """
         application = web.Application(middlewares=[self._mark_busy])
+        application.on_response_prepare.append(self._origins.add_headers)
         for (method, path), answer in self._routes.items():
             application.router.add_route(method, path, answer)
         application.router.add_route("*", "/{path:.*}", self._not_found)

@@ -5,6 +5,7 @@ from http import HTTPStatus
 from whence_server.domain.errors import (
     Code,
     JournalFullError,
+    MediaTypeError,
     ModelFailedError,
     RequestTooLargeError,
     WhenceError,
@@ -36,6 +37,8 @@ def get_http_status(error: WhenceError) -> int:
     """Return the HTTP status of an error."""
     if isinstance(error, RequestTooLargeError):
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    if isinstance(error, MediaTypeError):
+        return HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     if isinstance(error, (JournalFullError, ModelFailedError)):
         # The caller can do nothing about it, and a smaller or later request may succeed.
         return HTTPStatus.SERVICE_UNAVAILABLE

@@ -5,6 +5,9 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── RequestTooLargeError        RESOURCE_EXHAUSTED: more bytes than --max-message-bytes
 ├── MethodNotFoundError         UNIMPLEMENTED
 ├── RouteNotFoundError          NOT_FOUND: a path over HTTP
+├── MediaTypeError              INVALID_ARGUMENT: a body over HTTP that is not JSON by its type
+├── OriginRefusedError          PERMISSION_DENIED: a browser's request for another site's page
+├── HostRefusedError            PERMISSION_DENIED: a request to another machine's name
 ├── HealthNotFoundError         NOT_FOUND: health of an unknown service
 ├── GenerationNotFoundError     NOT_FOUND
 ├── ModelNotFoundError          NOT_FOUND
@@ -65,7 +68,6 @@ from whence_server.domain.errors.calls import (
     MethodNotFoundError,
     NotOfferedError,
     RequestTooLargeError,
-    RouteNotFoundError,
 )
 from whence_server.domain.errors.generations import (
     EngineLostError,
@@ -79,6 +81,12 @@ from whence_server.domain.errors.generations import (
     QueueFullError,
     TextProcessError,
     TextQueueFullError,
+)
+from whence_server.domain.errors.http import (
+    HostRefusedError,
+    MediaTypeError,
+    OriginRefusedError,
+    RouteNotFoundError,
 )
 from whence_server.domain.errors.journal import (
     DeletionPendingError,
@@ -125,17 +133,20 @@ __all__ = [
     "GenerationNotFoundError",
     "GenerationRunningError",
     "HealthNotFoundError",
+    "HostRefusedError",
     "InvalidRequestError",
     "JournalError",
     "JournalFullError",
     "JournalLostError",
     "JournalUnwritableError",
     "LineageError",
+    "MediaTypeError",
     "MethodNotFoundError",
     "ModelFailedError",
     "ModelNotFoundError",
     "ModelNotReadyError",
     "NotOfferedError",
+    "OriginRefusedError",
     "QueueFullError",
     "RecordDamagedError",
     "RequestTooLargeError",

@@ -55,16 +55,6 @@ class MethodNotFoundError(WhenceError):
         )
 
 
-class RouteNotFoundError(WhenceError):
-    """The HTTP server has no such route."""
-
-    code = Code.NOT_FOUND
-    reason = "ROUTE_NOT_FOUND"
-
-    def __init__(self, method: str, path: str) -> None:
-        super().__init__(f"there is no route {method} {path}", method=method, path=path)
-
-
 class HealthNotFoundError(WhenceError):
     """The server has no health of the named service."""
 

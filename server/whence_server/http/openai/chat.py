@@ -29,6 +29,7 @@ from whence_server.http.openai.requests import (
     read_options,
     read_parameters,
     read_schema,
+    read_stream,
     read_tools,
     read_top_logprobs,
 )
@@ -68,11 +69,7 @@ class ChatCompletions:
         num_top = read_top_logprobs(
             parameters, "top_logprobs", wanted=parameters.take_flag("logprobs")
         )
-        streams = parameters.take_flag("stream")
-        stream_options = parameters.take_object("stream_options")
-        includes_usage = stream_options.take_flag("include_usage")
-        stream_options.expect("include_obfuscation", False)
-        stream_options.refuse_unknown()
+        streams, includes_usage = read_stream(parameters)
         _refuse_what_is_not_offered(parameters)
         request = make_request(parameters, None, options, self._front.limits, num_top)
         return Wanted(request, streams, includes_usage, num_top)

@@ -28,6 +28,7 @@ from whence_server.http.openai.requests import (
     read_model,
     read_options,
     read_parameters,
+    read_stream,
 )
 from whence_server.http.openai.running import Event, Front
 from whence_server.http.streams import make_event
@@ -64,10 +65,7 @@ class Completions:
             **read_options(parameters),
         }
         num_top = parameters.take_integer("logprobs", 0, _MAX_LOGPROBS)
-        streams = parameters.take_flag("stream")
-        stream_options = parameters.take_object("stream_options")
-        includes_usage = stream_options.take_flag("include_usage")
-        stream_options.refuse_unknown()
+        streams, includes_usage = read_stream(parameters)
         parameters.expect("echo", False)
         parameters.expect("suffix", "")
         parameters.expect("best_of", n or 1)

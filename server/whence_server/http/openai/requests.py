@@ -119,6 +119,21 @@ def read_top_logprobs(parameters: Parameters, name: str, *, wanted: bool) -> int
     return (number or 0) if wanted else None
 
 
+def read_stream(parameters: Parameters, *, offers_usage: bool = True) -> tuple[bool, bool]:
+    """Take whether the answer is a stream, and whether the stream has the numbers of tokens.
+
+    Args:
+        parameters: the request's parameters.
+        offers_usage: whether the route has a parameter for the second; else it is always so.
+    """
+    streams = parameters.take_flag("stream")
+    options = parameters.take_object("stream_options")
+    includes_usage = options.take_flag("include_usage") if offers_usage else True
+    options.expect("include_obfuscation", False)
+    options.refuse_unknown()
+    return streams, includes_usage
+
+
 def read_tools(parameters: Parameters) -> list[Any] | None:
     """Take the tools that the model may call; None if it may call none."""
     tools = parameters.take_list("tools")

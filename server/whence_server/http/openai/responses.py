@@ -15,6 +15,7 @@ from whence_server.http.openai.requests import (
     read_model,
     read_options,
     read_schema,
+    read_stream,
     read_tools,
     read_top_logprobs,
 )
@@ -54,13 +55,10 @@ class Responses:
             if item != _LOGPROBS:
                 parameters.add_fault("include", f'may hold "{_LOGPROBS}" alone')
         num_top = read_top_logprobs(parameters, "top_logprobs", wanted=_LOGPROBS in include)
-        streams = parameters.take_flag("stream")
-        stream_options = parameters.take_object("stream_options")
-        stream_options.expect("include_obfuscation", False)
-        stream_options.refuse_unknown()
+        streams, includes_usage = read_stream(parameters, offers_usage=False)
         _refuse_what_is_not_offered(parameters)
         request = make_request(parameters, None, options, self._front.limits, num_top)
-        return Wanted(request, streams, includes_usage=True, num_top_logprobs=num_top)
+        return Wanted(request, streams, includes_usage, num_top)
 
 
 def _refuse_what_is_not_offered(parameters: Parameters) -> None:

@@ -15,6 +15,7 @@ from whence_server.http.openai.models import Models
 from whence_server.http.openai.requests import FIELD_NAMES
 from whence_server.http.openai.responses import Responses
 from whence_server.http.openai.running import Front
+from whence_server.http.origins import OWN_PAGES, Origins
 from whence_server.http.server import Answer
 from whence_server.rpc.calls import CallLog
 
@@ -27,7 +28,7 @@ _RESPONSES_NAMES = {
 
 
 def list_routes(
-    front: Front, calls: CallLog, gate: Gate = OPEN_GATE
+    front: Front, calls: CallLog, gate: Gate = OPEN_GATE, origins: Origins = OWN_PAGES
 ) -> Mapping[tuple[str, str], Answer]:
     """Return the handlers by request method and path."""
     errors = OpenAIErrors(FIELD_NAMES)
@@ -38,18 +39,23 @@ def list_routes(
         RESPONSES: (Responses(front).answer, OpenAIErrors(_RESPONSES_NAMES)),
     }
     routes = {
-        ("POST", path): guard(path, answer, renderer, calls, gate=gate)
+        ("POST", path): guard(path, origins.protect(answer), renderer, calls, gate=gate)
         for path, (answer, renderer) in answers.items()
     }
     for path, handle in (("/v1/models", models.list), ("/v1/models/{model:.+}", models.get)):
-        routes["GET", path] = guard(path, handle, errors, calls, gate=gate, recorded=False)
+        protected = origins.protect(handle)
+        routes["GET", path] = guard(path, protected, errors, calls, gate=gate, recorded=False)
+    # A browser asks beforehand without credentials.
+    preflight = origins.protect(origins.answer_preflight)
+    for _, path in list(routes):
+        routes["OPTIONS", path] = guard(path, preflight, errors, calls, recorded=False)
     return routes
 
 
-def make_not_found(calls: CallLog) -> Answer:
+def make_not_found(calls: CallLog, origins: Origins = OWN_PAGES) -> Answer:
     """Return the handler of every other path."""
 
     async def refuse(exchange: Exchange) -> web.StreamResponse:
         raise RouteNotFoundError(exchange.request.method, exchange.request.path)
 
-    return guard("", refuse, OpenAIErrors({}), calls, recorded=False)
+    return guard("", origins.protect(refuse), OpenAIErrors({}), calls, recorded=False)
