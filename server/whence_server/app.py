@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import logging
+import math
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from whence_server.domain.limits import CallerLimits, Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.engines.transformers.supervisor import EngineSupervisor
 from whence_server.engines.upstream.engine import UpstreamEngine
+from whence_server.generation.record_failure import RecordFailure
 from whence_server.generation.recording.recorders import Recorders
 from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
@@ -34,6 +36,7 @@ from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability
 from whence_server.journal.vocabularies import Vocabularies
+from whence_server.journal.writer import DEFAULT_PATIENCE_S
 from whence_server.lineage.emergence import EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
@@ -89,7 +92,12 @@ async def serve(settings: ServeConfig, engine: ServedEngine) -> int:
 
 
 async def _serve_with(settings: ServeConfig, engine: ServedEngine, access: Access) -> int:
-    journal = await Journal.open(settings.data_dir, durability=Durability(settings.durability))
+    durability = Durability(settings.durability)
+    patience_s = DEFAULT_PATIENCE_S
+    if settings.record_failure == RecordFailure.OPEN.value and durability is Durability.GROUP:
+        # Streams go on: their entries are shown before they are on disk.
+        patience_s = math.inf
+    journal = await Journal.open(settings.data_dir, durability=durability, patience_s=patience_s)
     try:
         live = LiveServer(journal, settings.max_cache_tokens)
         live.refused = access.gate.failures.counts
@@ -207,6 +215,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
                 texts=texts,
                 limits=limits,
                 grader=engine if isinstance(engine, UpstreamEngine) else None,
+                record_failure=RecordFailure(settings.record_failure),
             )
             live.show_generations(generations)
             serving.set_ready(model, tokenizer, generations)
@@ -215,7 +224,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
                 Fronts(rpc, http),
                 generations,
                 stop,
-                JournalWatch(journal, readiness),
+                JournalWatch(journal, readiness, RecordFailure(settings.record_failure)),
             )
     finally:
         closing.set()
@@ -242,10 +251,11 @@ class Fronts(NamedTuple):
 
 
 class JournalWatch(NamedTuple):
-    """Journal to watch, and the readiness that depends on it."""
+    """Journal to watch, and the readiness that depends on it, unless requests are served anyway."""
 
     journal: Journal
     readiness: Readiness
+    policy: RecordFailure
 
 
 async def _run_until_stopped(
@@ -255,9 +265,9 @@ async def _run_until_stopped(
     stop: asyncio.Event,
     watch: JournalWatch,
 ) -> int:
-    journal, readiness = watch
+    readiness = watch.readiness
     running = asyncio.create_task(generations.run(), name="generations")
-    writable = asyncio.create_task(_watch_journal(journal, readiness), name="journal-watch")
+    writable = asyncio.create_task(_watch_journal(watch), name="journal-watch")
     await readiness.set("engine", True)
     # The only line on standard output: a parent process may wait for it.
     print(f"serving {generations.model_name} on {', '.join(fronts.list_addresses())}", flush=True)
@@ -280,15 +290,23 @@ async def _run_until_stopped(
     return EXIT_DRAINED
 
 
-async def _watch_journal(journal: Journal, readiness: Readiness) -> None:
-    """Take the server out of service while the journal cannot be written.
+async def _watch_journal(watch: JournalWatch) -> None:
+    """Say when the journal cannot be written, and take the server out of service if so.
 
     Raises:
         JournalError: the journal is lost, and cannot be written again.
     """
+    journal, readiness, policy = watch
+    is_open = policy is RecordFailure.OPEN
     while journal.lost is None:
         trouble = journal.trouble
-        await readiness.set("journal", trouble is None)
+        if trouble is not None:
+            _log.critical(
+                "new requests are served without a record, and running generations go on"
+                if is_open
+                else "new requests are refused, and running generations wait"
+            )
+        await readiness.set("journal", trouble is None or is_open)
         if journal.trouble is trouble:
             await journal.trouble_changed.wait()
     raise journal.lost

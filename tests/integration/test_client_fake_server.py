@@ -494,6 +494,15 @@ def test_the_command_warns_of_tokens_that_the_server_lost(server):
     assert command(server, "generate", "The").stderr.count("warning") == 1
 
 
+def test_the_command_warns_of_a_generation_that_is_not_on_record(server):
+    server.script.events[0].started.unrecorded_reason = "JOURNAL_FULL"
+    told = command(server, "generate", "The", "--quiet").stderr
+    assert told.startswith("warning: this generation is not on record")
+    assert "(JOURNAL_FULL)" in told
+    started, *_ = command(server, "generate", "The", "--json").stdout.splitlines()
+    assert json.loads(started)["unrecorded_reason"] == "JOURNAL_FULL"
+
+
 def test_colour_is_asked_for_and_refused(server):
     assert "\x1b[38;5;" in command(server, "generate", "The", "--color", "always").stdout
     assert "\x1b" not in command(server, "generate", "The").stdout

@@ -1,9 +1,13 @@
 """A server whose disk takes nothing more: it says so, serves what it has, and comes back."""
 
+import json
+import re
 import resource
+import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,4 +117,92 @@ def test_a_disk_that_stays_full_ends_in_an_exit_status(
         await_health(channel, NOT_SERVING)
         assert server.terminate() == 1
         assert "Traceback" not in "".join(server.log[-3:])
+    assert verified(tmp_path) == (0, "")
+
+
+def find_metrics(server: ServerProcess) -> str:
+    """Return the URL of the page of metrics."""
+    found = (re.search(r"metrics are on (http://[^/]+)/", line) for line in server.log)
+    return next(match[1] for match in found if match)
+
+
+def count_entries(data_dir: Path) -> int:
+    """Return the number of entries on disk."""
+    database = sqlite3.connect(f"file:{data_dir / 'journal.db'}?mode=ro", uri=True)
+    try:
+        (number,) = database.execute("SELECT count(*) FROM entries").fetchone()
+        return int(number)
+    finally:
+        database.close()
+
+
+def ask_http(url: str, body: bytes | None = None) -> tuple[str, str | None]:
+    """Return the answer's body, and the header that says that nothing is on record."""
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read().decode(), answer.headers["whence-unrecorded"]
+
+
+@pytest.mark.parametrize("durability", ["group", "strict"])
+def test_requests_are_served_without_a_record_if_that_is_asked_for(
+    tiny_model: Callable[..., Path], tmp_path: Path, durability: str
+) -> None:
+    flags = ("--record-failure", "open", "--durability", durability)
+    fronts = ("--http-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
+    with (
+        ServerProcess(tiny_model("gpt2-long"), tmp_path, *flags, *fronts) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        trace = trace_pb2_grpc.TraceServiceStub(channel)
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        recorded = generate(channel, SHORT)
+        before = recorded[0].event.started
+        assert before.unrecorded_reason == ""
+        trace.GetGeneration(trace_pb2.GetGenerationRequest(generation_id=before.generation_id))
+        running = stub.Generate(ENDLESS, timeout=60)
+        running_id = next(running).event.started.generation_id
+        limit_files(server, (tmp_path / "journal.db-wal").stat().st_size)
+        metrics = find_metrics(server)
+        while "journal" not in json.loads(ask_http(f"{metrics}/healthz")[0]):
+            time.sleep(0.02)
+        num_on_disk = count_entries(tmp_path)
+
+        served = generate(channel, SHORT)
+        started, finished = served[0].event.started, served[-1].event.finished
+        assert started.unrecorded_reason == "JOURNAL_UNWRITABLE"
+        (expected,) = recorded[-1].event.finished.sequences
+        assert finished.sequences[0].token_ids == expected.token_ids
+        offsets = [(r.event.first_offset, r.event.last_offset) for r in served]
+        assert [last + 1 for _, last in offsets[:-1]] == [first for first, _ in offsets[1:]]
+        again = g.ResumeGenerationRequest(generation_id=started.generation_id, after_offset=1)
+        assert list(stub.ResumeGeneration(again))[-1].event.finished == finished
+        with pytest.raises(grpc.RpcError) as unknown:
+            trace.GetGeneration(trace_pb2.GetGenerationRequest(generation_id=started.generation_id))
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+        asked = {"prompt": "The quick", "max_tokens": 3}
+        url = f"{server.http_url}/v1/completions"
+        assert ask_http(url, json.dumps(asked).encode())[1] == "JOURNAL_UNWRITABLE"
+        _, streamed = ask_http(url, json.dumps({**asked, "stream": True}).encode())
+        assert streamed == "JOURNAL_UNWRITABLE"
+        health = json.loads(ask_http(f"{metrics}/healthz")[0])
+        assert health["status"] == "SERVING"
+        assert health["journal"] == {"writable": False, "reason": "JOURNAL_UNWRITABLE"}
+        assert health["generations"]["unrecorded"] == 3
+        assert "whence_generations_unrecorded_total 3.0" in ask_http(f"{metrics}/metrics")[0]
+        assert sum("is served unrecorded" in line for line in server.log) == 3
+
+        if durability == "group":
+            # The one that was running goes on beyond what is on disk.
+            while next(running).event.last_offset <= num_on_disk:
+                pass
+        limit_files(server, resource.RLIM_INFINITY)
+        running.cancel()
+        while "journal" in json.loads(ask_http(f"{metrics}/healthz")[0]):
+            time.sleep(0.02)
+        after = generate(channel, SHORT)[0].event.started
+        assert after.unrecorded_reason == ""
+        for generation_id in (running_id, after.generation_id):
+            trace.GetGeneration(trace_pb2.GetGenerationRequest(generation_id=generation_id))
+        assert server.terminate() == 0
     assert verified(tmp_path) == (0, "")

@@ -34,6 +34,7 @@ from whence_server.domain.requests import GenerationRequest
 from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.readers import Reader
+from whence_server.generation.record_failure import RecordFailure
 from whence_server.generation.service import Arrival, Generations
 from whence_server.generation.texts import TextProcesses
 from whence_server.journal.journal import Journal
@@ -153,7 +154,13 @@ def make_reader(
 class Service:
     """Generations over a fake engine and a real journal."""
 
-    def __init__(self, journal: Journal, engine: DyingEngine, limits: Limits) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        engine: DyingEngine,
+        limits: Limits,
+        record_failure: RecordFailure = RecordFailure.CLOSED,
+    ) -> None:
         self.journal = journal
         tokenizer = TextTokenizer(MODEL.text, MODEL.vocabulary_size)
         self.generations = Generations(
@@ -163,6 +170,7 @@ class Service:
             tokenizer=tokenizer,
             texts=TextProcesses(MODEL, limits),
             limits=limits,
+            record_failure=record_failure,
         )
         self.running = asyncio.create_task(self.generations.run())
 

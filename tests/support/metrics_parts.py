@@ -38,6 +38,7 @@ class Activity:
 class Generations:
     num_running: int = 3
     num_waiting_sequences: int = 2
+    num_unrecorded: int = 0
     activity: Activity = field(default_factory=Activity)
 
 

@@ -72,7 +72,7 @@ def test_health_shows_the_lag_of_each_consumer():
         "version": "9.8.7",
         "draining": False,
         "engine": {"state": "running", "restarts": 1},
-        "generations": {"running": 3, "sequences_waiting": 2},
+        "generations": {"running": 3, "sequences_waiting": 2, "unrecorded": 0},
         "consumers": {
             "metrics": {"entries_behind": 0, "seconds_behind": 0.0},
             "otlp-spans": {

@@ -197,6 +197,9 @@ def run(arguments: argparse.Namespace) -> int:
             _show(_keep_tokens(events, generation, kept), generation, arguments)
         finally:
             # A failed generation has a summary and a page, too.
+            if generation.started is not None and generation.started.unrecorded_reason:
+                told = _format_unrecorded_reason(generation.started.unrecorded_reason)
+                print(told, file=sys.stderr)
             if generation.num_unrecorded_tokens:
                 print(_format_unrecorded(generation), file=sys.stderr)
             if generation.finished is not None and not arguments.quiet:
@@ -352,6 +355,13 @@ def _format_unrecorded(generation: Generation) -> str:
     return (
         f"warning: the last {tokens} not on record: the server died before its newest entries were "
         "on disk (--durability strict sends a token only once it is on disk)"
+    )
+
+
+def _format_unrecorded_reason(reason: str) -> str:
+    return (
+        "warning: this generation is not on record: the server cannot write its journal at present "
+        f"({escape(reason)}), and serves all the same (--record-failure open)"
     )
 
 

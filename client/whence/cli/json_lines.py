@@ -25,6 +25,7 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
                 weights}: how each part of the record was obtained,
                 upstream: {kind, version, url, model, claimed_files}, upstream_parameters_json,
                 constraint_engine: with a constraint,
+                unrecorded_reason: why the server has it not on record,
                 unavailable: {part of the trace: why the model cannot give it},
                 adapter: {name, peft_type, digest, base, base_model_digest, weights_digest},
                 training_run: {training_run_id, trace_id, span_id, step, record_head}
@@ -215,6 +216,8 @@ def _describe_started(generation: GenerationState) -> dict[str, Any]:
         "source_method": started.source_method,
         "unavailable": dict(sorted(started.unavailable.items())),
     }
+    if started.unrecorded_reason:
+        fields["unrecorded_reason"] = started.unrecorded_reason
     if started.constraint_engine:
         fields["constraint_engine"] = started.constraint_engine
     if started.HasField("configured_decoding"):

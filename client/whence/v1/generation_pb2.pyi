@@ -1180,6 +1180,7 @@ class GenerationStarted(google.protobuf.message.Message):
     UPSTREAM_FIELD_NUMBER: builtins.int
     UPSTREAM_PARAMETERS_JSON_FIELD_NUMBER: builtins.int
     RECORDED_FIELD_NUMBER: builtins.int
+    UNRECORDED_REASON_FIELD_NUMBER: builtins.int
     OWNER_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
@@ -1228,6 +1229,13 @@ class GenerationStarted(google.protobuf.message.Message):
     upstream_parameters_json: builtins.str
     """GenerateRequest.upstream_parameters_json. Empty if the content policy keeps
     text out of the journal.
+    """
+    unrecorded_reason: builtins.str
+    """Reason for which the generation is not on record: JOURNAL_FULL or
+    JOURNAL_UNWRITABLE. The server then serves requests although the journal
+    cannot be written (--record-failure open). Empty on record. A generation
+    without a record can be read and resumed until some seconds after its end,
+    and never again: no other RPC finds it, and it has no spans.
     """
     owner: builtins.str
     """Id of the caller that started the generation: of its token, of the claim in
@@ -1346,10 +1354,11 @@ class GenerationStarted(google.protobuf.message.Message):
         upstream: whence.v1.model_pb2.UpstreamInfo | None = ...,
         upstream_parameters_json: builtins.str = ...,
         recorded: global___RecordedElsewhere | None = ...,
+        unrecorded_reason: builtins.str = ...,
         owner: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "observation", b"observation", "recorded", b"recorded", "start_time", b"start_time", "training_run", b"training_run", "upstream", b"upstream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "observation", b"observation", "operation", b"operation", "owner", b"owner", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "observation", b"observation", "operation", b"operation", "owner", b"owner", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "unrecorded_reason", b"unrecorded_reason", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
     @typing.overload

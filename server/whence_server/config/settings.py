@@ -113,6 +113,13 @@ class ServeConfig(ModelSettings, AccessSettings):
         "its record is on disk",
         "MODE",
     )
+    record_failure: str = declare_setting(
+        "closed",
+        accept_choice("open", "closed"),
+        "what happens to requests while the journal cannot be written: closed refuses them; open "
+        "serves them without a record, and says so",
+        "POLICY",
+    )
     training_runs: tuple[Path, ...] = declare_setting(
         (),
         parse_directories,

@@ -57,6 +57,8 @@ class Started:
     """Origin of a generation that another process made; None for the server's own."""
     owner: str = ""
     """Id of the caller that started it; "" without authentication."""
+    unrecorded_reason: str = ""
+    """Reason of the journal's error if the generation is not on record; "" if it is."""
 
     @property
     def operation(self) -> str:

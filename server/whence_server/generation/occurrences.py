@@ -15,7 +15,7 @@ from whence_server.domain.occurrences import (
     ReaderJoined,
     ReaderLeft,
 )
-from whence_server.journal.journal import Journal
+from whence_server.generation.record_failure import Record
 from whence_server.journal.occurrence_codec import encode_occurrence
 
 MAX_OCCURRENCES = 500
@@ -27,16 +27,16 @@ class Occurrences:
     """Recorder of one generation's occurrences.
 
     Args:
-        journal: the journal in which the generation is running.
+        record: holder of the generation's entries.
         started: start of the generation.
         arrival_ns: CLOCK_MONOTONIC time of the request's arrival.
         count_steps: returns the number of steps recorded so far.
     """
 
     def __init__(
-        self, journal: Journal, started: Started, arrival_ns: int, count_steps: Callable[[], int]
+        self, record: Record, started: Started, arrival_ns: int, count_steps: Callable[[], int]
     ) -> None:
-        self._journal = journal
+        self._record = record
         self._started = started
         self._arrival_ns = arrival_ns
         self._count_steps = count_steps
@@ -50,7 +50,7 @@ class Occurrences:
             self._started.start_time_ns + elapsed_ns, self._count_steps(), happening
         )
         with suppress(JournalError):
-            self._journal.record_occurrence(
+            self._record.record_occurrence(
                 self._started.generation_id, encode_occurrence(occurrence)
             )
 

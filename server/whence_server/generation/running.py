@@ -28,8 +28,8 @@ from whence_server.domain.steps import BeamRound, Decision, Step, Timing
 from whence_server.domain.upstream import UpstreamReport
 from whence_server.generation.constraints import JudgedText
 from whence_server.generation.occurrences import Occurrences
+from whence_server.generation.record_failure import Record
 from whence_server.journal.codec import encode_beam_round, encode_finished, encode_step
-from whence_server.journal.journal import Journal
 from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex
 from whence_server.text.output_reading import read_output
 from whence_server.text.sequence import SequenceText
@@ -84,7 +84,7 @@ class RunningGeneration:
         occurrences: records what happens to it besides its steps and its finish.
         num_prompt_tokens_read: number of the prompt's tokens that the engine which runs now has
             read; None until it begins.
-        done: set when FINISHED is in the journal.
+        done: set when FINISHED is appended.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RunningGeneration:
         *,
         arrival_ns: int,
         grace_s: float,
-        journal: Journal,
+        journal: Record,
         tokenizer: TokenTexts,
     ) -> None:
         self.started = started
@@ -127,6 +127,11 @@ class RunningGeneration:
     def id(self) -> str:
         """The generation's id."""
         return self.started.generation_id
+
+    @property
+    def is_recorded(self) -> bool:
+        """True if the journal has the generation."""
+        return not self.started.unrecorded_reason
 
     @property
     def waiting(self) -> bool:

@@ -41,14 +41,14 @@ from whence_server.generation.progress import Phase, Progress, describe_progress
 from whence_server.generation.quotas import Quotas
 from whence_server.generation.readers import Reader, Reading, count_reader
 from whence_server.generation.readmission import Readmission
+from whence_server.generation.record_failure import Begun, RecordFailure, Recording
 from whence_server.generation.running import RunningGeneration
 from whence_server.generation.texts import Texts
 from whence_server.generation.turns import TurnRecorder
 from whence_server.generation.upstream_prepare import fit_checks, prepare_for_engine
 from whence_server.generation.upstream_running import UpstreamGeneration
-from whence_server.journal.codec import encode_started
 from whence_server.journal.journal import Journal
-from whence_server.journal.rows import PREVIEW_CHARACTERS, GenerationIndex
+from whence_server.journal.rows import PREVIEW_CHARACTERS, GenerationIndex, GenerationRow
 from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
@@ -89,6 +89,7 @@ class Generations:
         texts: Texts | None,
         limits: Limits,
         grader: Grader | None = None,
+        record_failure: RecordFailure = RecordFailure.CLOSED,
     ) -> None:
         """Create the service.
 
@@ -100,9 +101,11 @@ class Generations:
             texts: processes that prepare long texts and chats; None without a tokenizer.
             limits: limits of the server.
             grader: grader of what the engine shows; None for whence's own engine.
+            record_failure: policy for requests while the journal cannot be written.
         """
         self._engine = engine
         self._journal = journal
+        self._recording = Recording(journal, record_failure)
         self._model = model
         self._tokenizer = tokenizer
         self._texts = texts
@@ -129,6 +132,11 @@ class Generations:
     def num_running(self) -> int:
         """Generations that have started and not finished."""
         return len(self._running)
+
+    @property
+    def num_unrecorded(self) -> int:
+        """Generations that have been served without a record."""
+        return self._recording.unrecorded.num_begun
 
     @property
     def num_waiting_sequences(self) -> int:
@@ -169,7 +177,7 @@ class Generations:
 
     async def _has_begun(self, request: GenerationRequest, caller_id: str) -> bool:
         """Return whether an equal request of the same caller began this generation already."""
-        record = await self._journal.look_up(request.generation_id)
+        record = await self.look_up(request.generation_id)
         if record is None:
             return False
         if record.index.owner != caller_id:
@@ -182,7 +190,7 @@ class Generations:
 
     def _check_admission(self, request: GenerationRequest) -> None:
         self._check_running()
-        self._journal.check_writable()
+        self._recording.check()
         if request.model not in ("", self._model.name):
             raise ModelNotFoundError(request.model, self._model.name)
         waiting = self._num_starting + self.num_waiting_sequences
@@ -271,8 +279,8 @@ class Generations:
             num_prompt_tokens=len(started.prompt_token_ids),
             owner=started.owner,
         )
-        self._journal.create(index, encode_started(started))
-        running = self._make_running(started, request, arrival, sent)
+        begun = self._recording.begin(index, started)
+        running = self._make_running(begun, request, arrival, sent)
         self._running[running.id] = running
         self._quotas.reserve(running)
         self._idle.clear()
@@ -289,7 +297,7 @@ class Generations:
 
     def _make_running(
         self,
-        started: Started,
+        begun: Begun,
         request: GenerationRequest,
         arrival: Arrival,
         sent: str | ChatInput | None,
@@ -298,17 +306,17 @@ class Generations:
         grace_s = min(request.disconnect_grace_s, self._limits.longest_grace_s)
         if self._tokenizer is not None and self._model.upstream is None:
             return RunningGeneration(
-                started,
+                begun.started,
                 arrival_ns=arrival_ns,
                 grace_s=grace_s,
-                journal=self._journal,
+                journal=begun.record,
                 tokenizer=self._tokenizer,
             )
         return UpstreamGeneration(
-            started,
+            begun.started,
             arrival_ns=arrival_ns,
             grace_s=grace_s,
-            journal=self._journal,
+            journal=begun.record,
             tokenizer=self._tokenizer,
             sent=sent,
         )
@@ -334,9 +342,18 @@ class Generations:
         """
         running, reading = self._running.get(generation_id), Reading(reader, after_offset)
         with nullcontext() if running is None else self._count_reader(running, reading):
-            async for entries in self._journal.follow(generation_id, after_offset):
+            async for entries in self._recording.follow(generation_id, after_offset):
                 yield entries
                 reading.last_offset = entries[-1].offset
+
+    async def look_up(self, generation_id: str) -> GenerationRow | None:
+        """Return a generation's row, deleted or not; None if the id is unknown."""
+        return await self._recording.look_up(generation_id)
+
+    def get_unrecorded_reason(self, generation_id: str) -> str:
+        """Return why a running generation is not on record; "" if it is, or has ended."""
+        running = self._running.get(generation_id)
+        return "" if running is None else running.started.unrecorded_reason
 
     def get_progress(self, generation_id: str) -> Progress:
         """Return the progress of a generation that a call reads."""
@@ -426,7 +443,8 @@ class Generations:
                         # Turns that are buffered are read without waiting: let other tasks run.
                         await asyncio.sleep(0)
                         # A full disk or a slow one holds the engine back, not the memory.
-                        await self._journal.wait_writable()
+                        if not await self._recording.wait_for_room():
+                            self._interrupt_recorded()
                 except EngineLostError as error:
                     await self._revive(error)
                 else:
@@ -440,6 +458,12 @@ class Generations:
                 with suppress(JournalError):
                     running.finish(FinishReason.INTERRUPTED)
                 self._forget(running)
+
+    def _interrupt_recorded(self) -> None:
+        """Interrupt the generations whose entries wait for the journal: memory is full of them."""
+        for running in list(self._running.values()):
+            if running.is_recorded:
+                self._stop(running, FinishReason.INTERRUPTED)
 
     async def _revive(self, error: EngineLostError) -> None:
         _log.error("%s; %d generations were running", error, len(self._running))

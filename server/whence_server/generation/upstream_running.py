@@ -11,8 +11,8 @@ from whence_server.domain.entries import EntryKind
 from whence_server.domain.generation import SequenceResult, Started
 from whence_server.domain.steps import Timing
 from whence_server.domain.upstream import UpstreamDecision, UpstreamPiece, UpstreamReport
+from whence_server.generation.record_failure import Record
 from whence_server.generation.running import RunningGeneration
-from whence_server.journal.journal import Journal
 from whence_server.journal.observation_codec import encode_upstream_step
 from whence_server.text.given import GivenText
 from whence_server.text.tokenizer import TextTokenizer
@@ -31,7 +31,7 @@ class UpstreamGeneration(RunningGeneration):
         *,
         arrival_ns: int,
         grace_s: float,
-        journal: Journal,
+        journal: Record,
         tokenizer: TextTokenizer | None,
         sent: str | ChatInput | None,
     ) -> None:
@@ -41,7 +41,7 @@ class UpstreamGeneration(RunningGeneration):
             started: properties that were fixed before the first token.
             arrival_ns: CLOCK_MONOTONIC time of the request's arrival.
             grace_s: time for which the generation goes on without a reader.
-            journal: the journal.
+            journal: holder of the generation's entries.
             tokenizer: the model's tokenizer; None if it is not known.
             sent: text or conversation that the upstream is sent in place of token ids.
         """

@@ -26,6 +26,7 @@ from whence_server.telemetry.context import read_trace_context
 _log = logging.getLogger(__name__)
 
 GENERATION_ID_HEADER = "whence-generation-id"
+UNRECORDED_HEADER = "whence-unrecorded"
 
 
 @dataclass(slots=True)
@@ -42,6 +43,8 @@ class Exchange:
     """The caller, once it is admitted."""
     generation_id: str = ""
     """Id of the generation that the request starts; "" before it is started."""
+    unrecorded_reason: str = ""
+    """Reason for which the generation is not on record; "" if it is."""
     error: CallError | None = None
     """Error that the request ended with, for its record."""
     status: int = HTTPStatus.OK
@@ -67,6 +70,8 @@ class Exchange:
         if self.generation_id:
             # OpenAI's clients show the second as the id of the request.
             headers[GENERATION_ID_HEADER] = headers["x-request-id"] = self.generation_id
+        if self.unrecorded_reason:
+            headers[UNRECORDED_HEADER] = self.unrecorded_reason
         return headers
 
 

@@ -14,12 +14,19 @@ from aiohttp import hdrs, web
 
 from whence_server.domain.addresses import is_ip_address
 from whence_server.domain.errors import HostRefusedError, OriginRefusedError
-from whence_server.http.exchange import GENERATION_ID_HEADER, Exchange, Handler
+from whence_server.http.exchange import (
+    GENERATION_ID_HEADER,
+    UNRECORDED_HEADER,
+    Exchange,
+    Handler,
+)
 
 _SITE = "Sec-Fetch-Site"
 _OWN_SITES = frozenset({"same-origin", "none"})
 """Values of the header for the server's own pages, and for what a person typed or opened."""
-_EXPOSED = ", ".join((GENERATION_ID_HEADER, "x-request-id", "traceparent", "retry-after"))
+_EXPOSED = ", ".join(
+    (GENERATION_ID_HEADER, UNRECORDED_HEADER, "x-request-id", "traceparent", "retry-after")
+)
 _PREFLIGHT_S = 600
 
 

@@ -142,6 +142,7 @@ def encode_started(started: Started) -> bytes:
         upstream_parameters_json=started.upstream_parameters_json,
         recorded=None if started.recorded is None else _convert_origin(started.recorded),
         owner=started.owner,
+        unrecorded_reason=started.unrecorded_reason,
     ).SerializeToString()
 
 

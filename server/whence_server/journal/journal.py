@@ -197,9 +197,9 @@ class Journal:
         """Append OCCURRENCE, outside the offsets. Raises the errors of `Log.record_occurrence`."""
         self._log.record_occurrence(generation_id, payload)
 
-    async def wait_writable(self) -> None:
-        """Wait while too many bytes are uncommitted: back-pressure for the engine."""
-        await self._log.wait_writable()
+    async def wait_writable(self, *, in_stall: bool = True) -> bool:
+        """Hold the engine back while too many bytes are uncommitted, as `Writer.wait_writable`."""
+        return await self._log.writer.wait_writable(in_stall=in_stall)
 
     async def flush(self) -> None:
         """Wait until everything appended so far is committed. Raises the errors of `Log.flush`."""

@@ -189,14 +189,6 @@ class Log:
         )
         self.writer.submit()
 
-    async def wait_writable(self) -> None:
-        """Wait while too many bytes are uncommitted: back-pressure for the engine.
-
-        Raises:
-            JournalError: nothing more can be written.
-        """
-        await self.writer.wait_writable()
-
     async def flush(self) -> None:
         """Wait until everything appended so far is committed.
 

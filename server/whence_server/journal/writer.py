@@ -134,16 +134,23 @@ class Writer:
             await self.committed.wait()
             self.check_writable()
 
-    async def wait_writable(self) -> None:
+    async def wait_writable(self, *, in_stall: bool = True) -> bool:
         """Wait while the writer is stalled, or more bytes than the bound are uncommitted.
+
+        Args:
+            in_stall: whether to wait while the writer is stalled.
+
+        Returns:
+            False if more bytes than the bound are uncommitted, as they may be in a stall.
 
         Raises:
             JournalError: nothing more can be written.
         """
         self.check()
-        while self.stall is not None or self.overfull:
+        while in_stall if self.stall is not None else self.overfull:
             await self.committed.wait()
             self.check()
+        return not self.overfull
 
     async def run(self, function: Callable[[], T]) -> T:
         """Call a function on the writer's thread, between two transactions."""
@@ -235,7 +242,9 @@ class Writer:
             self._retry_s = _FIRST_RETRY_S
             self._patience = self._loop.call_later(self._patience_s, self._report_stall)
             _log.critical(
-                "%s; new requests are refused, running generations wait", error, exc_info=error
+                "the journal cannot be written at present (%s) and is tried again",
+                error.detail,
+                exc_info=error,
             )
         self._timer = self._loop.call_later(self._retry_s, self._resend)
         self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)

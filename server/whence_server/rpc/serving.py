@@ -98,7 +98,8 @@ class Serving:
 
     async def require_access(self, generation_id: str, identity: Identity, *others: Scope) -> None:
         """Check that a generation exists for a caller, as `visibility.require_access` does."""
-        await require_access(self._journal, generation_id, identity, *others)
+        rows = self._generations or self._journal
+        await require_access(rows, generation_id, identity, *others)
 
     async def cancel(self, generation_id: str, caller: Caller) -> None:
         """Stop a generation at once; do nothing if it has finished. Without a model, none runs.

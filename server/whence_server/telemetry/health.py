@@ -58,6 +58,7 @@ class Health:
             document["generations"] = {
                 "running": live.generations.num_running,
                 "sequences_waiting": live.generations.num_waiting_sequences,
+                "unrecorded": live.generations.num_unrecorded,
             }
         if trouble := live.journal.trouble:
             document["journal"] = {"writable": False, "reason": trouble.reason}

@@ -75,6 +75,11 @@ class LiveGenerations(Protocol):
         ...
 
     @property
+    def num_unrecorded(self) -> int:
+        """Number of generations that have been served without a record."""
+        ...
+
+    @property
     def num_waiting_sequences(self) -> int:
         """Number of sequences whose prompt the engine has not read completely."""
         ...

@@ -22,8 +22,8 @@ class JournalUnwritableError(JournalError):
 
     def __init__(self, detail: str, retry_after_s: float = 5.0, **metadata: str) -> None:
         super().__init__(
-            f"the journal cannot be written at present ({detail}), so the server admits no new "
-            "requests; it keeps trying to write",
+            f"the journal cannot be written at present ({detail}), so that nothing new can be "
+            "recorded; the server keeps trying to write",
             **metadata,
         )
         self.detail = detail

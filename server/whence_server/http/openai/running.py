@@ -51,7 +51,9 @@ async def start(front: Front, wanted: GenerationRequest, exchange: Exchange) -> 
     arrival = Arrival(
         exchange.trace_context, exchange.time_ns, exchange.monotonic_ns, exchange.identity.id
     )
-    exchange.generation_id = await front.serving.get_generations().start(wanted, arrival)
+    generations = front.serving.get_generations()
+    exchange.generation_id = await generations.start(wanted, arrival)
+    exchange.unrecorded_reason = generations.get_unrecorded_reason(exchange.generation_id)
 
 
 async def read_events(front: Front, exchange: Exchange) -> AsyncGenerator[list[Event], None]:

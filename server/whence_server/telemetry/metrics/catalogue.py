@@ -241,6 +241,12 @@ GENERATIONS_RUNNING: Final = Definition(
     "{generation}",
     "Generations that have started and not ended.",
 )
+GENERATIONS_UNRECORDED: Final = Definition(
+    "whence.generations.unrecorded",
+    Kind.COUNTER,
+    "{generation}",
+    "Generations that were served without a record, as the journal could not be written.",
+)
 SEQUENCES_WAITING: Final = Definition(
     "whence.sequences.waiting",
     Kind.GAUGE,
@@ -387,6 +393,7 @@ STEPS: Final = (STEP_ENTROPY, STEP_SURPRISE, DRAW_MARGIN)
 POLLED: Final = (
     STEP_NON_FINITE,
     GENERATIONS_RUNNING,
+    GENERATIONS_UNRECORDED,
     SEQUENCES_WAITING,
     BATCH_SIZE,
     CACHE_USED,

@@ -123,6 +123,7 @@ def _observe_refused(observed: LiveSources) -> Iterator[Observation]:
 
 _LOOKS: dict[Definition, _Look] = {
     catalogue.GENERATIONS_RUNNING: _observe_generations(lambda it: it.num_running),
+    catalogue.GENERATIONS_UNRECORDED: _observe_generations(lambda it: it.num_unrecorded),
     catalogue.SEQUENCES_WAITING: _observe_generations(lambda it: it.num_waiting_sequences),
     catalogue.BATCH_SIZE: _observe_generations(lambda it: it.activity.batch_size),
     catalogue.CACHE_USED: _observe_generations(lambda it: it.activity.num_cache_tokens),

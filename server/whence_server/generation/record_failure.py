@@ -1,0 +1,133 @@
+"""Choice of where entries go: to the journal or, while it cannot be written, to memory.
+
+With the policy CLOSED nothing is served that cannot be recorded. With OPEN a service that is asked
+goes on answering: new generations are unrecorded, and those that were running go on. The entries of
+the latter wait in memory up to the journal's bound, beyond which they are interrupted.
+"""
+
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+from whence_server import logs
+from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.errors import JournalUnwritableError
+from whence_server.domain.generation import Started
+from whence_server.generation.unrecorded import Unrecorded
+from whence_server.journal.codec import encode_started
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow
+
+_log = logging.getLogger(__name__)
+
+
+class RecordFailure(Enum):
+    """Policy for requests while the journal cannot be written."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Record(Protocol):
+    """Holder of the entries of running generations."""
+
+    def append(self, generation_id: str, kind: EntryKind, payload: bytes) -> int:
+        """Append an entry of a running generation; return its offset."""
+        ...
+
+    def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
+        """Append FINISHED; return its offset."""
+        ...
+
+    def record_occurrence(self, generation_id: str, payload: bytes) -> None:
+        """Append OCCURRENCE, outside the generation's offsets."""
+        ...
+
+
+class Begun(NamedTuple):
+    """The start of a generation as it was recorded, and the holder of its further entries."""
+
+    started: Started
+    record: Record
+
+
+class Recording:
+    """Chooses where generations are recorded, by the state of the journal and the policy.
+
+    Attributes:
+        unrecorded: generations that the journal has not taken.
+    """
+
+    def __init__(
+        self, journal: Journal, policy: RecordFailure, unrecorded: Unrecorded | None = None
+    ) -> None:
+        self._journal = journal
+        self._is_open = policy is RecordFailure.OPEN
+        self.unrecorded = unrecorded or Unrecorded()
+
+    def check(self) -> None:
+        """Raise if no new generation can be served.
+
+        Raises:
+            JournalUnwritableError: it could not be recorded, and the policy is CLOSED.
+            JournalError: nothing more can be written, and the server ends.
+        """
+        try:
+            self._journal.check_writable()
+        except JournalUnwritableError:
+            if not self._is_open:
+                raise
+
+    async def look_up(self, generation_id: str) -> GenerationRow | None:
+        """Return a generation's row, deleted or not; None if the id is unknown."""
+        index = self.unrecorded.find(generation_id)
+        if index is not None:
+            return GenerationRow(index, None)
+        return await self._journal.look_up(generation_id)
+
+    def begin(self, index: GenerationIndex, started: Started) -> Begun:
+        """Record the start of a generation.
+
+        Raises:
+            GenerationExistsError: the id was used before.
+            JournalUnwritableError: it cannot be recorded, and the policy is CLOSED.
+            JournalError: nothing more can be written.
+        """
+        try:
+            self._journal.create(index, encode_started(started))
+        except JournalUnwritableError as error:
+            if not self._is_open:
+                raise
+            started = replace(started, unrecorded_reason=error.reason)
+        else:
+            return Begun(started, self._journal)
+        self.unrecorded.create(index, encode_started(started))
+        _log.warning(
+            "generation %s is served unrecorded: the journal cannot be written (%s)",
+            started.generation_id,
+            started.unrecorded_reason,
+            extra={logs.GENERATION_ID: started.generation_id},
+        )
+        return Begun(started, self.unrecorded)
+
+    def follow(self, generation_id: str, after_offset: int) -> AsyncGenerator[list[Entry], None]:
+        """Return a generator of a generation's entries after an offset, live, until FINISHED.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+        """
+        if self.unrecorded.find(generation_id) is not None:
+            return self.unrecorded.follow(generation_id, after_offset)
+        return self._journal.follow(generation_id, after_offset)
+
+    async def wait_for_room(self) -> bool:
+        """Wait while the engine has to be held back; return whether memory has room for entries.
+
+        With OPEN it is not held back while the journal cannot be written.
+
+        Raises:
+            JournalError: nothing more can be written.
+        """
+        return await self._journal.wait_writable(in_stall=not self._is_open)
