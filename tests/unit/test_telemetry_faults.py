@@ -157,7 +157,9 @@ async def test_a_collector_beyond_the_timeout_loses_no_span(journal, collector):
     collector.faults.extend([Slow(0.5), Slow(0.5), Slow(0.0)])
     async with exporting(journal, collector, settings={"timeout_s": 0.1}) as exporter:
         assert await exporter.flush(30)
-        assert exporter.stats.num_retries == 2
+        # A busy machine may miss the tenth of a second once more.
+        assert exporter.stats.num_retries >= 2
+    assert not collector.faults
     await assert_none_lost(journal, collector)
 
 
