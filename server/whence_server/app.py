@@ -148,7 +148,13 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     serving = Serving(settings.served_name, journal)
     tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
-    recorders = Recorders(journal, vocabularies, lambda: serving.model, library.link)
+    recorders = Recorders(
+        journal,
+        vocabularies,
+        lambda: serving.model,
+        library.link,
+        max_generations=settings.caller_max_generations,
+    )
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call), sampler=sampler)
     # gRPC and HTTP share the descriptors that are left for connections.

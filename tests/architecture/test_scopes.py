@@ -7,7 +7,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 import whence.v1
-from whence.v1 import generation_pb2, model_pb2, trace_pb2, training_pb2
+from whence.v1 import generation_pb2, model_pb2, record_pb2, trace_pb2, training_pb2
 from whence_server.access.scope_table import PUBLIC, ROUTES, RPCS, TABLE, Rule
 from whence_server.config.access import PUBLIC_SERVICES
 from whence_server.domain.identity import Scope
@@ -19,7 +19,8 @@ from whence_server.telemetry.metrics.http import HEALTH_PATH, PATH
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "access.md").read_text(encoding="utf-8")
-FILES = (generation_pb2, model_pb2, trace_pb2, training_pb2, health_pb2, reflection_pb2)
+CONTRACT = (generation_pb2, model_pb2, record_pb2, trace_pb2, training_pb2)
+FILES = (*CONTRACT, health_pb2, reflection_pb2)
 
 
 def test_every_file_of_the_contract_with_a_service_is_walked() -> None:
@@ -30,7 +31,7 @@ def test_every_file_of_the_contract_with_a_service_is_walked() -> None:
         for path in folder.glob("*_pb2_grpc.py")
         if "Stub" in path.read_text(encoding="utf-8")
     }
-    assert with_services == {it.__name__.rpartition(".")[2] for it in FILES[:4]}
+    assert with_services == {it.__name__.rpartition(".")[2] for it in CONTRACT}
 
 
 def test_every_rpc_of_the_descriptors_has_a_rule_and_no_other() -> None:

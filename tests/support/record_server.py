@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON
 from server_process import socket_target
 
+from whence_server.access.gate import OPEN_GATE, Gate
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.generation.recording.recorders import Recorders
@@ -36,11 +37,15 @@ class RecordServer:
         served: the model that it would serve; its identity is known to recorders' models.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, gate: Gate = OPEN_GATE, *, max_generations: int = 0
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.target = socket_target(directory)
         self.served: ModelInfo | None = None
         self._directory = directory
+        self._gate = gate
+        self._max_generations = max_generations
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -65,7 +70,13 @@ class RecordServer:
             return None
 
         vocabularies = Vocabularies(self._directory / "data")
-        recorders = Recorders(journal, vocabularies, lambda: self.served, link)
+        recorders = Recorders(
+            journal,
+            vocabularies,
+            lambda: self.served,
+            link,
+            max_generations=self._max_generations,
+        )
         calls = CallLog(lambda call: journal.record_call(call.generation_id, encode_call(call)))
         record = RecordServicer(recorders, journal, limits, DEFAULT_ON)
         rpc = await build_server(
@@ -76,6 +87,7 @@ class RecordServer:
                 generation_servicer.SERVICE: GenerationServicer(serving, limits).list_methods(),
             },
             calls,
+            self._gate,
         )
         await rpc.server.start()
         return journal, recorders, rpc, closing

@@ -1,6 +1,7 @@
 """RecordService over a socket: messages sent again, wrong messages, and who they harm."""
 
 import hashlib
+import json
 import queue
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from transformers import AutoTokenizer
 from whence import Client
 from whence.v1 import generation_pb2, record_pb2, step_pb2
 from whence.v1.record_pb2_grpc import RecordServiceStub
+from whence_server.access.gate import Gate
+from whence_server.access.token_file import TokenFile
 
 VOCABULARY = 416
 
@@ -35,12 +38,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordServer]:
 class RawRecorder:
     """A recorder whose messages a test writes by hand."""
 
-    def __init__(self, server: RecordServer, recorder_id: str = "", first_number: int = 1) -> None:
+    def __init__(
+        self, server: RecordServer, recorder_id: str = "", first_number: int = 1, token: str = ""
+    ) -> None:
         self.recorder_id = recorder_id or str(uuid.uuid4())
         self._requests: queue.Queue[record_pb2.RecordGenerationsRequest | None] = queue.Queue()
         self._channel = grpc.insecure_channel(server.target)
         self.call = RecordServiceStub(self._channel).RecordGenerations(
-            iter(self._requests.get, None), timeout=60
+            iter(self._requests.get, None),
+            timeout=60,
+            metadata=(("authorization", f"Bearer {token}"),) if token else (),
         )
         hello = record_pb2.RecorderHello(
             recorder_id=self.recorder_id, library="test/1", first_number=first_number
@@ -310,3 +317,41 @@ def test_tokenizer_with_other_bytes_is_invalid(server: RecordServer) -> None:
             next(recorder.call)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "another SHA-256" in str(error.value.details())
+
+
+def test_recorders_and_limits_of_callers_are_kept_apart(tmp_path: Path, tokenizer: bytes) -> None:
+    lines = [
+        {"id": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "scopes": scopes}
+        for name, scopes in (("alice", ["generate"]), ("bob", ["generate"]), ("eve", ["read"]))
+    ]
+    callers = tmp_path / "callers"
+    callers.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    gate = Gate(TokenFile(callers))
+    first, second, third = (str(uuid.uuid4()) for _ in range(3))
+    with RecordServer(tmp_path / "server", gate, max_generations=1) as server:
+        with RawRecorder(server, token="alice") as alice:
+            alice.introduce(tokenizer)
+            alice.send(1, begun=make_begun(1, first))
+            alice.send(2, begun=make_begun(2, second))
+            alice.wait_for(2)
+            assert alice.refused[2].reason == "CALLER_LIMIT"
+            with RawRecorder(server, alice.recorder_id, token="bob") as bob:
+                assert bob.recorded_number == 0, "another caller's recorder is another one"
+                bob.introduce(tokenizer)
+                bob.send(1, begun=make_begun(1, third))
+                bob.wait_for(1)
+                assert not bob.refused
+            alice.send(3, step=make_step(1, 0))
+            alice.wait_for(3)
+        owners = {
+            generation_id: server.run(server.journal.get(generation_id)).index.owner
+            for generation_id in (first, third)
+        }
+        assert owners == {first: "alice", third: "bob"}
+        for token, code in (
+            ("eve", grpc.StatusCode.PERMISSION_DENIED),
+            ("", grpc.StatusCode.UNAUTHENTICATED),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                RawRecorder(server, token=token)
+            assert caught.value.code() is code

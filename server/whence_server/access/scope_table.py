@@ -38,6 +38,9 @@ RPCS: Final[dict[str, Rule]] = {
     _SERVICE + "GenerationService/CancelGeneration": Rule(
         (Scope.GENERATE, Scope.ADMIN), "one's own; others' with `admin`"
     ),
+    _SERVICE + "RecordService/RecordGenerations": Rule(
+        (Scope.GENERATE,), "the generations are the caller's"
+    ),
     _SERVICE + "TraceService/GetGeneration": Rule(_READ, _NUMBERS),
     _SERVICE + "TraceService/ListGenerations": Rule(_READ, _NUMBERS),
     _SERVICE + "TraceService/ListSteps": Rule(_READ, _NUMBERS),

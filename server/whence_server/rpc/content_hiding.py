@@ -23,6 +23,7 @@ _SHOWN_NAMES = {
     "EngineEnded": "detail",
     "UpstreamInfo": "kind version model claimed_files",
     "UpstreamReport": "model fingerprint",
+    "RecordedElsewhere": "library",
     "ListGenerationsResponse": "next_page_token",
     "ListStepsResponse": "next_page_token",
     "WatchGenerationsResponse": "generation_id position",

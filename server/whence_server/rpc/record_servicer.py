@@ -52,7 +52,10 @@ class RecordServicer:
     ) -> AsyncGenerator[bytes, None]:
         """Record what a recorder sends; answer with the number up to which it is on record."""
         hello = _require_hello(request)
-        recorder = self._recorders.connect(hello.recorder_id, hello.library, hello.first_number)
+        owner = call.identity.id
+        recorder = self._recorders.connect(
+            hello.recorder_id, hello.library, hello.first_number, owner
+        )
         num_calls = recorder.num_calls
         yield _make_answer(recorder.last_number)
         call.make_filler = lambda: _make_answer(recorder.last_answer)
@@ -79,7 +82,7 @@ class RecordServicer:
                 yield await self._answer(recorder)
         finally:
             reading.cancel()
-            self._recorders.disconnect(hello.recorder_id, num_calls)
+            self._recorders.disconnect(hello.recorder_id, num_calls, owner)
 
     async def _answer(self, recorder: Recorder) -> bytes:
         number = recorder.last_number

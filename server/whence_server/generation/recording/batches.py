@@ -51,12 +51,14 @@ class RecordedBatch:
         model: ReadyModel,
         journal: Journal,
         library: str,
+        owner: str = "",
     ) -> None:
         """Write the starts of the generations, whose ids the journal does not know."""
         tokenizer = model.tokenizer
         self.start = start
         self.model = model.info
         self._observation = grade(start.decoding, model.weights)
+        self._owner = owner
         self._journal = journal
         self._arrival_ns = time.monotonic_ns() - max(time.time_ns() - start.start_time_ns, 0)
         self._next_indices = [0] * start.num_rows
@@ -86,6 +88,7 @@ class RecordedBatch:
             labels=dict(start.labels),
             observation=self._observation,
             recorded=origin,
+            owner=self._owner,
         )
         index = GenerationIndex(
             generation_id=started.generation_id,
@@ -96,6 +99,7 @@ class RecordedBatch:
             labels=started.labels,
             prompt_preview=text[:PREVIEW_CHARACTERS],
             num_prompt_tokens=len(started.prompt_token_ids),
+            owner=started.owner,
         )
         self._journal.create(index, encode_started(started))
         return RunningGeneration(

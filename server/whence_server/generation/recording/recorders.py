@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from whence_server.domain.errors import (
+    CallerLimitError,
     Code,
     FieldViolation,
     GenerationExistsError,
@@ -35,6 +36,8 @@ from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
 
+_RETRY_AFTER_S = 1.0
+
 LinkModel = Callable[[ModelInfo], Awaitable[TrainingRunRef | None]]
 
 
@@ -43,6 +46,7 @@ class Recorder:
 
     Attributes:
         library: library that records, with its version.
+        owner: id of the caller, which owns the generations; "" without authentication.
         last_number: number up to which its messages were taken.
         last_answer: number up to which they are on disk, as far as it was told.
         models: its models by their numbers, ready for batches.
@@ -52,8 +56,9 @@ class Recorder:
         num_calls: number of connections so far; the newest is the only one that counts.
     """
 
-    def __init__(self, library: str, last_number: int) -> None:
+    def __init__(self, library: str, last_number: int, owner: str = "") -> None:
         self.library = library
+        self.owner = owner
         self.last_number = self.last_answer = last_number
         self.models: dict[int, ReadyModel] = {}
         self.batches: dict[int, RecordedBatch] = {}
@@ -109,6 +114,8 @@ class Recorders:
         vocabularies: keeps the vocabularies of recorded models.
         find_served: returns the served model; None while there is none.
         link: finds the training run that made a model.
+        max_generations: maximum number of generations of one caller that are being recorded; 0 for
+            no limit. A batch is recorded whole.
     """
 
     def __init__(
@@ -117,44 +124,53 @@ class Recorders:
         vocabularies: Vocabularies,
         find_served: Callable[[], ModelInfo | None],
         link: LinkModel,
+        *,
+        max_generations: int = 0,
     ) -> None:
         self._journal = journal
         self._vocabularies = vocabularies
         self._find_served = find_served
         self._link = link
         self._tokenizers = Tokenizers()
-        self._recorders: dict[str, Recorder] = {}
+        self._max_generations = max_generations
+        # By owner and id: a caller cannot go on with another caller's recorder.
+        self._recorders: dict[tuple[str, str], Recorder] = {}
 
-    def connect(self, recorder_id: str, library: str, first_number: int) -> Recorder:
-        """Return a recorder that has connected, known or new.
+    def connect(
+        self, recorder_id: str, library: str, first_number: int, owner: str = ""
+    ) -> Recorder:
+        """Return a recorder of a caller that has connected, known or new.
 
         Raises:
             InvalidRequestError: there are too many recorders.
         """
-        recorder = self._recorders.get(recorder_id)
+        key = (owner, recorder_id)
+        recorder = self._recorders.get(key)
         if recorder is None:
             if len(self._recorders) >= MAX_RECORDERS:
                 raise InvalidRequestError(
                     FieldViolation("hello", f"is that of more than {MAX_RECORDERS} recorders")
                 )
-            recorder = self._recorders[recorder_id] = Recorder(library, max(first_number - 1, 0))
+            recorder = Recorder(library, max(first_number - 1, 0), owner)
+            self._recorders[key] = recorder
         if recorder.expiry is not None:
             recorder.expiry.cancel()
         recorder.parts = None
         recorder.num_calls += 1
         return recorder
 
-    def disconnect(self, recorder_id: str, num_calls: int) -> None:
+    def disconnect(self, recorder_id: str, num_calls: int, owner: str = "") -> None:
         """Give a recorder time to come back, unless it has already: then `num_calls` is older."""
-        recorder = self._recorders.get(recorder_id)
+        key = (owner, recorder_id)
+        recorder = self._recorders.get(key)
         if recorder is None or recorder.num_calls != num_calls:
             return
         # Even without a batch: its last message may be sent again.
         loop = asyncio.get_running_loop()
-        recorder.expiry = loop.call_later(GRACE_S, self._forget, recorder_id)
+        recorder.expiry = loop.call_later(GRACE_S, self._forget, key)
 
-    def _forget(self, recorder_id: str) -> None:
-        recorder = self._recorders.pop(recorder_id)
+    def _forget(self, key: tuple[str, str]) -> None:
+        recorder = self._recorders.pop(key)
         for batch in recorder.batches.values():
             batch.interrupt()
         if recorder.batches:
@@ -255,7 +271,7 @@ class Recorders:
             return
         self._journal.check_writable()
         recorder.batches[start.number] = RecordedBatch(
-            start, model, self._journal, recorder.library
+            start, model, self._journal, recorder.library, recorder.owner
         )
 
     async def _check_start(self, recorder: Recorder, start: BatchStart) -> ReadyModel:
@@ -268,6 +284,7 @@ class Recorders:
             raise InvalidRequestError(
                 FieldViolation("begun", f"is one of more than {MAX_BATCHES} batches that run")
             )
+        self._check_caller(recorder.owner)
         bound = model.info.vocabulary_size
         seen: set[str] = set()
         for prompt in start.prompts:
@@ -280,6 +297,24 @@ class Recorders:
                 raise GenerationExistsError(prompt.generation_id)
             seen.add(prompt.generation_id)
         return model
+
+    def _check_caller(self, owner: str) -> None:
+        """Raise CallerLimitError if the caller has as many generations as one may have."""
+        if not self._max_generations:
+            return
+        number = sum(
+            len(batch.start.prompts)
+            for recorder in self._recorders.values()
+            if recorder.owner == owner
+            for batch in recorder.batches.values()
+        )
+        if number >= self._max_generations:
+            raise CallerLimitError(
+                f"{number} generations that are being recorded",
+                "--caller-max-generations",
+                self._max_generations,
+                _RETRY_AFTER_S,
+            )
 
     def close(self) -> None:
         """Interrupt all batches, because the server ends."""
