@@ -19,6 +19,7 @@ from whence import AsyncClient, UnavailableError
 from whence_server.access.ssl_contexts import make_ssl_context
 from whence_server.access.tls_files import TlsFiles, TlsPaths
 from whence_server.http.server import HttpServer
+from whence_server.journal.vocabularies import Vocabularies
 from whence_server.rpc import model_servicer
 from whence_server.rpc.calls import Call, CallLog, Method
 from whence_server.rpc.model_servicer import ModelServicer
@@ -54,7 +55,7 @@ ticked = asyncio.Event()
 async def serve(files: TlsFiles) -> AsyncIterator[Fronts]:
     serving = Serving("m", None)  # type: ignore[arg-type]  # no generation is asked for
     services = {
-        model_servicer.SERVICE: ModelServicer(serving).list_methods(),
+        model_servicer.SERVICE: ModelServicer(serving, Vocabularies(Path())).list_methods(),
         "test.Echo": [Method("Tick", Empty, stream=echo)],
     }
     options = ServerOptions(("127.0.0.1:0",), tls=files)
