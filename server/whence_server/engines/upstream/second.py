@@ -56,6 +56,8 @@ class SecondComputer:
         A token that a processor removes has -inf. None if the table does not hold every token that
         is kept.
         """
+        if self.is_neutral:
+            return list(logprobs)
         if not logprobs or any(a < b for a, b in itertools.pairwise(logprobs)):
             return None
         state: _State | None = _State([Entry(i, math.exp(p)) for i, p in enumerate(logprobs)])
