@@ -44,7 +44,9 @@ def generate(
 def complete_over_http(url: str) -> None:
     """Generate a token by OpenAI's API."""
     asked = urllib.request.Request(
-        f"{url}/v1/completions", json.dumps({"prompt": "The quick", "max_tokens": 1}).encode()
+        f"{url}/v1/completions",
+        json.dumps({"prompt": "The quick", "max_tokens": 1}).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(asked) as answer:
         assert answer.status == 200
