@@ -1,7 +1,7 @@
 """The real model beside its peers: tokens a second of whence and of the engines installed here.
 
 The peers are transformers' `generate`, and from `build/backends` llama.cpp's server
-(`llama.cpp/llama-server`, with the GGUF file that the real model was made of) and vLLM
+(`llama-cpp/llama-server`, with the GGUF file that the real model was made of) and vLLM
 (`vllm/bin/vllm`).
 Each runs alone, with both cores, and samples with the same temperature and top-p, without a trace;
 whence runs as shipped, with full trace. llama.cpp's file is quantised, and is compared as it is.
@@ -34,7 +34,7 @@ from whence_server.demo.cache import find_cache_dir
 from whence_server.demo.real_weights import ensure_gguf
 
 BACKENDS = Path(__file__).parents[2] / "build" / "backends"
-LLAMA = BACKENDS / "llama.cpp" / "llama-server"
+LLAMA = BACKENDS / "llama-cpp" / "llama-server"
 VLLM = BACKENDS / "vllm" / "bin" / "vllm"
 NUM_STREAMS = (1, 8)
 START_S = 600
