@@ -120,6 +120,13 @@ REFUSED: dict[str, tuple[Callable[[], str], Cause]] = {
     "no subject": (lambda: sign(sub=None), Cause.INVALID),
     "subject is a number": (lambda: sign(sub=7), Cause.INVALID),
     "no JSON": (lambda: "a.b.c", Cause.INVALID),
+    "no UTF-8": (lambda: sign() + "\udc80", Cause.INVALID),
+    "alg is a list": (lambda: forge({"alg": [], "kid": "rsa"}), Cause.INVALID),
+    "alg is an object": (lambda: forge({"alg": {}, "kid": "rsa"}), Cause.INVALID),
+    "header of a thousand levels": (lambda: nest_header(2_000), Cause.INVALID),
+    "expires at infinity": (lambda: sign(exp=float("inf")), Cause.INVALID),
+    "subject with a lone surrogate": (lambda: sign(sub="a\ud800"), Cause.INVALID),
+    "subject with a control character": (lambda: sign(sub="alice\n"), Cause.INVALID),
     "changed": (lambda: sign()[:-6] + "AAAAAA", Cause.INVALID),
     "too long": (lambda: sign(note="x" * 20_000), Cause.INVALID),
     "embedded key": (
@@ -132,6 +139,11 @@ REFUSED: dict[str, tuple[Callable[[], str], Cause]] = {
         Cause.INVALID,
     ),
 }
+
+
+def nest_header(depth: int) -> str:
+    header = base64.urlsafe_b64encode(b'{"alg":' + b"[" * depth).decode().rstrip("=")
+    return f"{header}.e30.eA"
 
 
 def sign_with_hmac(secret: bytes, key_id: str) -> str:

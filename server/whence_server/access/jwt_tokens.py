@@ -57,10 +57,11 @@ class JwtVerifier:
             raise RefusedError(Cause.INVALID, f"a JWT of {len(token)} characters")
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, ValueError):
+            # A header of HTTP can hold bytes that are no UTF-8, which PyJWT does not expect.
             raise RefusedError(Cause.INVALID, "a JWT whose header cannot be parsed") from None
         algorithm, key_id = header.get("alg"), header.get("kid")
-        if algorithm not in ALGORITHMS:
+        if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
             raise RefusedError(Cause.INVALID, f"a JWT with the algorithm {str(algorithm)[:20]!r}")
         key = await self._keys.find(key_id) if isinstance(key_id, str) and key_id else None
         if key is None:
@@ -93,6 +94,10 @@ class JwtVerifier:
         name = claims.get(self._rules.id_claim)
         if not isinstance(name, str) or not 0 < len(name) <= _MAX_ID_CHARACTERS:
             raise RefusedError(Cause.INVALID, f"a JWT without the claim {self._rules.id_claim}")
+        if not name.isprintable():
+            # A lone surrogate cannot be put on record, and the index over owners would write "?".
+            claim = self._rules.id_claim
+            raise RefusedError(Cause.INVALID, f"a JWT whose claim {claim} is not printable")
         given = claims.get(self._rules.scope_claim, [])
         values = given.split() if isinstance(given, str) else given
         if not isinstance(values, list):
