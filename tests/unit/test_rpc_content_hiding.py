@@ -95,6 +95,27 @@ def test_new_text_is_hidden_until_it_is_listed() -> None:
     assert is_content(unlisted["model"])
 
 
+def test_arguments_of_a_template_are_hidden_in_both_forms() -> None:
+    chat = generation_pb2.ChatInput(template_arguments_json='{"a": 1}', template_name="default")
+    chat.template_arguments.update({"customer": SECRET_TEXT})
+    hide_content(chat)
+    assert chat == generation_pb2.ChatInput()
+
+
+def test_message_of_a_failure_is_hidden_because_an_upstream_may_quote_the_prompt_in_it() -> None:
+    finished = generation_pb2.GenerationFinished()
+    finished.failure.code, finished.failure.reason = 3, "UPSTREAM_REFUSED"
+    finished.failure.message = f"vllm refused the request (400): input: {SECRET_TEXT}"
+    finished.failure.retry_delay.seconds = 2
+    finished.end_time.seconds = 5
+    hide_content(finished)
+    kept = generation_pb2.GenerationFinished()
+    kept.failure.code, kept.failure.reason = 3, "UPSTREAM_REFUSED"
+    kept.failure.retry_delay.seconds = 2
+    kept.end_time.seconds = 5
+    assert finished == kept
+
+
 def test_fields_of_a_later_version_are_hidden() -> None:
     later = step_pb2.Step(index=1).SerializeToString() + b"\xfa\x7f" + b"\x06secret"
     entry = Entry(1, "g", 1, EntryKind.STEP, later)

@@ -18,7 +18,7 @@ _SHOWN_NAMES = {
     "TrainingRunRef": "training_run_id trace_id span_id record_head",
     "AppliedAdapter": "name peft_type digest base base_model_digest weights_digest",
     "ChatRecord": "template_name tool_call_format reasoning_format",
-    "Failure": "reason message",
+    "Failure": "reason",
     "Caller": "method trace_id span_id parent_span_id address identity",
     "EngineEnded": "detail",
     "UpstreamInfo": "kind version model claimed_files",
@@ -36,6 +36,8 @@ _SHOWN = frozenset(
 """Texts that are no content; a text that is not listed is hidden, so that a new one is, too."""
 _HIDDEN = frozenset({"whence.v1.Step.candidates", "whence.v1.Step.requested_logprobs"})
 """Messages that are hidden whole: clients read their arrays beside those of the token ids."""
+_TIMES = frozenset({"google.protobuf.Timestamp", "google.protobuf.Duration"})
+"""Messages of others that hold no text; every other one is hidden, as `Struct` is."""
 
 
 def is_content(field: FieldDescriptor) -> bool:
@@ -45,7 +47,17 @@ def is_content(field: FieldDescriptor) -> bool:
     is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
     is_text = field.type in {FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES}
     is_token = "token_id" in field.name and field.message_type is None
-    return is_map or is_text or is_token or field.full_name in _HIDDEN
+    return is_map or is_text or is_token or _is_foreign(field) or field.full_name in _HIDDEN
+
+
+def _is_foreign(field: FieldDescriptor) -> bool:
+    """Return whether a field's message has fields that nobody looks into here."""
+    kind = field.message_type
+    return (
+        kind is not None
+        and not kind.full_name.startswith("whence.")
+        and (kind.full_name not in _TIMES)
+    )
 
 
 def hide_content(message: Message) -> None:
