@@ -1,5 +1,6 @@
 """The file of callers: its lines, its reading again, and the command that makes a token."""
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -77,6 +78,26 @@ def test_changed_file_is_read_again_and_an_unusable_one_is_not(
     assert file.find_token("secret") is not None
     assert "the callers of before stay valid" in caplog.text
     write(tmp_path / "next", ALICE | {"sha256": "0" * 64}).rename(path)
+    assert file.find_token("secret") is None, "the token was revoked"
+
+
+def test_revocation_is_not_lost_when_the_file_cannot_be_read_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 100.0
+    path = write(tmp_path / "callers", ALICE)
+    file = TokenFile(path, lambda: now_s)
+    write(path, ALICE | {"sha256": "0" * 64})
+
+    def fail(*_arguments: object, **_options: object) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fail)
+        for _ in range(3):
+            assert file.find_token("secret") is not None
+    assert caplog.text.count("the callers of before stay valid") == 1, "strangers fill no log"
+    now_s += 1.0
     assert file.find_token("secret") is None, "the token was revoked"
 
 

@@ -12,6 +12,8 @@ import json
 import logging
 import re
 import secrets
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +29,8 @@ FLAG = "--auth-tokens"
 _FIELDS = {"id", "sha256", "certificate", "scopes", "expires"}
 ID = re.compile(r"[!-~]{1,128}")
 _CERTIFICATE = re.compile(r"(?:DNS|URI|EMAIL|IP|CN):.+")
+_RETRY_S = 1.0
+"""Time after which a changed file that could not be used is read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,22 @@ class _Callers:
 class TokenFile:
     """The known callers, read again when the file changes.
 
+    A file that has changed and cannot be used is tried again: it may have revoked a token, and may
+    be readable a moment later as it is, for example after too many open files.
+
+    Args:
+        path: path of the file.
+        clock: monotonic seconds.
+
     Raises:
         ConfigurationError: the file cannot be read, or a line is malformed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
+        self._clock = clock
+        self._retry_at_s: float | None = None
+        """Time of the next try to read the file; None while it has been read."""
         # Look-ups compare keyed digests: their time tells nothing about a stored one.
         self._key = secrets.token_bytes(32)
         self._seen = take_fingerprint(path)
@@ -89,14 +103,18 @@ class TokenFile:
 
     def _refresh(self) -> None:
         seen = take_fingerprint(self._path)
-        if seen == self._seen:
+        has_changed, self._seen = seen != self._seen, seen
+        is_due = self._retry_at_s is not None and self._clock() >= self._retry_at_s
+        if not (has_changed or is_due):
             return
-        self._seen = seen
         try:
             self._callers = self._read()
         except ConfigurationError as error:
-            _log.error("%s; the callers of before stay valid", error)
+            self._retry_at_s = self._clock() + _RETRY_S
+            if has_changed:
+                _log.error("%s; the callers of before stay valid", error)
         else:
+            self._retry_at_s = None
             _log.info("the callers were read again from %s", self._path)
 
     def _read(self) -> _Callers:
