@@ -29,14 +29,14 @@ class Account:
                 owner=caller, prompt_token_ids=[0] * prompt, decoding=decoding
             )
             generation = SimpleNamespace(
-                id=str(len(self.running)), started=started, waiting=True, num_generated_tokens=0
+                id=str(len(self.running)), started=started, waiting=True, num_used_tokens=prompt
             )
             self.running[generation.id] = generation
             self.quotas.reserve(generation)
             return generation
 
     def end(self, generation: Any, num_tokens: int = 0) -> None:
-        generation.num_generated_tokens = num_tokens
+        generation.num_used_tokens += num_tokens
         del self.running[generation.id]
         self.quotas.settle(generation)
         self.quotas.settle(generation)  # as a generation may be forgotten twice
@@ -96,6 +96,16 @@ def test_tokens_are_reserved_and_given_back() -> None:
     refuse(account, "a")
     account.now_s += 1
     account.start("a")
+
+
+def test_tokens_beyond_a_reservation_are_taken_at_the_end() -> None:
+    account = Account(tokens_per_minute=60)
+    # An upstream that decides by itself when it ends, and counts the prompt.
+    without_bound = account.start("a", prompt=0, most=0)
+    account.start("a", prompt=0, most=0)
+    account.end(without_bound, num_tokens=120)
+    assert refuse(account, "a").retry_after_s == pytest.approx(61)
+    account.start("b")
 
 
 def test_bucket_fills_evenly_and_not_beyond_a_minute() -> None:

@@ -18,7 +18,8 @@ class Quotas:
 
     Tokens are accounted as a bucket that holds a minute's tokens and fills evenly. A generation is
     admitted if anything is left, reserves its prompt and the most that it may generate, and gives
-    back at its end what it did not generate.
+    back at its end what it did not generate. One of an upstream may have no known bound, or a
+    prompt that only the upstream counts: what it used beyond its reservation is taken at its end.
 
     Args:
         limits: the limits of each caller.
@@ -72,12 +73,11 @@ class Quotas:
         self._take(started.owner, most)
 
     def settle(self, generation: RunningGeneration) -> None:
-        """Give back what an ended generation has not used; a second call does nothing."""
+        """Account what an ended generation has used; a second call does nothing."""
         reserved = self._reserved.pop(generation.id, None)
         if reserved is None:
             return
-        used = len(generation.started.prompt_token_ids) + generation.num_generated_tokens
-        self._take(generation.started.owner, min(used, reserved) - reserved)
+        self._take(generation.started.owner, generation.num_used_tokens - reserved)
 
     def _check(self, caller: str, num_sequences: int) -> None:
         limits = self._limits

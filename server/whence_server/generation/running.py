@@ -143,6 +143,12 @@ class RunningGeneration:
         """Number of recorded tokens of all sequences; for a search that runs, of rounds."""
         return sum(len(s.token_ids) for s in self._sequences) or len(self._rounds)
 
+    @property
+    def num_used_tokens(self) -> int:
+        """Number of tokens of the prompt and of all outputs, as the finish tells them."""
+        num_generated = max(self._count_generated_tokens(), self.num_generated_tokens)
+        return self._count_prompt_tokens() + num_generated
+
     def make_admission(self) -> Admit:
         """Return the message that starts the generation, or continues it after recorded steps."""
         # A beam search has no sequences before its end, so that it starts again.
