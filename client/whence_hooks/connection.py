@@ -9,6 +9,9 @@ from typing import Any
 import grpc
 
 from whence.channel import make_channel_options
+from whence.errors import WhenceError
+from whence.propagation import add_token
+from whence.security import Server
 from whence.v1.record_pb2 import (
     RecordedModel,
     RecorderHello,
@@ -38,16 +41,16 @@ class Connection:
     """Thread that keeps a call of RecordGenerations open until it is closed.
 
     Args:
-        target: address of the server.
+        server: the server to connect to.
         hello: identity of the recorder.
         outbox: the numbered messages.
         models: models by their numbers; the recorder adds to it before it adds a batch.
     """
 
     def __init__(
-        self, target: str, hello: RecorderHello, outbox: Outbox, models: dict[int, SentModel]
+        self, server: Server, hello: RecorderHello, outbox: Outbox, models: dict[int, SentModel]
     ) -> None:
-        self._target = target
+        self._server = server
         self._hello = hello
         self._outbox = outbox
         self._models = models
@@ -74,7 +77,9 @@ class Connection:
             try:
                 self._connect(attempt)
             except grpc.RpcError as error:
-                self._note_broken(error)
+                self._note_broken(_describe(error))
+            except WhenceError as error:  # the file of the token cannot be read at present
+                self._note_broken(error.message)
             except Exception:  # noqa: BLE001 - the thread tries again, whatever failed
                 _log.exception("the connection with the whence server failed")
             if attempt.was_answered:
@@ -83,10 +88,10 @@ class Connection:
             bound_s = min(bound_s * 2, _LONGEST_DELAY_S)
 
     def _connect(self, attempt: "_Attempt") -> None:
-        options = make_channel_options(self._target)
-        with grpc.insecure_channel(self._target, options) as channel:
+        metadata = add_token((), self._server.read_token())
+        with self._open_channel() as channel:
             call = self._call = RecordServiceStub(channel).RecordGenerations(
-                attempt.make_requests()
+                attempt.make_requests(), metadata=metadata
             )
             if self._closed.is_set():
                 call.cancel()
@@ -97,9 +102,16 @@ class Connection:
                 attempt.end()
                 self._call = None
 
+    def _open_channel(self) -> grpc.Channel:
+        address, credentials = self._server.address, self._server.credentials
+        options = make_channel_options(address)
+        if credentials is None:
+            return grpc.insecure_channel(address, options)
+        return grpc.secure_channel(address, credentials, options)
+
     def _note_answer(self, attempt: "_Attempt", response: RecordGenerationsResponse) -> None:
         if self._is_broken:
-            _log.warning("the whence server at %s answers again", self._target)
+            _log.warning("the whence server at %s answers again", self._server.address)
             self._is_broken = False
         for refused in response.refused:
             failure = refused.failure
@@ -111,15 +123,19 @@ class Connection:
             )
         attempt.note(response)
 
-    def _note_broken(self, error: grpc.RpcError) -> None:
+    def _note_broken(self, detail: object) -> None:
         if not self._is_broken and not self._closed.is_set():
             self._is_broken = True
             _log.warning(
                 "the whence server at %s does not answer (%s): generations go on, and their "
                 "record is buffered",
-                self._target,
-                getattr(error, "details", lambda: error)(),
+                self._server.address,
+                detail,
             )
+
+
+def _describe(error: grpc.RpcError) -> object:
+    return getattr(error, "details", lambda: error)()
 
 
 class _Attempt:

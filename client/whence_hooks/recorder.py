@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+from whence.security import Server
 from whence.v1.record_pb2 import RecorderHello, RecorderLoss, RecordGenerationsRequest
 from whence_hooks.connection import Connection, SentModel
 from whence_hooks.outbox import Outbox
@@ -30,7 +31,7 @@ class Recorder:
     """Sender of one service's batches; it never holds up a thread that submits.
 
     Args:
-        target: address of the server.
+        server: the server to connect to.
         max_bytes: bound on what is buffered.
 
     Attributes:
@@ -38,7 +39,7 @@ class Recorder:
         num_lost_steps: number of lost steps of the others, which are on record as failed.
     """
 
-    def __init__(self, target: str, max_bytes: int) -> None:
+    def __init__(self, server: Server, max_bytes: int) -> None:
         self.num_lost_generations = 0
         self.num_lost_steps = 0
         self._outbox = Outbox(max_bytes)
@@ -56,7 +57,7 @@ class Recorder:
         self._worker = threading.Thread(target=self._run, name="whence-encode", daemon=True)
         self._worker.start()
         hello = RecorderHello(recorder_id=str(uuid.uuid4()), library=LIBRARY)
-        self._connection = Connection(target, hello, self._outbox, self._models)
+        self._connection = Connection(server, hello, self._outbox, self._models)
         atexit.register(self._flush_at_exit)
 
     @property

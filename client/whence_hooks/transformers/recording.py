@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from whence.channel import resolve_target
+from whence.security import FilePath, Server, choose_server
 from whence_hooks.recorder import Recorder
 from whence_hooks.transformers.call import Destination
 from whence_hooks.transformers.hook import (
@@ -30,6 +30,11 @@ def record_generate(
     max_buffer_bytes: int = 64 << 20,
     flush_timeout_s: float = 5.0,
     skip_unsupported: bool = False,
+    ca: FilePath | None = None,
+    cert: FilePath | None = None,
+    key: FilePath | None = None,
+    token: str | None = None,
+    token_file: FilePath | None = None,
 ) -> "Recording":
     """Put every `generate` of a model on record with a whence server.
 
@@ -42,7 +47,8 @@ def record_generate(
     Args:
         model: a decoder-only model of transformers.
         tokenizer: its tokenizer, with a `tokenizer.json`.
-        target: address of the server; by default $WHENCE_TARGET, else 127.0.0.1:50051.
+        target: address of the server, "https://HOST:PORT" for TLS; by default $WHENCE_TARGET,
+            else 127.0.0.1:50051.
         model_name: name of the model in the record; by default the one that it was loaded by.
         labels: labels of the generations.
         num_candidates: most likely tokens to record of each step, 0 to 128.
@@ -53,11 +59,17 @@ def record_generate(
         flush_timeout_s: seconds that the end of the block waits for the server.
         skip_unsupported: True if calls that cannot be recorded run unrecorded, with a warning;
             False if they raise NotRecordableError.
+        ca: PEM file of the CA certificates to trust, which asks for TLS; by default $WHENCE_CA.
+        cert: PEM file of the client's certificate; by default $WHENCE_CERT.
+        key: PEM file of its private key; by default $WHENCE_KEY.
+        token: token of the caller, with the scope `generate`; by default $WHENCE_TOKEN.
+        token_file: file of the token, read for each connection; by default $WHENCE_TOKEN_FILE.
 
     Raises:
         NotRecordableError: the model or its tokenizer is of a kind that cannot be recorded.
         RuntimeError: this version of transformers cannot be recorded.
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or a token would travel unencrypted to
+            another machine.
     """
     _check_labels(labels or {})
     if not 0 <= num_candidates <= _MAX_CANDIDATES:
@@ -66,12 +78,13 @@ def record_generate(
         )
     if max_buffer_bytes <= 0:
         raise ValueError(f"max_buffer_bytes must be more than 0, not {max_buffer_bytes}")
+    server = choose_server(target, ca=ca, cert=cert, key=key, token=token, token_file=token_file)
     generating = find_generating_model(model)
     identified = IdentifiedModel(generating, tokenizer, model_name, digests_weights=weights_digest)
     return Recording(
         generating,
         identified,
-        resolve_target(target),
+        server,
         max_buffer_bytes=max_buffer_bytes,
         flush_timeout_s=flush_timeout_s,
         num_candidates=num_candidates,
@@ -90,7 +103,7 @@ class Recording:
         self,
         model: Any,
         identified: IdentifiedModel,
-        target: str,
+        server: Server,
         *,
         max_buffer_bytes: int,
         flush_timeout_s: float,
@@ -100,7 +113,7 @@ class Recording:
     ) -> None:
         self._model = model
         self._identified = identified
-        self._target = target
+        self._server = server
         self._max_buffer_bytes = max_buffer_bytes
         self._flush_timeout_s = flush_timeout_s
         self._num_candidates = num_candidates
@@ -117,7 +130,7 @@ class Recording:
         """
         if self._recorder is not None:
             raise RuntimeError("this recording has begun already; make another one")
-        recorder = self._recorder = Recorder(self._target, self._max_buffer_bytes)
+        recorder = self._recorder = Recorder(self._server, self._max_buffer_bytes)
         destination = Destination(
             recorder=recorder,
             model=self._identified,
