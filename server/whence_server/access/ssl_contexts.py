@@ -27,21 +27,28 @@ class _Contexts:
         self._files = files
         self._requires_client = requires_client
         self._material = files.material
+        self._has_new_client_ca = False
         self._newest = self.first = self._build(self._material)
         # OpenSSL calls it at each handshake, whether the client names a server or not.
         self.first.sni_callback = self._choose
 
-    def _choose(self, connection: Any, _name: str | None, _context: ssl.SSLContext) -> None:
+    def _choose(self, connection: Any, _name: str | None, _context: ssl.SSLContext) -> int | None:
         material = self._files.material
         if material is not self._material:
             try:
                 self._newest = self._build(material)
+                self._has_new_client_ca |= material.client_ca != self._material.client_ca
                 self._material = material
             except (OSError, ssl.SSLError) as error:
                 # The files are being replaced: the next handshake tries again.
                 _log.warning("TLS over HTTP keeps the certificate of before: %s", error)
         if self._newest is not self.first:
             connection.context = self._newest
+        if connection.session_reused and self._has_new_client_ca:
+            # OpenSSL keeps sessions of TLS 1.2 in the first context, and Python cannot turn that
+            # off: this one may have begun with a certificate of a CA that is no longer trusted.
+            return ssl.AlertDescription.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
+        return None
 
     def _build(self, material: TlsMaterial) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
