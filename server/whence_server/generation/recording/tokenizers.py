@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import json
 from collections import OrderedDict
+from typing import Any
 
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.model import TextFiles
@@ -37,7 +39,9 @@ class Tokenizers:
             files = TextFiles(
                 content.decode(), None, {}, cleans_up_spaces=model.info.text.cleans_up_spaces
             )
-            loaded = await asyncio.to_thread(TextTokenizer, files, model.info.vocabulary_size)
+            loaded = await asyncio.to_thread(_load, files, model.info.vocabulary_size)
+        except InvalidRequestError:
+            raise
         except Exception as error:
             # `tokenizers` raises a bare Exception.
             raise _make_error(f"is no tokenizer.json that can be read: {error}") from error
@@ -45,6 +49,23 @@ class Tokenizers:
         if len(self._kept) > _MAX_KEPT:
             self._kept.popitem(last=False)
         return loaded
+
+
+def _load(files: TextFiles, vocabulary_size: int) -> TextTokenizer:
+    # Tokens are decoded in the event loop, and a regular expression can take minutes for one.
+    if _has_regex(json.loads(files.tokenizer_json).get("decoder")):
+        raise _make_error(
+            "has a decoder with a regular expression, which the server does not run for a "
+            "recorder: write the pattern as a String"
+        )
+    return TextTokenizer(files, vocabulary_size)
+
+
+def _has_regex(part: Any) -> bool:
+    """Return whether a part of a tokenizer.json has a pattern that is a regular expression."""
+    if isinstance(part, dict):
+        return "Regex" in part or any(map(_has_regex, part.values()))
+    return isinstance(part, list) and any(map(_has_regex, part))
 
 
 def _make_key(model: RecordedModel) -> tuple[str, int, bool]:
