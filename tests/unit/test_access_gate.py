@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -13,11 +14,12 @@ from whence_server.access.credentials import (
     list_peer_names,
 )
 from whence_server.access.failures import Cause, Failures
-from whence_server.access.gate import OPEN_GATE, Gate
+from whence_server.access.gate import LOCAL_SOCKET, OPEN_GATE, Gate
+from whence_server.access.jwt_tokens import JwtVerifier
 from whence_server.access.scope_table import TABLE
 from whence_server.access.token_file import TokenFile
 from whence_server.domain.errors import ScopeMissingError, UnauthenticatedError
-from whence_server.domain.identity import ANYONE, Scope
+from whence_server.domain.identity import ANYONE, Identity, Scope
 
 GENERATE = "whence.v1.GenerationService/Generate"
 MODELS = "whence.v1.ModelService/ListModels"
@@ -115,6 +117,20 @@ async def test_unix_socket_is_a_caller_with_the_configured_scopes(tokens: TokenF
         await gate.admit(LIST, local)
     with pytest.raises(UnauthenticatedError):
         await Gate(tokens).admit(GENERATE, local)
+
+
+async def test_nobody_takes_the_id_of_unix_sockets_by_a_claim() -> None:
+    class Verifier:
+        has_form = staticmethod(JwtVerifier.has_form)
+
+        async def verify(self, token: str) -> Identity:
+            return Identity(token.partition(".")[0], frozenset(Scope))
+
+    gate = Gate(jwts=cast("JwtVerifier", Verifier()), socket_scopes=Scope)
+    assert (await gate.admit(LIST, Credentials(is_local_socket=True))).id == LOCAL_SOCKET
+    assert (await gate.admit(LIST, bearer("alice.a.b"))).id == "alice"
+    with pytest.raises(UnauthenticatedError):
+        await gate.admit(LIST, bearer(f"{LOCAL_SOCKET}.a.b"))
 
 
 async def test_public_services_need_no_caller(tokens: TokenFile) -> None:

@@ -96,7 +96,10 @@ class Gate:
         if not token:
             raise RefusedError(Cause.INVALID, "an authorization header without a bearer token")
         if self._jwts is not None and self._jwts.has_form(token):
-            return await self._jwts.verify(token)
+            identity = await self._jwts.verify(token)
+            if identity.id == LOCAL_SOCKET:
+                raise RefusedError(Cause.INVALID, "a JWT with the id of Unix sockets' callers")
+            return identity
         entry = None if self._tokens is None else self._tokens.find_token(token)
         if entry is None:
             raise RefusedError(Cause.UNKNOWN, "an unknown token")
