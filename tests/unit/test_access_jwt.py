@@ -1,6 +1,7 @@
 """JWTs: accepted from the provider for this server, and refused in every other case."""
 
 import base64
+import errno
 import json
 import time
 from collections.abc import Callable
@@ -175,6 +176,26 @@ async def test_file_of_keys_is_read_again(tmp_path: Path) -> None:
     assert (await verifier.verify(sign(OTHER_RSA_KEY, key_id="new"))).id == "alice"
     with pytest.raises(RefusedError):
         await verifier.verify(sign())
+
+
+async def test_revoked_key_is_not_kept_when_the_file_cannot_be_read_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1_000.0
+    path = tmp_path / "jwks"
+    path.write_text(json.dumps(JWKS))
+    keys = KeySet(str(path), clock=lambda: now_s)
+    await keys.start()
+    path.write_text(json.dumps({"keys": [make_jwk(EC_KEY, ECAlgorithm, "ec")]}))
+
+    def fail(_path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        assert await keys.find("rsa") is not None
+    now_s += PAUSE_S + 1
+    assert await keys.find("rsa") is None
 
 
 class Provider:

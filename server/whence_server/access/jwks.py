@@ -20,7 +20,10 @@ FLAG = "--auth-jwks"
 FRESH_S = 300.0
 """Age from which keys are fetched again, at the next call."""
 PAUSE_S = 10.0
-"""Least time between two fetches for the sake of unknown keys: anybody can send one."""
+"""Least time between two fetches for the sake of unknown keys: anybody can send one.
+
+So long after a changed file could not be used, it is read again.
+"""
 _FETCH_S = 5.0
 _MAX_BYTES = 1 << 20
 
@@ -55,6 +58,8 @@ class KeySet:
         self._keys: Keys = {}
         self._seen: Any = None
         self._fetched_s = 0.0
+        self._is_current = True
+        """False if the newest keys could not be read."""
         self._lock = asyncio.Lock()
         self._refreshing: asyncio.Task[None] | None = None
         if self._path is None:
@@ -74,7 +79,8 @@ class KeySet:
         """Return a key; None if the provider has none of this id."""
         if self._path is not None:
             seen = take_fingerprint(self._path)
-            if seen != self._seen:
+            is_due = not self._is_current and self._clock() - self._fetched_s > PAUSE_S
+            if seen != self._seen or is_due:
                 self._seen = seen
                 await self._renew()
         elif self._clock() - self._fetched_s > FRESH_S:
@@ -102,7 +108,10 @@ class KeySet:
         try:
             self._keys = await self._read()
         except ConfigurationError as error:
+            self._is_current = False
             _log.warning("%s; the keys of before stay valid", error)
+        else:
+            self._is_current = True
 
     async def _read(self) -> Keys:
         try:
