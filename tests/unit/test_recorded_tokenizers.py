@@ -2,7 +2,10 @@
 
 import hashlib
 import json
-from typing import Any
+import threading
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders
@@ -10,9 +13,11 @@ from tokenizers.models import BPE
 
 from whence.v1 import record_pb2
 from whence_server.domain.errors import InvalidRequestError
-from whence_server.domain.recorded import RecordedModel
+from whence_server.domain.recorded import RecordedModel, RecordedPrompt
+from whence_server.generation.recording.batches import decode_prompts
 from whence_server.generation.recording.tokenizers import Tokenizers
 from whence_server.rpc.record_messages import convert_model
+from whence_server.text.sequence import Piece
 from whence_server.text.tokenizer import TextTokenizer
 
 # Each further "a" multiplies the time to find that no "b" follows, until the library panics.
@@ -53,3 +58,17 @@ async def test_patterns_that_are_texts_are_run() -> None:
 async def test_other_json_is_no_tokenizer(content: bytes) -> None:
     with pytest.raises(InvalidRequestError, match=r"is no tokenizer\.json"):
         await Tokenizers().load(describe(content), content)
+
+
+@pytest.mark.parametrize(("num_tokens", "in_thread"), [(8, False), (1_000_000, True)])
+async def test_long_prompts_do_not_block_the_event_loop(num_tokens: int, in_thread: bool) -> None:
+    threads = []
+
+    def split_prompt(token_ids: Sequence[int]) -> list[Piece]:
+        threads.append(threading.get_ident())
+        return [Piece(f"{len(token_ids)} tokens", 0, 0, None)]
+
+    tokenizer = cast("TextTokenizer", SimpleNamespace(split_prompt=split_prompt))
+    prompts = [RecordedPrompt(str(i), (i,) * (num_tokens // 2)) for i in range(2)]
+    assert await decode_prompts(tokenizer, prompts) == [f"{num_tokens // 2} tokens"] * 2
+    assert [thread != threading.get_ident() for thread in threads] == [in_thread] * 2

@@ -1,5 +1,6 @@
 """One batch of generations of another process, recorded as generations of this server are."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from whence_server.domain.recorded import (
     BatchRound,
     BatchStart,
     BatchStep,
+    RecordedPrompt,
 )
 from whence_server.generation.recording.grades import grade
 from whence_server.generation.running import RunningGeneration
@@ -24,6 +26,8 @@ from whence_server.journal.rows import PREVIEW_CHARACTERS, GenerationIndex
 from whence_server.text.tokenizer import TextTokenizer
 
 METHOD = "whence.v1.RecordService/RecordGenerations"
+# Decoding so many takes a few milliseconds.
+_INLINE_TOKENS = 1_000
 _CALL_CODES = {FinishReason.CANCELLED: Code.CANCELLED, FinishReason.INTERRUPTED: Code.UNAVAILABLE}
 
 
@@ -35,6 +39,21 @@ class ReadyModel:
     tokenizer: TextTokenizer
     weights: WeightsOrigin
     """Origin of its weights' digest."""
+
+
+async def decode_prompts(tokenizer: TextTokenizer, prompts: Sequence[RecordedPrompt]) -> list[str]:
+    """Return the texts of a batch's prompts; long ones are decoded in a thread.
+
+    A message holds millions of tokens, which would block the event loop for half a minute.
+    """
+
+    def decode() -> list[str]:
+        pieces = (tokenizer.split_prompt(prompt.token_ids) for prompt in prompts)
+        return ["".join(piece.text for piece in each) for each in pieces]
+
+    if sum(len(prompt.token_ids) for prompt in prompts) <= _INLINE_TOKENS:
+        return decode()
+    return await asyncio.to_thread(decode)
 
 
 class RecordedBatch:
@@ -49,6 +68,8 @@ class RecordedBatch:
         self,
         start: BatchStart,
         model: ReadyModel,
+        texts: Sequence[str],
+        *,
         journal: Journal,
         library: str,
         owner: str = "",
@@ -65,9 +86,8 @@ class RecordedBatch:
         """Index of each row's next step; -1 once the row has ended."""
         self._num_rounds = 0
         self._generations: list[RunningGeneration] = []
-        for prompt_index, prompt in enumerate(start.prompts):
+        for prompt_index, text in enumerate(texts):
             origin = RecordedOrigin(library, len(start.prompts), prompt_index)
-            text = "".join(piece.text for piece in tokenizer.split_prompt(prompt.token_ids))
             self._generations.append(self._begin(prompt_index, text, origin, tokenizer))
 
     def _begin(

@@ -28,7 +28,11 @@ from whence_server.domain.recorded import (
     RecordedModel,
     Refusal,
 )
-from whence_server.generation.recording.batches import ReadyModel, RecordedBatch
+from whence_server.generation.recording.batches import (
+    ReadyModel,
+    RecordedBatch,
+    decode_prompts,
+)
 from whence_server.generation.recording.tokenizers import TokenizerParts, Tokenizers
 from whence_server.journal.journal import Journal
 from whence_server.journal.vocabularies import Vocabularies
@@ -263,7 +267,9 @@ class Recorders:
             JournalError: nothing can be written at present; the batch can be begun again.
         """
         try:
-            model = await self._check_start(recorder, start)
+            model = self._find_model(recorder, start)
+            texts = await decode_prompts(model.tokenizer, start.prompts)
+            await self._check_ids(start)
         except JournalError:
             raise
         except WhenceError as error:
@@ -271,10 +277,16 @@ class Recorders:
             return
         self._journal.check_writable()
         recorder.batches[start.number] = RecordedBatch(
-            start, model, self._journal, recorder.library, recorder.owner
+            start,
+            model,
+            texts,
+            journal=self._journal,
+            library=recorder.library,
+            owner=recorder.owner,
         )
 
-    async def _check_start(self, recorder: Recorder, start: BatchStart) -> ReadyModel:
+    def _find_model(self, recorder: Recorder, start: BatchStart) -> ReadyModel:
+        """Return the model of a batch, whose prompts it can have made."""
         model = recorder.models.get(start.model_number)
         if model is None:
             raise InvalidRequestError(
@@ -286,17 +298,20 @@ class Recorders:
             )
         self._check_caller(recorder.owner)
         bound = model.info.vocabulary_size
+        if any(max(prompt.token_ids) >= bound for prompt in start.prompts):
+            raise InvalidRequestError(
+                FieldViolation("begun.prompts.token_ids", f"must be below {bound}")
+            )
+        return model
+
+    async def _check_ids(self, start: BatchStart) -> None:
+        """Raise GenerationExistsError if an id of a batch was used before."""
         seen: set[str] = set()
         for prompt in start.prompts:
-            if max(prompt.token_ids) >= bound:
-                raise InvalidRequestError(
-                    FieldViolation("begun.prompts.token_ids", f"must be below {bound}")
-                )
             record = await self._journal.look_up(prompt.generation_id)
             if record is not None or prompt.generation_id in seen:
                 raise GenerationExistsError(prompt.generation_id)
             seen.add(prompt.generation_id)
-        return model
 
     def _check_caller(self, owner: str) -> None:
         """Raise CallerLimitError if the caller has as many generations as one may have."""
