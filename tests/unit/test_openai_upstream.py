@@ -39,9 +39,11 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 
 
 @asynccontextmanager
-async def front(tmp_path: Path, *scripts: list[object]) -> AsyncIterator["Asked"]:
-    """Serve OpenAI's API over a fake upstream."""
-    service = await serve(tmp_path, scripts or (USUAL,))
+async def front(
+    tmp_path: Path, *scripts: list[object], **changes: object
+) -> AsyncIterator["Asked"]:
+    """Serve OpenAI's API over a fake upstream, of whose description fields may differ."""
+    service = await serve(tmp_path, scripts or (USUAL,), **changes)
     serving = Serving("upstream", service.journal)
     serving.set_ready(service.model, None, service.generations)
     calls = CallLog(lambda call: None)
@@ -63,6 +65,11 @@ class Asked:
     def __init__(self, service: UpstreamService, session: aiohttp.ClientSession) -> None:
         self.service = service
         self._session = session
+
+    async def get(self, path: str) -> dict[str, Any]:
+        async with self._session.get(path) as answer:
+            assert answer.status == 200, await answer.text()
+            return await answer.json()
 
     async def post(self, path: str, body: dict[str, Any], status: int = 200) -> dict[str, Any]:
         async with self._session.post(path, json=body) as answer:
@@ -134,6 +141,22 @@ async def test_completions_stream_the_upstreams_text(tmp_path: Path) -> None:
         assert "".join(it["choices"][0]["text"] for it in chunks if it["choices"]) == " a b"
         assert chunks[-1]["usage"]["completion_tokens"] == 2
         assert chunks[-1]["system_fingerprint"] == "fp_1"
+
+
+async def test_responses_have_no_number_of_cached_tokens_where_none_was_told(
+    tmp_path: Path,
+) -> None:
+    async with front(tmp_path) as asked:
+        answer = await asked.post("/v1/responses", {"input": "Hi"})
+        assert answer["output"][0]["content"][0]["text"] == " a b"
+        assert answer["usage"]["input_tokens"] == 3
+        assert answer["usage"]["input_tokens_details"] is None
+
+
+async def test_a_context_that_was_not_told_has_no_length(tmp_path: Path) -> None:
+    async with front(tmp_path, max_context_length=None) as asked:
+        (model,) = (await asked.get("/v1/models"))["data"]
+        assert model["max_model_len"] is None
 
 
 async def test_tool_calls_of_the_upstream_are_the_answers(tmp_path: Path) -> None:

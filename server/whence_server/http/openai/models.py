@@ -49,7 +49,7 @@ class Models:
             "created": self._created,
             "owned_by": "whence",
             # Names that other servers have added to the API.
-            "max_model_len": None if model is None else model.max_context_length,
+            "max_model_len": None if model is None else model.max_context_length or None,
             "whence": None
             if model is None
             else {"model_digest": model.model_digest, "weights_digest": model.weights_digest},

@@ -140,7 +140,8 @@ class ResponseWriter:
             "output": [*message, *self._make_call_items(result)],
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
-                "input_tokens_details": usage["prompt_tokens_details"],
+                # An upstream may not tell it.
+                "input_tokens_details": usage.get("prompt_tokens_details"),
                 "output_tokens": usage["completion_tokens"],
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": usage["total_tokens"],
