@@ -100,6 +100,15 @@ async def test_unknown_parameters_are_handed_through_and_on_record(tmp_path: Pat
         assert answer["usage"]["prompt_tokens"] == 3
 
 
+async def test_what_vllm_has_added_to_the_api_is_applied(tmp_path: Path) -> None:
+    async with front(tmp_path) as asked:
+        await asked.post("/v1/chat/completions", {**CHAT, "ignore_eos": True})
+        await asked.post("/v1/completions", {"prompt": "Hi", "ignore_eos": True, "min_tokens": 2})
+        for sent in asked.service.upstream.requests:
+            assert sent.decoding.ignore_eos
+            assert sent.passed_on == {}
+
+
 def test_a_choice_of_tools_needs_an_upstream_that_reads_the_calls() -> None:
     body = {"tools": [{"type": "function"}], "tool_choice": "required"}
     whole = Parameters(body, passes_on=True, passes_on_tools=True)

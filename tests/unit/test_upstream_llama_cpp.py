@@ -146,7 +146,7 @@ async def test_every_sampler_setting_is_sent_in_the_order_of_transformers(
             top_k=9,
             logit_bias=((3, -1.5),),
             stop=("x",),
-            passed_on={"xtc_probability": 0.5, "temperature": 9},
+            passed_on={"xtc_probability": 0.5},
         ),
     )
     (body,) = upstream.get_bodies("/completion")
@@ -158,7 +158,7 @@ async def test_every_sampler_setting_is_sent_in_the_order_of_transformers(
     assert (body["seed"], body["n_predict"], body["stop"]) == (7, 8, ["x"])
     assert body["logit_bias"] == {"3": -1.5}
     assert (body["n_probs"], body["post_sampling_probs"]) == (2, False)
-    # The caller's own field is sent, and does not replace a setting on record.
+    # The caller's own field is sent.
     assert body["xtc_probability"] == 0.5
 
 
@@ -405,6 +405,8 @@ async def test_grades_say_what_is_seen(client: UpstreamClient) -> None:
         ({"add_special_tokens": False}, "decoding.add_special_tokens"),
         ({"constraint": Constraint(Language.REGEX, "a+")}, "decoding.constraint.regex"),
         ({"passed_on": {"post_sampling_probs": True}}, "post_sampling_probs"),
+        ({"passed_on": {"temperature": 9}}, "temperature"),
+        ({"passed_on": {"repeat_penalty": 1.5}}, "repeat_penalty"),
         ({"num_candidates": 129}, "trace.num_candidates"),
     ],
 )

@@ -282,7 +282,7 @@ async def test_every_setting_is_sent(upstream: FakeUpstream, client: UpstreamCli
         bad_words=("y",),
         logit_bias=((3, -1.5),),
         constraint=Constraint(Language.JSON_SCHEMA, '{"type": "object"}'),
-        passed_on={"priority": 3, "seed": 99},
+        passed_on={"priority": 3, "return_token_ids": True},
         trace_headers={"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01", "cookie": "a"},
     )
     client.check(request)
@@ -434,6 +434,8 @@ async def test_a_constraint_takes_the_meaning_from_raw(client: UpstreamClient) -
         ({"seed": 2**63}, "decoding.sample.seed"),
         ({"constraint": Constraint(Language.GRAMMAR, "a")}, "decoding.constraint.grammar"),
         ({"passed_on": {"echo": True}}, "echo"),
+        ({"passed_on": {"seed": 99}}, "seed"),
+        ({"passed_on": {"stream_options": {}}}, "stream_options"),
         ({"num_candidates": 21}, "trace.num_candidates"),
         ({"prompt": ChatInput(CHAT.messages, template_name="x")}, "chat.template_name"),
         ({"prompt": ChatInput(CHAT.messages, tools_json="{")}, "chat.tools_json"),

@@ -192,6 +192,36 @@ async def test_ollamas_lines_have_texts_bytes_and_no_ids(
     }
 
 
+async def test_fields_of_a_caller_are_where_ollama_reads_them(upstream: FakeUpstream) -> None:
+    client = await open_kind(upstream, "ollama")
+    request = ask(passed_on={"frequency_penalty": 0.5, "num_ctx": 64, "think": False})
+    client.check(request)
+    await collect(client, request)
+    body = upstream.get_bodies("/api/generate")[-1]
+    assert (body["options"]["frequency_penalty"], body["options"]["num_ctx"]) == (0.5, 64)
+    assert body["think"] is False
+    assert "frequency_penalty" not in body
+    # Ollama passes over what it does not know, and whence's own settings are on record.
+    for name, value in (("service_tier", "flex"), ("temperature", 0.125)):
+        with pytest.raises(errors.InvalidRequestError, match="Ollama") as caught:
+            client.check(ask(passed_on={name: value}))
+        assert [violation.field for violation in caught.value.violations] == [name]
+    await client.close()
+
+
+async def test_fields_of_a_caller_are_where_sglang_reads_them(upstream: FakeUpstream) -> None:
+    client = await open_kind(upstream, "sglang")
+    request = ask(passed_on={"frequency_penalty": 0.5, "lora_path": "x"})
+    client.check(request)
+    await collect(client, request)
+    body = upstream.get_bodies("/generate")[-1]
+    assert body["sampling_params"]["frequency_penalty"] == 0.5
+    assert (body["lora_path"], "frequency_penalty" in body) == ("x", False)
+    with pytest.raises(errors.InvalidRequestError, match="min_p"):
+        client.check(ask(passed_on={"min_p": 0.5}))
+    await client.close()
+
+
 async def test_a_chat_of_ollama_has_reasoning_and_calls_in_openais_form(
     upstream: FakeUpstream,
 ) -> None:

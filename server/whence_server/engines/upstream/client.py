@@ -16,6 +16,7 @@ from whence_server.engines.upstream.exchange import (
     UpstreamPrompt,
     UpstreamRequest,
 )
+from whence_server.engines.upstream.passed_on import check_contradictions
 from whence_server.engines.upstream.probe import find_distribution
 from whence_server.engines.upstream.wire.connection import Connection
 from whence_server.engines.upstream.wire.events import Event
@@ -79,9 +80,12 @@ class UpstreamClient:
             InvalidRequestError: names the option and the upstream.
             NotOfferedError: the upstream does not offer the strategy.
         """
-        self._adapter.profile.check(request, self._get_found().description.max_candidates)
+        profile, found = self._adapter.profile, self._get_found()
+        profile.check(request, found.description.max_candidates)
         # Tools, schemas and arguments of a template are parsed here for the first time.
-        self._adapter.make_call(request, self._get_found())
+        own = self._adapter.make_call(replace(request, passed_on={}), found).body
+        check_contradictions(request.passed_on, own, profile.neutral_fields.keys(), profile.title)
+        self._adapter.make_call(request, found)
 
     def grade(self, request: UpstreamRequest) -> Observation:
         """Return the grades of the generation that the request asks for."""

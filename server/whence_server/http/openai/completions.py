@@ -62,6 +62,8 @@ class Completions:
             "max_new_tokens": _DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
             "stop": parameters.take_texts("stop") or None,
             "n": n,
+            # As vLLM has it.
+            "add_special_tokens": parameters.take("add_special_tokens"),
             **read_options(parameters),
         }
         num_top = parameters.take_integer("logprobs", 0, _MAX_LOGPROBS)

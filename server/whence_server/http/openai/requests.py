@@ -25,7 +25,10 @@ EXTENSION = "whence"
 _MAX_TOP_LOGPROBS = 20
 _OWN = frozenset({"messages", "tools", "model", "labels"})
 """Options of whence's client that the API has a parameter for."""
-_TAKEN_BY_WHENCE = ("top_k", "min_p", "repetition_penalty", "min_tokens", "stop_token_ids")
+_TAKEN_BY_WHENCE = (
+    *("top_k", "min_p", "repetition_penalty"),
+    *("min_tokens", "stop_token_ids", "ignore_eos"),
+)
 """Parameters that other servers have added to the API, and that mean the same here."""
 _PLACE = re.compile(r"(?:messages|tools)[\w.\[\]]*")
 """Place of a fault, with which a message of the client library begins."""
@@ -41,6 +44,8 @@ FIELD_NAMES: Mapping[str, str] = {
     "decoding.num_return_sequences": "n",
     "decoding.stop": "stop",
     "decoding.stop_token_ids": "stop_token_ids",
+    "decoding.ignore_eos": "ignore_eos",
+    "decoding.add_special_tokens": "add_special_tokens",
     "decoding.logit_bias": "logit_bias",
     "decoding.repetition_penalty": "repetition_penalty",
     "decoding.constraint.json_schema": "response_format",

@@ -6,6 +6,7 @@ import orjson
 
 from whence_server.domain.chat import ChatInput, ChatMessage
 from whence_server.domain.constraints import Language
+from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.observation import Distribution, Observation, TokenIds
 from whence_server.engines.upstream.adapter import Call, Found
 from whence_server.engines.upstream.exchange import (
@@ -24,6 +25,7 @@ from whence_server.engines.upstream.openai_form.requests import (
     parse_tools,
 )
 from whence_server.engines.upstream.openai_form.text_tokens import TextTokens
+from whence_server.engines.upstream.passed_on import divide
 from whence_server.engines.upstream.profile import Profile, Shown
 from whence_server.engines.upstream.progress import Progress, read_finish
 from whence_server.engines.upstream.wire.connection import Connection
@@ -62,16 +64,28 @@ PROFILE = Profile(
     max_seed=2**31 - 1,
     constraints=frozenset({Language.JSON_SCHEMA}),
     reserved=frozenset({"options", "raw", "template", "system", "suffix", "format"}),
+    # Ollama has other defaults for them, or a Modelfile can set them.
+    neutral_fields={
+        "repeat_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "typical_p": 1.0,
+        "mirostat": 0,
+    },
 )
 
-_NEUTRAL_OPTIONS = {
-    "repeat_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "typical_p": 1.0,
-    "mirostat": 0,
-}
-"""Options that Ollama has other defaults for, or that a Modelfile can set."""
+_OPTIONS = frozenset(
+    {
+        *PROFILE.options.values(),
+        *PROFILE.neutral_fields,
+        *("repeat_last_n", "mirostat_tau", "mirostat_eta", "penalize_newline", "tfs_z"),
+        *("num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "num_thread"),
+        *("use_mmap", "low_vram", "numa"),
+    }
+)
+"""Fields that Ollama reads in `options` alone. It passes over unknown ones without a word."""
+_BESIDE_OPTIONS = frozenset({"think", "keep_alive", "images"})
+"""Fields that Ollama reads beside `options`, and a caller may set."""
 
 
 class OllamaAdapter:
@@ -110,10 +124,12 @@ class OllamaAdapter:
         """Return a request for a chat or a completion."""
         decoding = request.decoding
         options = make_decoding_fields(PROFILE.options, decoding)
+        given, beside = divide(request.passed_on, _OPTIONS)
+        _check_known(beside)
         fields: dict[str, Any] = {
             "model": found.description.model,
             "stream": True,
-            "options": _NEUTRAL_OPTIONS | options,
+            "options": {**PROFILE.neutral_fields, **given, **options},
             # A prompt that does not fit is an error, and is not cut in silence.
             "truncate": False,
             "shift": False,
@@ -131,7 +147,7 @@ class OllamaAdapter:
             route = "/api/generate"
             # Raw: the text itself is the prompt, without the model's template.
             fields |= {"prompt": request.prompt, "raw": True}
-        return Call(route, {**request.passed_on, **fields}, JsonLines)
+        return Call(route, {**beside, **fields}, JsonLines)
 
     def make_answer(self, request: UpstreamRequest, found: Found, name: str) -> "OllamaAnswer":
         """Return the reader of an answer."""
@@ -215,6 +231,18 @@ class OllamaAnswer:
             UpstreamUnfinishedError: it has not ended.
         """
         return [self._progress.end()]
+
+
+def _check_known(beside: dict[str, Any]) -> None:
+    """Refuse fields that Ollama would pass over.
+
+    Raises:
+        InvalidRequestError: names each field.
+    """
+    unknown = sorted(beside.keys() - _BESIDE_OPTIONS - PROFILE.reserved)
+    if unknown:
+        rule = f"is no field that the upstream ({PROFILE.title}) knows; it would have no effect"
+        raise InvalidRequestError(*(FieldViolation(name, rule) for name in unknown))
 
 
 def _make_message(message: ChatMessage) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from whence_server.engines.upstream.openai_form.requests import (
     make_response_format,
 )
 from whence_server.engines.upstream.openai_form.text_tokens import TextTokens
+from whence_server.engines.upstream.passed_on import divide
 from whence_server.engines.upstream.profile import Profile, Shown
 from whence_server.engines.upstream.progress import Progress
 from whence_server.engines.upstream.wire.connection import Connection
@@ -78,6 +79,16 @@ _CHAT_OPTIONS = {
 }
 """The chat route names some options as OpenAI does."""
 
+_SAMPLING_PARAMS = frozenset(
+    {
+        *PROFILE.options.values(),
+        *("frequency_penalty", "presence_penalty", "stop_regex", "regex", "json_schema", "ebnf"),
+        *("structural_tag", "skip_special_tokens", "spaces_between_special_tokens"),
+        *("no_stop_trim", "custom_params"),
+    }
+)
+"""Fields that /generate reads in `sampling_params` alone."""
+
 
 class SglangAdapter:
     """Adapter of SGLang."""
@@ -122,7 +133,8 @@ class SglangAdapter:
             if has_logprobs:
                 fields |= {"logprobs": True, "top_logprobs": request.num_candidates}
             return Call("/v1/chat/completions", {**request.passed_on, **fields}, ServerSentEvents)
-        sampling = _make_sampling(PROFILE.options, decoding)
+        given, beside = divide(request.passed_on, _SAMPLING_PARAMS)
+        sampling = given | _make_sampling(PROFILE.options, decoding)
         if decoding.constraint is not None:
             is_regex = decoding.constraint.language is Language.REGEX
             sampling["regex" if is_regex else "json_schema"] = decoding.constraint.text
@@ -138,7 +150,7 @@ class SglangAdapter:
             "logprob_start_len": -1,
             "return_text_in_logprobs": True,
         }
-        return Call("/generate", {**request.passed_on, **fields}, ServerSentEvents)
+        return Call("/generate", {**beside, **fields}, ServerSentEvents)
 
     def make_answer(self, request: UpstreamRequest, found: Found, name: str) -> Answer:
         """Return the reader of an answer."""
