@@ -74,8 +74,9 @@ def _render_grades(adapters: dict[str, Adapter]) -> list[str]:
         "with all tokens but the most likely one removed: the logprobs that change tell which",
         "distribution they are of. It costs a few tokens, and the log says what was found.",
         "",
-        "A constraint makes `unknown` of `raw` where the upstream removes tokens before it",
-        "computes logprobs: with vLLM, SGLang, Ollama and OpenAI, not with llama.cpp.",
+        "A constraint makes `unknown` of `raw` and `after_temperature` where the upstream removes",
+        "tokens before it computes logprobs: with vLLM, SGLang, Ollama and OpenAI, not with",
+        "llama.cpp.",
         "",
         *_make_head("upstream", [f"`{name}`" for name in _GRADES]),
     ]

@@ -32,13 +32,14 @@ def grade_request(
         token_ids: origin of the token ids.
         has_logprobs: whether its steps have logprobs; None if they have where they are asked for.
         tables: completeness of the logprobs, if there are any.
-        is_masked: True if a constraint removed tokens before the upstream computed raw logprobs.
+        is_masked: True if a constraint may have removed tokens before the upstream computed its
+            logprobs.
     """
     if has_logprobs is None:
         has_logprobs = request.num_candidates is not None
     distribution = found.distribution if has_logprobs else Distribution.NONE
-    if is_masked and distribution is Distribution.RAW:
-        # Neither the model's own distribution nor the one drawn from.
+    if is_masked and distribution in {Distribution.RAW, Distribution.AFTER_TEMPERATURE}:
+        # Neither a distribution of all tokens nor the one drawn from.
         distribution = Distribution.UNKNOWN
     is_drawn = request.decoding.strategy is Strategy.SAMPLE
     return Observation(
