@@ -21,7 +21,7 @@ ID_5 = UpstreamDecision(token_id=5, logprob=-0.5)
     ("decisions", "ids", "logprob"),
     [
         ([ID_5, ID_5], [5, 5], -1.0),
-        ([ID_5, UpstreamDecision()], [], -0.5),
+        ([ID_5, UpstreamDecision()], [], None),
         ([UpstreamDecision(), UpstreamDecision()], [], None),
     ],
 )

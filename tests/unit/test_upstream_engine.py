@@ -117,7 +117,8 @@ async def test_tokens_without_tables_have_absent_fields(tmp_path: Path) -> None:
     assert not drafted.HasField("logprob")
     assert not drafted.HasField("candidates")
     assert not drafted.HasField("rank")
-    assert made.finished.sequences[0].logprob == pytest.approx(-0.5)
+    # A sum of the first token's alone would pass for the sequence's.
+    assert not made.finished.sequences[0].HasField("logprob")
     await service.close()
 
 

@@ -192,6 +192,6 @@ class _Results:
         return len(self._token_ids[index]) == len(self._texts[index])
 
     def _sum_logprobs(self, index: int) -> float | None:
-        """Return the sum of the recorded logprobs; None if there are steps, and none has one."""
+        """Return the sum of the logprobs; None if a step has none, as in part it would mislead."""
         recorded = self._logprobs[index]
-        return None if self._texts[index] and not recorded else sum(recorded)
+        return sum(recorded) if len(recorded) == len(self._texts[index]) else None

@@ -57,7 +57,7 @@ class UpstreamGeneration(RunningGeneration):
         self._sent = sent
         self._given = self._texts.made[:num_sequences]
         self._num_steps = [0] * num_sequences
-        self._has_logprobs = [False] * num_sequences
+        self._lacks_logprob = [False] * num_sequences
         self._parts = [_Parts()] * num_sequences
 
     @property
@@ -96,6 +96,7 @@ class UpstreamGeneration(RunningGeneration):
         timing = Timing(piece.ready_ns - self.arrival_ns, 0, 0, 0, 0)
         last = len(piece.decisions) - 1 if piece.finish is not None else -1
         for place, (text, decision) in enumerate(zip(piece.texts, piece.decisions, strict=True)):
+            self._lacks_logprob[index] |= decision.logprob is None
             stop = self._record_step(index, decision, text, timing, last=place == last)
             if stop is not None:
                 sequence.finish_reason, sequence.stop = FinishReason.STOP, stop
@@ -127,7 +128,6 @@ class UpstreamGeneration(RunningGeneration):
                 sequence.special_tokens.append((piece.end_byte, name))
         if decision.logprob is not None:
             sequence.logprob += decision.logprob
-            self._has_logprobs[index] = True
         step = encode_upstream_step(
             index,
             self._num_steps[index],
@@ -159,10 +159,12 @@ class UpstreamGeneration(RunningGeneration):
         calls, reasoning = self._parts[index]
         num_bytes = len(result.text.encode())
         is_whole = len(result.token_ids) == self._num_steps[index]
+        # The sum of a part would pass for the logprob of the whole.
+        lacks_logprob = self._lacks_logprob[index] or not self._num_steps[index]
         return replace(
             result,
             token_ids=result.token_ids if is_whole else (),
-            logprob=result.logprob if self._has_logprobs[index] else None,
+            logprob=None if lacks_logprob else result.logprob,
             constraint_complete=None,
             tool_calls=result.tool_calls
             or tuple(ParsedToolCall(call, num_bytes, num_bytes) for call in calls),
