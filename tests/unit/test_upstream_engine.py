@@ -456,6 +456,28 @@ async def test_an_upstream_that_goes_and_comes_back_changes_the_health() -> None
     await engine.stop()
 
 
+async def test_a_question_that_fails_does_not_end_the_watch() -> None:
+    upstream, seen = FakeUpstream([USUAL]), []
+
+    async def open_upstream() -> FakeUpstream:
+        return upstream
+
+    async def note(is_up: bool) -> None:
+        seen.append(is_up)
+
+    async def fail() -> bool:
+        raise ConfigurationError("the upstream's API key cannot be read")
+
+    engine = UpstreamEngine(UpstreamOptions(URL, "", "0.1", health_interval_s=0.01), open_upstream)
+    engine.on_change = note
+    await engine.start()
+    answer, upstream.check_health = upstream.check_health, fail
+    await wait_until(lambda: seen == [False])
+    upstream.check_health = answer
+    await wait_until(lambda: seen == [False, True])
+    await engine.stop()
+
+
 async def test_files_that_the_upstream_claims_are_digested(tmp_path: Path) -> None:
     weights = tmp_path / "model"
     weights.mkdir()

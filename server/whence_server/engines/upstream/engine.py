@@ -187,13 +187,22 @@ class UpstreamEngine:
         """Tell when the upstream no longer answers, and when it does again."""
         while True:
             await asyncio.sleep(self._options.health_interval_s)
-            is_up = await upstream.check_health()
+            is_up = await _answers(upstream)
             if is_up is (self.state is EngineState.RUNNING):
                 continue
             self.state = EngineState.RUNNING if is_up else EngineState.RESTARTING
             said = "answers again" if is_up else "does not answer; generations will fail until then"
             _log.warning("the upstream at %s %s", self._options.url, said)
             await self.on_change(is_up)
+
+
+async def _answers(upstream: Upstream) -> bool:
+    try:
+        return await upstream.check_health()
+    except WhenceError as error:
+        # For example a key's file that is being replaced. Its generations fail, too.
+        _log.warning("the upstream cannot be asked for its health: %s", error.message)
+        return False
 
 
 async def _ignore(_up: bool) -> None:
