@@ -478,6 +478,19 @@ async def test_a_question_that_fails_does_not_end_the_watch() -> None:
     await engine.stop()
 
 
+async def test_prompt_ids_that_are_not_those_sent_are_on_record(tmp_path: Path) -> None:
+    async def tell(*token_ids: int) -> list[int]:
+        script = [UpstreamPrompt(None, token_ids), *USUAL]
+        service = await serve(tmp_path / str(len(token_ids)), [script])
+        made = await service.run(request(TokenInput((5, 6, 7))))
+        await service.close()
+        return list(made.finished.upstream.prompt_token_ids)
+
+    assert await tell(5, 6, 7) == []
+    # For example an upstream that cuts its prompts, or puts a token before them.
+    assert await tell(6, 7) == [6, 7]
+
+
 async def test_files_that_the_upstream_claims_are_digested(tmp_path: Path) -> None:
     weights = tmp_path / "model"
     weights.mkdir()

@@ -105,6 +105,7 @@ class Translator:
             sent_token_ids: token ids of the prompt that it was sent; empty if it was sent text.
         """
         prompt = self._prompt
+        told_ids = prompt.token_ids or ()
         return UpstreamReport(
             model=end.model,
             fingerprint=end.fingerprint,
@@ -114,7 +115,7 @@ class Translator:
             seed=end.seed,
             has_drafted_tokens=end.has_drafted_tokens,
             prompt=prompt.text or "",
-            prompt_token_ids=() if sent_token_ids else (prompt.token_ids or ()),
+            prompt_token_ids=() if told_ids == tuple(sent_token_ids) else told_ids,
         )
 
     def _describe(self, token: UpstreamToken, num_chunk_tokens: int | None) -> UpstreamDecision:
