@@ -436,48 +436,6 @@ async def test_a_tokenizer_of_another_model_ends_the_start() -> None:
         await engine.start()
 
 
-async def test_an_upstream_that_goes_and_comes_back_changes_the_health() -> None:
-    upstream, seen = FakeUpstream([USUAL]), []
-
-    async def open_upstream() -> FakeUpstream:
-        return upstream
-
-    async def note(is_up: bool) -> None:
-        seen.append(is_up)
-
-    engine = UpstreamEngine(UpstreamOptions(URL, "", "0.1", health_interval_s=0.01), open_upstream)
-    engine.on_change = note
-    await engine.start()
-    upstream.is_up = False
-    await wait_until(lambda: seen == [False])
-    assert engine.state is EngineState.RESTARTING
-    upstream.is_up = True
-    await wait_until(lambda: seen == [False, True])
-    await engine.stop()
-
-
-async def test_a_question_that_fails_does_not_end_the_watch() -> None:
-    upstream, seen = FakeUpstream([USUAL]), []
-
-    async def open_upstream() -> FakeUpstream:
-        return upstream
-
-    async def note(is_up: bool) -> None:
-        seen.append(is_up)
-
-    async def fail() -> bool:
-        raise ConfigurationError("the upstream's API key cannot be read")
-
-    engine = UpstreamEngine(UpstreamOptions(URL, "", "0.1", health_interval_s=0.01), open_upstream)
-    engine.on_change = note
-    await engine.start()
-    answer, upstream.check_health = upstream.check_health, fail
-    await wait_until(lambda: seen == [False])
-    upstream.check_health = answer
-    await wait_until(lambda: seen == [False, True])
-    await engine.stop()
-
-
 async def test_prompt_ids_that_are_not_those_sent_are_on_record(tmp_path: Path) -> None:
     async def tell(*token_ids: int) -> list[int]:
         script = [UpstreamPrompt(None, token_ids), *USUAL]

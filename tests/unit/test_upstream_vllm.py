@@ -516,6 +516,17 @@ async def test_a_model_that_is_not_served_is_named(upstream: FakeUpstream) -> No
     await client.close()
 
 
+async def test_asked_again_it_has_the_same_model_and_maybe_another_mode(
+    upstream: FakeUpstream, client: UpstreamClient
+) -> None:
+    answer_probe(upstream, "processed")
+    await client.describe()
+    assert client.grade(ask()).distribution is Distribution.PROCESSED
+    upstream.answer_json("GET", "/v1/models", {"data": [{"id": "large"}]})
+    with pytest.raises(errors.UpstreamModelError, match="'smol'; it serves 'large'"):
+        await client.describe()
+
+
 async def test_greedy_decoding_is_temperature_0_without_a_seed(
     upstream: FakeUpstream, client: UpstreamClient
 ) -> None:

@@ -63,6 +63,8 @@ class UpstreamClient:
                 description, max_candidates=max_candidates, max_text_candidates=most_in_text
             )
         self._found = Found(description, distribution)
+        # Asked again, the upstream has to serve the model that records name.
+        self._model = description.model
         _log.info(
             "the upstream at %s is %s %s and serves %s; its logprobs are %s",
             self._connection.address,

@@ -58,6 +58,8 @@ class UpstreamEngine:
         self.state = EngineState.STARTING
         self._upstream: Upstream | None = None
         self._told: UpstreamDescription | None = None
+        self._obstacle = ""
+        """Last reason in the log for which the upstream cannot be used."""
         self._files: tuple[FileDigest, ...] = ()
         self._turns: asyncio.Queue[Turn | None] = asyncio.Queue(_MAX_TURNS)
         self._running: dict[str, tuple[UpstreamRun, asyncio.Task[None]]] = {}
@@ -187,22 +189,50 @@ class UpstreamEngine:
         """Tell when the upstream no longer answers, and when it does again."""
         while True:
             await asyncio.sleep(self._options.health_interval_s)
-            is_up = await _answers(upstream)
+            is_up = await self._check_health(upstream)
             if is_up is (self.state is EngineState.RUNNING):
+                continue
+            if is_up and not await self._ask_again(upstream):
                 continue
             self.state = EngineState.RUNNING if is_up else EngineState.RESTARTING
             said = "answers again" if is_up else "does not answer; generations will fail until then"
             _log.warning("the upstream at %s %s", self._options.url, said)
             await self.on_change(is_up)
 
+    async def _check_health(self, upstream: Upstream) -> bool:
+        try:
+            return await upstream.check_health()
+        except WhenceError as error:
+            # For example a key's file that is being replaced. Its generations fail, too.
+            self._say_once(f"the upstream cannot be asked: {error.message}")
+            return False
 
-async def _answers(upstream: Upstream) -> bool:
-    try:
-        return await upstream.check_health()
-    except WhenceError as error:
-        # For example a key's file that is being replaced. Its generations fail, too.
-        _log.warning("the upstream cannot be asked for its health: %s", error.message)
-        return False
+    async def _ask_again(self, upstream: Upstream) -> bool:
+        """Ask an upstream that has come back what it is; return False if it cannot be used.
+
+        Started anew, it may give logprobs of another distribution, which the grades have to say.
+        """
+        try:
+            told = await upstream.describe()
+        except WhenceError as error:
+            self._say_once(f"the upstream answers and cannot be used: {error.message}")
+            return False
+        if told != self._told:
+            _log.warning(
+                "the upstream at %s came back as another one (%s %s with %s); records name what it "
+                "was before until whence-server is started again",
+                self._options.url,
+                told.kind,
+                told.version,
+                told.model,
+            )
+        self._told, self._obstacle = told, ""
+        return True
+
+    def _say_once(self, obstacle: str) -> None:
+        if obstacle != self._obstacle:
+            _log.warning("%s", obstacle)
+        self._obstacle = obstacle
 
 
 async def _ignore(_up: bool) -> None:
