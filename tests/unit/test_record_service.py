@@ -18,6 +18,7 @@ from whence.v1 import generation_pb2, record_pb2, step_pb2
 from whence.v1.record_pb2_grpc import RecordServiceStub
 from whence_server.access.gate import Gate
 from whence_server.access.token_file import TokenFile
+from whence_server.generation.recording import recorders
 
 VOCABULARY = 416
 
@@ -59,11 +60,11 @@ class RawRecorder:
     def send(self, number: int = 0, **content: Any) -> None:
         self._requests.put(record_pb2.RecordGenerationsRequest(number=number, **content))
 
-    def introduce(self, tokenizer: bytes) -> None:
+    def introduce(self, tokenizer: bytes, number: int = 1) -> None:
         sha256 = hashlib.sha256(tokenizer).hexdigest()
         self.send(
             model=record_pb2.RecordedModel(
-                model_number=1,
+                model_number=number,
                 name="recorded",
                 architecture="GPT2LMHeadModel",
                 vocabulary_size=VOCABULARY,
@@ -77,7 +78,7 @@ class RawRecorder:
             for part in (tokenizer[:half], tokenizer[half:]):
                 self.send(tokenizer=record_pb2.TokenizerPart(sha256=sha256, content=part))
             answer = next(self.call)
-        assert list(answer.ready_model_numbers) == [1]
+        assert list(answer.ready_model_numbers) == [number]
 
     def wait_for(self, number: int) -> None:
         while self.recorded_number < number:
@@ -246,6 +247,26 @@ def test_id_that_is_on_record_is_refused(server: RecordServer, tokenizer: bytes)
         recorder.wait_for(3)
         assert recorder.refused[2].reason == "GENERATION_EXISTS"
     assert read(server, generation_id).finish_reason == generation_pb2.FINISH_REASON_CANCELLED
+
+
+def test_model_that_changes_again_and_again_is_recorded_on(
+    server: RecordServer, tokenizer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorders, "MAX_MODELS", 2)
+    first, last = str(uuid.uuid4()), str(uuid.uuid4())
+    with RawRecorder(server) as recorder:
+        recorder.introduce(tokenizer)
+        recorder.send(1, begun=make_begun(1, first))
+        recorder.wait_for(1)
+        for number in (2, 3, 4):
+            recorder.introduce(tokenizer, number)
+        recorder.send(2, begun=make_begun(2, last, model_number=4))
+        recorder.send(3, step=make_step(1, 0))
+        recorder.send(4, ended=make_ended(1))
+        recorder.send(5, ended=make_ended(2))
+        recorder.wait_for(5)
+        assert recorder.refused == {}
+    assert read(server, first).num_generated_tokens == 1
 
 
 def test_recorder_that_does_not_come_back_has_its_batch_interrupted(

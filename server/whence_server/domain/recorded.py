@@ -14,7 +14,7 @@ from whence_server.domain.tracing import TraceContext
 MAX_TOKENIZER_BYTES = 64 << 20
 """Maximum size of a recorded model's tokenizer."""
 MAX_MODELS = 64
-"""Maximum number of models of one recorder."""
+"""Number of models of one recorder that are kept ready: those that it used last."""
 MAX_BATCHES = 1024
 """Maximum number of batches of one recorder that run at the same time."""
 MAX_RECORDERS = 256

@@ -53,7 +53,7 @@ class Recorder:
         owner: id of the caller, which owns the generations; "" without authentication.
         last_number: number up to which its messages were taken.
         last_answer: number up to which they are on disk, as far as it was told.
-        models: its models by their numbers, ready for batches.
+        models: its models by their numbers, ready for batches; the one used last is at the end.
         batches: its batches that run, by their numbers.
         refusals: batches refused since they were last told.
         parts: the tokenizer that is being received; None for none.
@@ -187,17 +187,9 @@ class Recorders:
     # ---- models ----
 
     async def add_model(self, recorder: Recorder, model: RecordedModel) -> bool:
-        """Add a model; return False if its tokenizer is needed first.
-
-        Raises:
-            InvalidRequestError: the recorder has too many models.
-        """
+        """Add a model; return False if its tokenizer is needed first."""
         if model.number in recorder.models:
             return True
-        if len(recorder.models) >= MAX_MODELS:
-            raise InvalidRequestError(
-                FieldViolation("model.model_number", f"is one of more than {MAX_MODELS} models")
-            )
         tokenizer = self._tokenizers.find(model)
         if tokenizer is None:
             recorder.parts = TokenizerParts(model)
@@ -234,6 +226,9 @@ class Recorders:
             self._journal.committed_position,
         )
         recorder.models[model.number] = ReadyModel(info, tokenizer, weights)
+        if len(recorder.models) > MAX_MODELS:
+            # A service that trains its model has another one after each change of the weights.
+            recorder.models.pop(next(iter(recorder.models)))
 
     async def _identify(self, model: RecordedModel) -> tuple[ModelInfo, WeightsOrigin]:
         """Return the model with what this server knows of its weights, and their origin.
@@ -287,11 +282,12 @@ class Recorders:
 
     def _find_model(self, recorder: Recorder, start: BatchStart) -> ReadyModel:
         """Return the model of a batch, whose prompts it can have made."""
-        model = recorder.models.get(start.model_number)
+        model = recorder.models.pop(start.model_number, None)
         if model is None:
             raise InvalidRequestError(
                 FieldViolation("begun.model_number", "is that of no model that is ready")
             )
+        recorder.models[start.model_number] = model  # now the one used last
         if len(recorder.batches) >= MAX_BATCHES:
             raise InvalidRequestError(
                 FieldViolation("begun", f"is one of more than {MAX_BATCHES} batches that run")
