@@ -434,6 +434,8 @@ async def test_a_constraint_takes_the_meaning_from_raw(client: UpstreamClient) -
         ({"seed": 2**63}, "decoding.sample.seed"),
         ({"constraint": Constraint(Language.GRAMMAR, "a")}, "decoding.constraint.grammar"),
         ({"passed_on": {"echo": True}}, "echo"),
+        # whence ends the text before a stop string, which it searches itself.
+        ({"passed_on": {"include_stop_str_in_output": True}}, "include_stop_str_in_output"),
         ({"passed_on": {"seed": 99}}, "seed"),
         ({"passed_on": {"stream_options": {}}}, "stream_options"),
         ({"num_candidates": 21}, "trace.num_candidates"),

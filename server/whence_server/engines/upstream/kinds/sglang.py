@@ -67,6 +67,7 @@ PROFILE = Profile(
             "sampling_params",
             "input_embeds",
             "incremental_streaming_output",
+            "no_stop_trim",
         }
     ),
 )
@@ -84,7 +85,7 @@ _SAMPLING_PARAMS = frozenset(
         *PROFILE.options.values(),
         *("frequency_penalty", "presence_penalty", "stop_regex", "regex", "json_schema", "ebnf"),
         *("structural_tag", "skip_special_tokens", "spaces_between_special_tokens"),
-        *("no_stop_trim", "custom_params"),
+        "custom_params",
     }
 )
 """Fields that /generate reads in `sampling_params` alone."""

@@ -72,6 +72,7 @@ PROFILE = Profile(
             "prompt_logprobs",
             "logprob_token_ids",
             "include_reasoning",
+            "include_stop_str_in_output",
             "prompt_embeds",
             "use_beam_search",
         }
