@@ -165,6 +165,28 @@ async def test_a_generation_that_is_not_read_fails_once_memory_is_full() -> None
     assert [e.offset for e in await collect(unrecorded.follow("g", 0))] == [1, 2, 3]
 
 
+async def test_a_slow_reader_fails_its_own_generation_and_no_other() -> None:
+    unrecorded = Unrecorded(max_bytes=1_000)
+    for name in ("slow", "other"):
+        unrecorded.create(index(name), b"started")
+    stuck = unrecorded.follow("slow", 0)
+    assert [entry.payload for entry in await anext(stuck)] == [b"started"]
+    for _ in range(9):
+        unrecorded.append("slow", EntryKind.STEP, b"x" * 100)
+    following = unrecorded.follow("other", 0)
+    await anext(following)
+    for _ in range(20):
+        unrecorded.append("other", EntryKind.STEP, b"y" * 100)
+        assert [entry.payload for entry in await anext(following)] == [b"y" * 100]
+    with pytest.raises(GenerationFailedError, match="its reader is slow"):
+        unrecorded.append("slow", EntryKind.STEP, b"x")
+    unrecorded.finish("slow", b"finished", FINISH)
+    with pytest.raises(GenerationNotFoundError):
+        await anext(stuck)
+    unrecorded.finish("other", b"finished", FINISH)
+    assert [entry.payload for entry in await anext(following)] == [b"finished"]
+
+
 async def test_a_generation_is_forgotten_after_its_end() -> None:
     unrecorded = Unrecorded(max_bytes=100, kept_s=0.0)
     for name in ("a", "b"):

@@ -24,12 +24,16 @@ class _Kept:
     Attributes:
         num_dropped: entries that are no longer kept, all of them at the beginning.
         last_read: last offset that a reader has asked to go beyond.
+        num_bytes: bytes of the kept entries.
+        is_given_up: True once its unread entries were dropped, because it had most of the memory.
     """
 
     index: GenerationIndex
     entries: deque[Entry] = field(default_factory=deque)
     num_dropped: int = 0
     last_read: int = 0
+    num_bytes: int = 0
+    is_given_up: bool = False
     finished: bool = False
     changed: Signal = field(default_factory=Signal)
 
@@ -39,11 +43,20 @@ class _Kept:
 
     def drop_read(self) -> int:
         """Drop entries that were read, but for the last one; return their bytes."""
-        num_bytes = 0
-        while len(self.entries) > 1 and self.entries[0].offset <= self.last_read:
-            num_bytes += len(self.entries.popleft().payload)
+        return self._drop_through(self.last_read)
+
+    def give_up(self) -> int:
+        """Drop all entries but the last one, read or not; return their bytes."""
+        self.is_given_up = True
+        self.changed.notify()
+        return self._drop_through(self.last_offset)
+
+    def _drop_through(self, offset: int) -> int:
+        before = self.num_bytes
+        while len(self.entries) > 1 and self.entries[0].offset <= offset:
+            self.num_bytes -= len(self.entries.popleft().payload)
             self.num_dropped += 1
-        return num_bytes
+        return before - self.num_bytes
 
     def read_after(self, offset: int) -> list[Entry]:
         batch: list[Entry] = []
@@ -67,8 +80,8 @@ class Unrecorded:
     knows of it.
 
     Args:
-        max_bytes: bytes of all entries above which those that were read are dropped. A generation
-            whose reader is too slow for the rest fails.
+        max_bytes: bytes of all entries above which those that were read are dropped. If the rest is
+            too much, the generation fails of which most waits for its reader.
         kept_s: seconds from a generation's end until it is forgotten.
 
     Attributes:
@@ -97,18 +110,36 @@ class Unrecorded:
         """Append an entry of a running generation; return its offset.
 
         Raises:
-            GenerationFailedError: too many bytes wait for their readers.
+            GenerationFailedError: too many bytes wait for readers, most of them for its own.
         """
         kept = self._kept[generation_id]
-        if self._num_bytes + len(payload) > self._max_bytes:
-            self._num_bytes -= sum(each.drop_read() for each in self._kept.values())
-        if self._num_bytes + len(payload) > self._max_bytes:
+        if not kept.is_given_up:
+            self._make_room(kept, len(payload))
+        if kept.is_given_up:
             raise GenerationFailedError(
                 "UNRECORDED_NOT_READ",
                 "the generation is not on record, because the journal cannot be written, and its "
                 f"reader is slow: more than {self._max_bytes} bytes wait in memory",
             )
         return self._push(generation_id, kept, kind, payload)
+
+    def _make_room(self, kept: _Kept, num_bytes: int) -> None:
+        """Drop entries until there is room for more of a generation, or it is given up.
+
+        First those that were read; then all of the generation that has most, so that a slow reader
+        fails its own.
+        """
+        if self._num_bytes + num_bytes <= self._max_bytes:
+            return
+        self._num_bytes -= sum(each.drop_read() for each in self._kept.values())
+        while self._num_bytes + num_bytes > self._max_bytes and not kept.is_given_up:
+            others = [each for each in self._kept.values() if not each.is_given_up]
+            largest = max(others, key=lambda each: each.num_bytes)
+            if largest is kept:
+                # Its last entries can be read until its end.
+                kept.is_given_up = True
+            else:
+                self._num_bytes -= largest.give_up()
 
     def finish(self, generation_id: str, payload: bytes, _index: FinishIndex) -> int:
         """Append FINISHED; return its offset."""
@@ -145,6 +176,7 @@ class Unrecorded:
     def _push(self, generation_id: str, kept: _Kept, kind: EntryKind, payload: bytes) -> int:
         offset = kept.last_offset + 1
         kept.entries.append(Entry(0, generation_id, offset, kind, payload))
+        kept.num_bytes += len(payload)
         self._num_bytes += len(payload)
         kept.changed.notify()
         return offset
@@ -152,4 +184,4 @@ class Unrecorded:
     def _forget(self, generation_id: str) -> None:
         kept = self._kept.pop(generation_id, None)
         if kept is not None:
-            self._num_bytes -= sum(len(entry.payload) for entry in kept.entries)
+            self._num_bytes -= kept.num_bytes
