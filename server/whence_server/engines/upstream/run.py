@@ -87,8 +87,10 @@ class UpstreamRun:
 
     def stop_sequence(self, sequence_index: int) -> None:
         """Pass on no more of a sequence; after the last one the upstream's request ends."""
+        # With its last sequence ended, the end is on its way, and a cancel would lose it.
+        had_finished = self.translator.has_finished
         self.translator.drop(sequence_index)
-        if self.translator.has_finished and self._task is not None and not self._is_stopped:
+        if self.translator.has_finished and not had_finished and self._task is not None:
             self._is_stopped = True
             self._task.cancel()
 
