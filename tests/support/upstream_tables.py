@@ -141,6 +141,12 @@ def _render_limits(adapters: dict[str, Adapter], titles: list[str]) -> list[str]
     lines.append(_make_row("largest seed", [f"2^{p.max_seed.bit_length()} - 1" for p in profiles]))
     lines.append(
         _make_row(
+            "smallest temperature",
+            [f"{p.min_temperature:g}" if p.min_temperature else "any" for p in profiles],
+        )
+    )
+    lines.append(
+        _make_row(
             "logit bias",
             [_show_bias(profile) for profile in profiles],
         )

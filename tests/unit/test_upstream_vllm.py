@@ -432,6 +432,8 @@ async def test_a_constraint_takes_the_meaning_from_raw(client: UpstreamClient) -
         ({"no_repeat_ngram_size": 2}, "decoding.no_repeat_ngram_size"),
         ({"logit_bias": ((3, 101.0),)}, "decoding.logit_bias"),
         ({"seed": 2**63}, "decoding.sample.seed"),
+        # vLLM would take 0.01 in its place.
+        ({"temperature": 0.009}, "decoding.sample.temperature"),
         ({"constraint": Constraint(Language.GRAMMAR, "a")}, "decoding.constraint.grammar"),
         ({"passed_on": {"echo": True}}, "echo"),
         # whence ends the text before a stop string, which it searches itself.

@@ -44,6 +44,8 @@ class Profile:
     takes_token_ids: bool = False
     takes_template_arguments: bool = False
     """True if a chat can have arguments of its template."""
+    min_temperature: float = 0.0
+    """Smallest temperature that it applies: it replaces smaller ones by this in silence."""
     max_logit_bias: float | None = None
     """Largest amount of a logit bias, up or down; None for any."""
     constraints: frozenset[Language] = frozenset()
@@ -100,6 +102,14 @@ class Profile:
                     FieldViolation(
                         option.path,
                         f"must be at most {self.max_seed} for the upstream ({self.title})",
+                    )
+                )
+            elif option.name == "temperature" and value < self.min_temperature:
+                violations.append(
+                    FieldViolation(
+                        option.path,
+                        f"must be at least {self.min_temperature:g} for the upstream "
+                        f"({self.title}), which would apply that in its place; or ask for `greedy`",
                     )
                 )
             elif option.name == "constraint":

@@ -65,6 +65,7 @@ PROFILE = Profile(
     takes_token_ids=True,
     takes_template_arguments=True,
     constraints=frozenset({Language.JSON_SCHEMA, Language.REGEX}),
+    min_temperature=0.01,
     max_logit_bias=100.0,
     reserved=frozenset(
         {
