@@ -199,6 +199,7 @@ async def test_errors_of_the_upstream_are_errors_of_the_answer(
     tmp_path: Path, error: UpstreamError, status: int, retry_after: str | None
 ) -> None:
     async with front(tmp_path, [error]) as asked:
-        answer = await asked.post("/v1/chat/completions", CHAT, status)
-        assert error.message in answer["error"]["message"]
-        assert asked.headers.get("Retry-After") == retry_after
+        for streams in (False, True):
+            answer = await asked.post("/v1/chat/completions", CHAT | {"stream": streams}, status)
+            assert error.message in answer["error"]["message"]
+            assert asked.headers.get("Retry-After") == retry_after
