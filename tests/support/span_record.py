@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from span_reading import only_span
 
-from whence.v1 import call_pb2, generation_pb2, step_pb2
+from whence.v1 import call_pb2, generation_pb2, observation_pb2, step_pb2
 from whence_server.config import ServeConfig
 from whence_server.domain.entries import EntryKind
 from whence_server.journal.journal import Journal
@@ -124,7 +125,25 @@ STEP_ROWS: dict[str, Source] = {
         for leader in step.internals.layer_leaders
     ],
 }
+GRADES: dict[str, tuple[str, EnumTypeWrapper]] = {
+    "token_ids": ("TOKEN_ID_ORIGIN_", observation_pb2.TokenIdOrigin),
+    "distribution": ("DISTRIBUTION_KIND_", observation_pb2.DistributionKind),
+    "second_distribution": ("SECOND_DISTRIBUTION_", observation_pb2.SecondDistribution),
+    "seed": ("SEED_ORIGIN_", observation_pb2.SeedOrigin),
+    "draw": ("DRAW_ORIGIN_", observation_pb2.DrawOrigin),
+    "tables": ("TABLE_COVERAGE_", observation_pb2.TableCoverage),
+    "weights": ("WEIGHTS_ORIGIN_", observation_pb2.WeightsOrigin),
+}
+"""Fields of `Observation`, each with its enum and the prefix of its names."""
+
+
+def _read_grade(part: str) -> Source:
+    prefix, enum = GRADES[part]
+    return lambda it: enum.Name(getattr(it.observation, part)).removeprefix(prefix).lower()
+
+
 STARTED_ROWS: dict[str, Source] = {
+    **{f"whence.observation.{part}": _read_grade(part) for part in GRADES},
     "gen_ai.operation.name": "operation",
     "gen_ai.provider.name": lambda _: "whence",
     "gen_ai.output.type": lambda it: (

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.model import FileDigest
-from whence_server.engines.transformers import digest_cache, digests, loading
+from whence_server.engines import file_digests
+from whence_server.engines.transformers import digest_cache, loading
 from whence_server.engines.transformers.digest_cache import DigestCache
 from whence_server.engines.transformers.digests import digest_weights
 
@@ -56,7 +57,7 @@ def start(cache: Path, path: Path, tensors: str = "t1") -> FileDigest:
 
 
 def no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "hash_file", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr(file_digests, "hash_file", lambda path: pytest.fail(f"read {path}"))
 
 
 def keep_times(path: Path, before: os.stat_result) -> None:
@@ -159,8 +160,8 @@ def test_unknown_tensors_make_files_be_hashed_again(
     remembered, paths = DigestCache(str(cache)), {"weights": weights}
     files = remembered.compute(paths)
     read: list[Path] = []
-    original = digests.hash_file
-    monkeypatch.setattr(digests, "hash_file", lambda p: read.append(p) or original(p))
+    original = file_digests.hash_file
+    monkeypatch.setattr(file_digests, "hash_file", lambda p: read.append(p) or original(p))
     assert remembered.confirm(paths, files, "t1", "transformers 6, float32") == files
     assert read == [weights]
 

@@ -6,6 +6,7 @@ import pytest
 from tiny_models import byte_level_tokenizer
 from tiny_training import tiny_gpt2
 
+from whence_server.engines import file_digests
 from whence_server.engines.transformers import digests
 from whence_server.engines.transformers.weights import list_model_files, list_weight_files
 from whence_server.lineage.reader import RECORD_NAME
@@ -20,13 +21,13 @@ def test_each_file_is_read_once(
     model.save_pretrained(directory)
     byte_level_tokenizer().save_pretrained(directory)
     read: list[str] = []
-    original = digests.hash_file
+    original = file_digests.hash_file
 
     def counted(path: Path) -> str:
         read.append(path.name)
         return original(path)
 
-    monkeypatch.setattr(digests, "hash_file", counted)
+    monkeypatch.setattr(file_digests, "hash_file", counted)
     made = make_checkpoint(directory, tmp_path / RECORD_NAME, model)
     assert read == [file.path for file in made.files]
     names = list_model_files(directory, list_weight_files(directory), with_code=False)
