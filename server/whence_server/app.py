@@ -34,6 +34,7 @@ from whence_server.http.origins import Origins
 from whence_server.http.server import HttpServer
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
+from whence_server.journal.recorded_vocabularies import RecordedVocabularies
 from whence_server.journal.rows import Durability
 from whence_server.journal.vocabularies import Vocabularies
 from whence_server.journal.writer import DEFAULT_PATIENCE_S
@@ -150,7 +151,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     library = RunLibrary(settings.training_runs, settings.model)
     recorders = Recorders(
         journal,
-        vocabularies,
+        RecordedVocabularies(vocabularies, settings.data_dir),
         lambda: serving.model,
         library.link,
         max_generations=settings.caller_max_generations,

@@ -17,6 +17,7 @@ from whence_server.generation.recording.recorders import Recorders
 from whence_server.generation.recovery import close_interrupted
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
+from whence_server.journal.recorded_vocabularies import RecordedVocabularies
 from whence_server.journal.vocabularies import Vocabularies
 from whence_server.rpc import generation_servicer, record_servicer, trace_servicer
 from whence_server.rpc.calls import CallLog
@@ -72,7 +73,7 @@ class RecordServer:
         vocabularies = Vocabularies(self._directory / "data")
         recorders = Recorders(
             journal,
-            vocabularies,
+            RecordedVocabularies(vocabularies, self._directory / "data"),
             lambda: self.served,
             link,
             max_generations=self._max_generations,

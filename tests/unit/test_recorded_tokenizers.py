@@ -12,10 +12,13 @@ from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.models import BPE
 
 from whence.v1 import record_pb2
-from whence_server.domain.errors import InvalidRequestError
-from whence_server.domain.recorded import RecordedModel, RecordedPrompt
-from whence_server.generation.recording.batches import decode_prompts
-from whence_server.generation.recording.tokenizers import Tokenizers
+from whence_server.domain.errors import Code, InvalidRequestError, RecordersFullError
+from whence_server.domain.observation import WeightsOrigin
+from whence_server.domain.recorded import MAX_TOKENIZER_BYTES, RecordedModel, RecordedPrompt
+from whence_server.generation.recording.batches import ReadyModel, decode_prompts
+from whence_server.generation.recording.recorders import Recorder
+from whence_server.generation.recording.shares import check_tokenizers
+from whence_server.generation.recording.tokenizers import PADDING_ROWS, Tokenizers
 from whence_server.rpc.record_messages import convert_model
 from whence_server.text.sequence import Piece
 from whence_server.text.tokenizer import TextTokenizer
@@ -31,14 +34,14 @@ async def load(decoder: Any) -> TextTokenizer:
     return await Tokenizers().load(describe(content), content)
 
 
-def describe(content: bytes) -> RecordedModel:
+def describe(content: bytes, vocabulary_size: int = 2) -> RecordedModel:
     return convert_model(
         record_pb2.RecordedModel(
             model_number=1,
             name="m",
-            vocabulary_size=2,
+            vocabulary_size=vocabulary_size,
             tokenizer_sha256=hashlib.sha256(content).hexdigest(),
-            tokenizer_bytes=len(content),
+            tokenizer_bytes=max(len(content), 1),
         )
     )
 
@@ -52,6 +55,47 @@ async def test_regular_expression_of_a_decoder_is_never_run(decoder: Any) -> Non
 async def test_patterns_that_are_texts_are_run() -> None:
     tokenizer = await load(decoders.Replace("\u2581", " "))
     assert "".join(piece.text for piece in tokenizer.split_prompt([1, 1])) == " b b"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary_size", "fits"), [(2 + PADDING_ROWS, True), (3 + PADDING_ROWS, False)]
+)
+async def test_rows_are_bounded_by_the_tokens_and_padding(vocabulary_size: int, fits: bool) -> None:
+    content = Tokenizer(BPE({"a": 0, "b": 1}, [])).to_str().encode()
+    loading = Tokenizers().load(describe(content, vocabulary_size), content)
+    if fits:
+        assert len((await loading).list_vocabulary()) == vocabulary_size
+        return
+    with pytest.raises(InvalidRequestError, match="a tokenizer of 2 tokens it may be at most 8194"):
+        await loading
+
+
+def make_recorder(owner: str, num_models: int, *, tokenizer_bytes: int) -> Recorder:
+    recorder = Recorder("test/1", 0, owner)
+    for number in range(num_models):
+        model = describe(b"")
+        tokenizer = cast("TextTokenizer", SimpleNamespace())
+        recorder.models[number] = ReadyModel(
+            model.info, tokenizer, WeightsOrigin.CLAIMED, tokenizer_bytes
+        )
+    return recorder
+
+
+def test_tokenizers_in_memory_are_bounded_for_each_caller_and_in_all() -> None:
+    alice = make_recorder("alice", 4, tokenizer_bytes=MAX_TOKENIZER_BYTES)
+    with pytest.raises(RecordersFullError, match="tokenizers of this caller's recorders") as caught:
+        check_tokenizers([alice], "alice", 1)
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    check_tokenizers([alice], "bob", MAX_TOKENIZER_BYTES)
+    others = [make_recorder(name, 4, tokenizer_bytes=MAX_TOKENIZER_BYTES) for name in "bcd"]
+    with pytest.raises(RecordersFullError, match="tokenizers of all recorders"):
+        check_tokenizers([alice, *others], "eve", 1)
+
+
+def test_tokenizer_that_models_share_counts_once() -> None:
+    recorder = make_recorder("alice", 1, tokenizer_bytes=MAX_TOKENIZER_BYTES)
+    recorder.models |= dict.fromkeys(range(1, 60), recorder.models[0])
+    check_tokenizers([recorder], "alice", MAX_TOKENIZER_BYTES)
 
 
 @pytest.mark.parametrize("content", [b"[]", b"7", b"{", json.dumps({"decoder": None}).encode()])

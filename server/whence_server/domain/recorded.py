@@ -13,6 +13,10 @@ from whence_server.domain.tracing import TraceContext
 
 MAX_TOKENIZER_BYTES = 64 << 20
 """Maximum size of a recorded model's tokenizer."""
+MAX_TOKENIZERS_BYTES = 1 << 30
+"""Maximum size of the tokenizers that all recorders hold at the same time."""
+MAX_OWNER_TOKENIZERS_BYTES = 256 << 20
+"""Maximum size of the tokenizers that the recorders of one caller hold at the same time."""
 MAX_MODELS = 64
 """Number of models of one recorder that are kept ready: those that it used last."""
 MAX_BATCHES = 1024

@@ -28,6 +28,8 @@ MAX_POSITION = 2**63
 """Position after all entries: `find` with it returns a vocabulary whenever it was kept."""
 _DIGEST = re.compile("[0-9a-f]{8,128}")
 _FORMAT = 1
+OWNER = "recorded_for"
+"""Field of the header of a recorded model's vocabulary: id of the caller that sent it."""
 _MOST_IN_MEMORY = 4
 
 
@@ -38,6 +40,8 @@ class KeptVocabulary(NamedTuple):
     """Bytes of the ids from 0 on; b"" for an id without text."""
     kept_at: int
     """Position of the journal's newest entry at the time at which the vocabulary was written."""
+    owner: str | None = None
+    """Id of the caller that sent it; None for a tokenizer that the server has loaded itself."""
 
 
 class Vocabularies:
@@ -71,7 +75,18 @@ class Vocabularies:
             self._loaded[tokenizer_digest] = kept
         return kept if position > kept.kept_at else None
 
-    def keep(self, tokenizer_digest: str, tokens: Sequence[bytes], position: int) -> None:
+    def has_served(self, tokenizer_digest: str) -> bool:
+        """Return whether the vocabulary of a tokenizer that the server itself loaded is kept."""
+        kept = self._read(tokenizer_digest)
+        return kept is not None and kept.owner is None
+
+    def keep(
+        self,
+        tokenizer_digest: str,
+        tokens: Sequence[bytes],
+        position: int,
+        owner: str | None = None,
+    ) -> None:
         """Write a vocabulary, unless it is kept already; a failure is logged.
 
         Args:
@@ -79,15 +94,20 @@ class Vocabularies:
             tokens: bytes of every id. A longer vocabulary replaces a shorter one of the same
                 tokenizer: a model may have fewer rows in its head than the tokenizer has tokens.
             position: position of the journal's newest entry.
+            owner: id of the caller that sent it; None for a tokenizer that the server has loaded
+                itself. A caller's vocabulary never replaces the server's own.
         """
         kept = self._read(tokenizer_digest)
         if kept is not None and kept.kept_at <= position:
-            if len(kept.tokens) >= len(tokens):
+            is_own, was_own = owner is None, kept.owner is None
+            if was_own and not is_own:
+                return
+            if len(kept.tokens) >= len(tokens) and was_own == is_own:
                 return
             position = kept.kept_at
         # A position beyond the journal's end is that of an earlier journal in this directory.
         try:
-            self._write(tokenizer_digest, KeptVocabulary(tokens, position))
+            self._write(tokenizer_digest, KeptVocabulary(tokens, position, owner))
         except OSError as error:
             _log.warning(
                 "the vocabulary of tokenizer %s cannot be kept (%s): spans name its tokens by id",
@@ -114,11 +134,13 @@ class Vocabularies:
             return
         make_directory(self._folder)
         body = GetVocabularyResponse(tokens=kept.tokens).SerializeToString()
-        header = {
+        header: dict[str, object] = {
             "format": _FORMAT,
             "kept_at": kept.kept_at,
             "sha256": hashlib.sha256(body).hexdigest(),
         }
+        if kept.owner is not None:
+            header[OWNER] = kept.owner
         # mkstemp gives mode 0600; the name appears when the content is on disk.
         descriptor, partial = tempfile.mkstemp(dir=self._folder, prefix=".partial-")
         try:
@@ -137,4 +159,5 @@ def _parse(content: bytes) -> KeptVocabulary:
     header = json.loads(head)
     if header["sha256"] != hashlib.sha256(body).hexdigest():
         raise ValueError("its content does not match its SHA-256")
-    return KeptVocabulary(GetVocabularyResponse.FromString(body).tokens, int(header["kept_at"]))
+    tokens = GetVocabularyResponse.FromString(body).tokens
+    return KeptVocabulary(tokens, int(header["kept_at"]), header.get(OWNER))

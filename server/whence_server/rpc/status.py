@@ -19,6 +19,7 @@ from whence_server.domain.errors import (
     JournalUnwritableError,
     ModelNotReadyError,
     QueueFullError,
+    RecordersFullError,
     TextQueueFullError,
     UpstreamAwayError,
     UpstreamBusyError,
@@ -60,6 +61,7 @@ MAX_VIOLATIONS = 32
 
 _RETRYABLE = (
     CallerLimitError,
+    RecordersFullError,
     QueueFullError,
     TextQueueFullError,
     EmergenceBusyError,

@@ -29,6 +29,8 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── UnauthenticatedError        UNAUTHENTICATED
 ├── ScopeMissingError           PERMISSION_DENIED
 ├── CallerLimitError            RESOURCE_EXHAUSTED, gives a retry delay
+├── RecordersFullError          RESOURCE_EXHAUSTED, gives a retry delay
+├── VocabulariesFullError       RESOURCE_EXHAUSTED: too many bytes of recorders' vocabularies
 ├── DeadlinePassedError         DEADLINE_EXCEEDED
 ├── GenerationFailedError       INTERNAL: one generation failed
 ├── ConfigurationError          the server does not start
@@ -96,6 +98,7 @@ from whence_server.domain.errors.journal import (
     JournalUnwritableError,
     RecordDamagedError,
 )
+from whence_server.domain.errors.recording import RecordersFullError, VocabulariesFullError
 from whence_server.domain.errors.training import (
     DocumentChangedError,
     DocumentNotFoundError,
@@ -149,6 +152,7 @@ __all__ = [
     "OriginRefusedError",
     "QueueFullError",
     "RecordDamagedError",
+    "RecordersFullError",
     "RequestTooLargeError",
     "RouteNotFoundError",
     "ScopeMissingError",
@@ -164,6 +168,7 @@ __all__ = [
     "UpstreamModelError",
     "UpstreamRefusedError",
     "UpstreamUnfinishedError",
+    "VocabulariesFullError",
     "WhenceError",
 ]
 

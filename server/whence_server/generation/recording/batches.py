@@ -39,6 +39,8 @@ class ReadyModel:
     tokenizer: TextTokenizer
     weights: WeightsOrigin
     """Origin of its weights' digest."""
+    tokenizer_bytes: int
+    """Size of its tokenizer's serialised form."""
 
 
 async def decode_prompts(tokenizer: TextTokenizer, prompts: Sequence[RecordedPrompt]) -> list[str]:

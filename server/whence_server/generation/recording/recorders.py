@@ -33,9 +33,10 @@ from whence_server.generation.recording.batches import (
     RecordedBatch,
     decode_prompts,
 )
+from whence_server.generation.recording.shares import check_tokenizers
 from whence_server.generation.recording.tokenizers import TokenizerParts, Tokenizers
 from whence_server.journal.journal import Journal
-from whence_server.journal.vocabularies import Vocabularies
+from whence_server.journal.recorded_vocabularies import RecordedVocabularies
 from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Recorders:
     def __init__(
         self,
         journal: Journal,
-        vocabularies: Vocabularies,
+        vocabularies: RecordedVocabularies,
         find_served: Callable[[], ModelInfo | None],
         link: LinkModel,
         *,
@@ -136,6 +137,8 @@ class Recorders:
         self._find_served = find_served
         self._link = link
         self._tokenizers = Tokenizers()
+        self._kept: dict[str, int] = {}
+        """Number of ids of each vocabulary that is kept, by the tokenizer's digest."""
         self._max_generations = max_generations
         # By owner and id: a caller cannot go on with another caller's recorder.
         self._recorders: dict[tuple[str, str], Recorder] = {}
@@ -187,11 +190,17 @@ class Recorders:
     # ---- models ----
 
     async def add_model(self, recorder: Recorder, model: RecordedModel) -> bool:
-        """Add a model; return False if its tokenizer is needed first."""
+        """Add a model; return False if its tokenizer is needed first.
+
+        Raises:
+            RecordersFullError: the tokenizers of recorders would take too much memory.
+        """
         if model.number in recorder.models:
             return True
         tokenizer = self._tokenizers.find(model)
         if tokenizer is None:
+            recorder.parts = None
+            check_tokenizers(self._recorders.values(), recorder.owner, model.tokenizer_bytes)
             recorder.parts = TokenizerParts(model)
             return False
         await self._make_ready(recorder, model, tokenizer)
@@ -219,13 +228,7 @@ class Recorders:
         self, recorder: Recorder, model: RecordedModel, tokenizer: TextTokenizer
     ) -> None:
         info, weights = await self._identify(model)
-        await asyncio.to_thread(
-            self._vocabularies.keep,
-            info.tokenizer_digest,
-            tokenizer.list_vocabulary(),
-            self._journal.committed_position,
-        )
-        recorder.models[model.number] = ReadyModel(info, tokenizer, weights)
+        recorder.models[model.number] = ReadyModel(info, tokenizer, weights, model.tokenizer_bytes)
         if len(recorder.models) > MAX_MODELS:
             # A service that trains its model has another one after each change of the weights.
             recorder.models.pop(next(iter(recorder.models)))
@@ -265,6 +268,7 @@ class Recorders:
             model = self._find_model(recorder, start)
             texts = await decode_prompts(model.tokenizer, start.prompts)
             await self._check_ids(start)
+            await self._keep_vocabulary(model, recorder.owner)
         except JournalError:
             raise
         except WhenceError as error:
@@ -299,6 +303,24 @@ class Recorders:
                 FieldViolation("begun.prompts.token_ids", f"must be below {bound}")
             )
         return model
+
+    async def _keep_vocabulary(self, model: ReadyModel, owner: str) -> None:
+        """Keep a model's vocabulary before its first generation: others need none on disk.
+
+        Raises:
+            VocabulariesFullError: it would take too many bytes.
+        """
+        digest, size = model.info.tokenizer_digest, model.info.vocabulary_size
+        if self._kept.get(digest, 0) >= size:
+            return
+        await asyncio.to_thread(
+            self._vocabularies.keep,
+            digest,
+            model.tokenizer.list_vocabulary(),
+            self._journal.committed_position,
+            owner,
+        )
+        self._kept[digest] = size
 
     async def _check_ids(self, start: BatchStart) -> None:
         """Raise GenerationExistsError if an id of a batch was used before."""

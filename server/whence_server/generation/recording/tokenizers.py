@@ -6,12 +6,16 @@ import json
 from collections import OrderedDict
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.model import TextFiles
 from whence_server.domain.recorded import RecordedModel
 from whence_server.text.tokenizer import TextTokenizer
 
 _MAX_KEPT = 8
+PADDING_ROWS = 8_192
+"""Rows that a model's output head may have beyond the tokens of its tokenizer."""
 
 
 class Tokenizers:
@@ -58,6 +62,15 @@ def _load(files: TextFiles, vocabulary_size: int) -> TextTokenizer:
             "has a decoder with a regular expression, which the server does not run for a "
             "recorder: write the pattern as a String"
         )
+    num_tokens = Tokenizer.from_str(files.tokenizer_json).get_vocab_size()
+    if vocabulary_size > num_tokens + PADDING_ROWS:
+        raise InvalidRequestError(
+            FieldViolation(
+                "model.vocabulary_size",
+                f"is {vocabulary_size}; for a tokenizer of {num_tokens} tokens it may be at most "
+                f"{num_tokens + PADDING_ROWS}",
+            )
+        )
     return TextTokenizer(files, vocabulary_size)
 
 
@@ -96,6 +109,11 @@ class TokenizerParts:
         self._content += content
         if len(self._content) > self.model.tokenizer_bytes:
             raise _make_error(f"has more than the {self.model.tokenizer_bytes} bytes announced")
+
+    @property
+    def num_bytes(self) -> int:
+        """Number of bytes announced."""
+        return self.model.tokenizer_bytes
 
     @property
     def content(self) -> bytes | None:
