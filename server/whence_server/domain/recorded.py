@@ -23,6 +23,8 @@ MAX_BATCHES = 1024
 """Maximum number of batches of one recorder that run at the same time."""
 MAX_RECORDERS = 256
 """Maximum number of recorders that are connected or expected back."""
+MAX_OWNER_RECORDERS = 128
+"""Maximum number of them that one authenticated caller has."""
 MAX_ROWS = 4096
 """Maximum number of sequences, and of beams, of one batch."""
 GRACE_S = 60.0

@@ -23,7 +23,6 @@ from whence_server.domain.recorded import (
     GRACE_S,
     MAX_BATCHES,
     MAX_MODELS,
-    MAX_RECORDERS,
     BatchStart,
     RecordedModel,
     Refusal,
@@ -33,7 +32,7 @@ from whence_server.generation.recording.batches import (
     RecordedBatch,
     decode_prompts,
 )
-from whence_server.generation.recording.shares import check_tokenizers
+from whence_server.generation.recording.shares import check_recorders, check_tokenizers
 from whence_server.generation.recording.tokenizers import TokenizerParts, Tokenizers
 from whence_server.journal.journal import Journal
 from whence_server.journal.recorded_vocabularies import RecordedVocabularies
@@ -149,15 +148,12 @@ class Recorders:
         """Return a recorder of a caller that has connected, known or new.
 
         Raises:
-            InvalidRequestError: there are too many recorders.
+            RecordersFullError: there are too many recorders, of this caller or in all.
         """
         key = (owner, recorder_id)
         recorder = self._recorders.get(key)
         if recorder is None:
-            if len(self._recorders) >= MAX_RECORDERS:
-                raise InvalidRequestError(
-                    FieldViolation("hello", f"is that of more than {MAX_RECORDERS} recorders")
-                )
+            check_recorders([name for name, _ in self._recorders], owner)
             recorder = Recorder(library, max(first_number - 1, 0), owner)
             self._recorders[key] = recorder
         if recorder.expiry is not None:
