@@ -4,8 +4,17 @@ import pickle
 
 import pytest
 
+from whence.v1.generation_pb2 import Failure, GenerationFinished
 from whence_server.domain.chat import ChatMessage
-from whence_server.domain.errors import DocumentChangedError, InvalidRequestError
+from whence_server.domain.errors import (
+    Code,
+    DocumentChangedError,
+    InvalidRequestError,
+    UpstreamRefusedError,
+    WhenceError,
+)
+from whence_server.domain.generation import CallError
+from whence_server.http.openai.running import check_finish
 from whence_server.rpc.call_errors import make_call_error
 from whence_server.rpc.status import make_status
 from whence_server.text.chat import ChatTemplate
@@ -64,6 +73,20 @@ def test_a_refusal_that_quotes_content_is_recorded_without_it(refuse, field, mes
     assert (error.reason, error.field) == ("INVALID_REQUEST", field)
     assert error.message == f"{field}: {message}"
     assert not error.exception_type
+
+
+@pytest.mark.parametrize("over_http", [False, True])
+def test_failure_of_an_upstream_is_recorded_without_its_message(over_http: bool) -> None:
+    message = f"vllm refused the request (400): {SECRET}"
+    error: WhenceError = UpstreamRefusedError(message)
+    if over_http:
+        failure = Failure(code=3, reason="UPSTREAM_REFUSED", message=message)
+        with pytest.raises(WhenceError) as caught:
+            check_finish(GenerationFinished(failure=failure))
+        error = caught.value
+    assert make_status(error).message == message, "the caller is told"
+    assert make_call_error(error) == CallError(reason="UPSTREAM_REFUSED")
+    assert error.without_content().code is Code.INVALID_ARGUMENT
 
 
 def test_a_message_is_cut_to_300_characters():

@@ -43,6 +43,37 @@ def confided(**fields: object) -> MemoryJournal:
     return journal
 
 
+SECRET = "the capital of Atlantis"
+
+
+@pytest.mark.parametrize("content", [ContentCapture.NO_CONTENT, ContentCapture.SPAN_ONLY])
+@pytest.mark.parametrize(
+    ("reason", "fields", "quotes"),
+    [
+        ("UPSTREAM_REFUSED", {}, True),
+        ("ValueError", {"recorded": generation_pb2.RecordedElsewhere(library="x/1")}, True),
+        ("NON_FINITE_LOGITS", {}, False),
+    ],
+)
+async def test_message_of_a_failure_that_may_quote_the_prompt_is_content(
+    content: ContentCapture, reason: str, fields: dict[str, object], quotes: bool
+) -> None:
+    journal = MemoryJournal()
+    journal.append("g", EntryKind.STARTED, started("g", **fields))
+    failure = generation_pb2.Failure(code=3, reason=reason, message=f"refused: {SECRET}")
+    ending = finished(
+        0, 0, finish_reason=generation_pb2.FINISH_REASON_FAILED, failure=failure, sequences=[]
+    )
+    journal.append("g", EntryKind.FINISHED, ending)
+    (span,) = await spans_of(journal, content=content)
+    hidden = quotes and content is ContentCapture.NO_CONTENT
+    assert (SECRET in str(span)) is not hidden
+    assert (SECRET in span.status.message) is not hidden
+    assert attributes(span)["error.type"] == reason
+    (event,) = span.events
+    assert mapping(event.attributes)["exception.type"] == reason
+
+
 async def events_of(journal: MemoryJournal, content: ContentCapture) -> list[bytes]:
     encoder = EventEncoder(journal, content)
     return [event for entry in journal.entries for event in await encoder.encode(entry)]

@@ -23,6 +23,7 @@ from whence_server.domain.engine import (
 )
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import Code, GenerationFailedError
+from whence_server.domain.errors.quoting import may_quote_content
 from whence_server.domain.generation import Failure, Finished, SequenceResult, Started
 from whence_server.domain.steps import BeamRound, Decision, Step, Timing
 from whence_server.domain.upstream import UpstreamReport
@@ -360,7 +361,7 @@ class RunningGeneration:
             finished.finish_reason.name,
             finished.num_prompt_tokens,
             finished.num_generated_tokens,
-            "" if failure is None else f"; {failure.reason}: {failure.message}",
+            "" if failure is None else f"; {describe_failure(failure, self.started)}",
             extra={
                 logs.TRACE_ID: context.trace_id,
                 logs.SPAN_ID: context.span_id,
@@ -411,3 +412,10 @@ class RunningGeneration:
             tool_calls=parts.tool_calls,
             reasoning=parts.reasoning,
         )
+
+
+def describe_failure(failure: Failure, started: Started) -> str:
+    """Return a failure for the log, which never has content."""
+    if may_quote_content(failure.reason, recorded=started.recorded is not None):
+        return failure.reason
+    return f"{failure.reason}: {failure.message}"

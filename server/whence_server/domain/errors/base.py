@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from whence_server.domain.errors.quoting import may_quote_content
+
 
 class Code(Enum):
     """Status codes, with the numbers of google.rpc.Code."""
@@ -55,4 +57,8 @@ class WhenceError(Exception):
 
     def without_content(self) -> "WhenceError":
         """Return the error for the record, in which nothing quotes the caller's content."""
-        return self
+        if not may_quote_content(self.reason):
+            return self
+        told = WhenceError("")
+        told.code, told.reason = self.code, self.reason
+        return told

@@ -72,7 +72,7 @@ async def read_events(front: Front, exchange: Exchange) -> AsyncGenerator[list[E
                 if entry.kind in _TYPES
             ]
             if events and isinstance(events[-1], GenerationFinished):
-                _check_finish(events[-1])
+                check_finish(events[-1])
             yield events
 
 
@@ -110,7 +110,12 @@ class _StoppedError(WhenceError):
         self.code = code
 
 
-def _check_finish(finished: GenerationFinished) -> None:
+def check_finish(finished: GenerationFinished) -> None:
+    """Raise if a generation failed or was stopped.
+
+    Raises:
+        WhenceError: it failed, or was stopped.
+    """
     if finished.HasField("failure"):
         failure = finished.failure
         error = _StoppedError(Code(failure.code), failure.message)

@@ -6,6 +6,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from whence.summary import Likelihoods, shorten_float32
 from whence.v1.generation_pb2 import FinishReason, GenerationFinished, GenerationStarted
+from whence_server.domain.errors.quoting import may_quote_content
 from whence_server.telemetry.otlp.attributes import AttributeValue, encode_attributes
 from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.bounds import SequenceBounds
@@ -84,6 +85,7 @@ def make_generation_span(
         attributes |= _make_likelihood_attributes(likelihoods)
     failed = _has_failed(finished)
     shown = select_events(events)
+    message = _tell_failure(started, finished, content=content)
     span = Span(
         trace_id=origin.trace_id,
         span_id=origin.ids.get_generation_id(),
@@ -95,12 +97,10 @@ def make_generation_span(
         start_time_unix_nano=origin.start_time_ns,
         end_time_unix_nano=end,
         attributes=encode_attributes(attributes),
-        events=[*shown, _make_exception(finished, end)] if failed else shown,
+        events=[*shown, _make_exception(finished, message, end)] if failed else shown,
         dropped_events_count=len(events) - len(shown),
         links=_make_training_links(started),
-        status=Status(code=Status.STATUS_CODE_ERROR, message=finished.failure.message)
-        if failed
-        else None,
+        status=Status(code=Status.STATUS_CODE_ERROR, message=message) if failed else None,
     )
     return _encode_whole(span, started, finished, arrays, content=content)
 
@@ -164,14 +164,24 @@ def _has_failed(finished: GenerationFinished) -> bool:
     return finished.finish_reason == FinishReason.FINISH_REASON_FAILED
 
 
-def _make_exception(finished: GenerationFinished, time_ns: int) -> Span.Event:
+def _tell_failure(
+    started: GenerationStarted, finished: GenerationFinished, *, content: bool
+) -> str:
+    """Return a failure's message; "" where it may quote content that spans may not carry."""
+    reason, recorded = finished.failure.reason, started.HasField("recorded")
+    if not content and may_quote_content(reason, recorded=recorded):
+        return ""
+    return finished.failure.message
+
+
+def _make_exception(finished: GenerationFinished, message: str, time_ns: int) -> Span.Event:
     return Span.Event(
         time_unix_nano=time_ns,
         name=names.EXCEPTION,
         attributes=encode_attributes(
             {
                 names.EXCEPTION_TYPE: finished.failure.reason or OTHER_ERROR,
-                names.EXCEPTION_MESSAGE: finished.failure.message,
+                names.EXCEPTION_MESSAGE: message or None,
             }
         ),
     )

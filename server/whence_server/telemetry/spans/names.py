@@ -103,7 +103,8 @@ EXCEPTION_TYPE: Final = "exception.type"
 """On the SERVER span, only for an error inside the server: CallError.exception_type. On the
 `exception` event: Failure.reason."""
 EXCEPTION_MESSAGE: Final = "exception.message"
-"""On the `exception` event: Failure.message."""
+"""On the `exception` event: Failure.message; absent where it may quote content that spans may not
+carry."""
 
 # ---- on the GenAI span: from GenerationStarted and GenerationFinished ----
 
