@@ -8,18 +8,25 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from panics import BAD_NORMALIZER, make_panic
 from tokenizers import Regex, Tokenizer, decoders
 from tokenizers.models import BPE
 
 from whence.v1 import record_pb2
+from whence.v1.generation_pb2 import FINISH_REASON_UNSPECIFIED
+from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.domain.errors import Code, InvalidRequestError, RecordersFullError
+from whence_server.domain.generation import Failure
+from whence_server.domain.limits import Limits
 from whence_server.domain.observation import WeightsOrigin
 from whence_server.domain.recorded import MAX_TOKENIZER_BYTES, RecordedModel, RecordedPrompt
-from whence_server.generation.recording.batches import ReadyModel, decode_prompts
+from whence_server.generation.recording.batches import ReadyModel, RecordedBatch, decode_prompts
 from whence_server.generation.recording.recorders import Recorder
 from whence_server.generation.recording.shares import check_tokenizers
-from whence_server.generation.recording.tokenizers import PADDING_ROWS, Tokenizers
+from whence_server.generation.recording.tokenizers import Tokenizers
+from whence_server.generation.recording.trial import PADDING_ROWS
 from whence_server.rpc.record_messages import convert_model
+from whence_server.rpc.record_servicer import RecordServicer
 from whence_server.text.sequence import Piece
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -28,7 +35,11 @@ SLOW = decoders.Replace(Regex("(a|a|aa)+$b"), "x")
 
 
 async def load(decoder: Any) -> TextTokenizer:
-    tokenizer = Tokenizer(BPE({"a" * 24: 0, "\u2581b": 1}, []))
+    return await load_tokens({"a" * 24: 0, "\u2581b": 1}, decoder)
+
+
+async def load_tokens(vocabulary: dict[str, int], decoder: Any) -> TextTokenizer:
+    tokenizer = Tokenizer(BPE(vocabulary, []))
     tokenizer.decoder = decoder
     content = tokenizer.to_str().encode()
     return await Tokenizers().load(describe(content), content)
@@ -98,10 +109,44 @@ def test_tokenizer_that_models_share_counts_once() -> None:
     check_tokenizers([recorder], "alice", MAX_TOKENIZER_BYTES)
 
 
+async def test_decoder_that_blows_up_its_tokens_is_refused() -> None:
+    long = decoders.Sequence([decoders.Replace("a", "a" * 1_000) for _ in range(2)])
+    with pytest.raises(InvalidRequestError, match=r"makes 72000003 bytes of text"):
+        await load_tokens({"a" * 24 * 3: 0, "bcd": 1}, long)
+
+
 @pytest.mark.parametrize("content", [b"[]", b"7", b"{", json.dumps({"decoder": None}).encode()])
 async def test_other_json_is_no_tokenizer(content: bytes) -> None:
     with pytest.raises(InvalidRequestError, match=r"is no tokenizer\.json"):
         await Tokenizers().load(describe(content), content)
+
+
+# The library cuts a token within a character, and aborts the process that it runs in.
+CUT = {
+    "type": "BPE",
+    "vocab": {"\u00e9": 0, "b": 1, "\u00e9b": 2},
+    "merges": ["b \u00e9"],
+    "continuing_subword_prefix": "#",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"normalizer": BAD_NORMALIZER}, "Cannot parse precompiled_charsmap"),
+        ({"model": CUT}, "SIGABRT"),
+    ],
+)
+async def test_tokenizer_on_which_the_library_panics_is_refused(
+    changes: dict[str, Any], told: str
+) -> None:
+    good = Tokenizer(BPE({"a": 0}, [])).to_str()
+    content = json.dumps(json.loads(good) | changes).encode()
+    tokenizers = Tokenizers()
+    with pytest.raises(InvalidRequestError, match=rf"is no tokenizer\.json.*{told}"):
+        await tokenizers.load(describe(content), content)
+    assert tokenizers.find(describe(content)) is None
+    await tokenizers.load(describe(good.encode()), good.encode())
 
 
 @pytest.mark.parametrize(("num_tokens", "in_thread"), [(8, False), (1_000_000, True)])
@@ -116,3 +161,35 @@ async def test_long_prompts_do_not_block_the_event_loop(num_tokens: int, in_thre
     prompts = [RecordedPrompt(str(i), (i,) * (num_tokens // 2)) for i in range(2)]
     assert await decode_prompts(tokenizer, prompts) == [f"{num_tokens // 2} tokens"] * 2
     assert [thread != threading.get_ident() for thread in threads] == [in_thread] * 2
+
+
+async def test_panic_while_a_batch_is_recorded_refuses_the_batch_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def panic(*_arguments: object) -> None:
+        raise make_panic()
+
+    failures: list[Failure] = []
+    batch: Any = SimpleNamespace(
+        start=SimpleNamespace(
+            num_rows=1,
+            processor_names=(),
+            trace=TraceOptions(),
+            decoding=Decoding(Strategy.GREEDY, 1),
+        ),
+        model=SimpleNamespace(vocabulary_size=2),
+        record_step=panic,
+        fail=failures.append,
+    )
+    recorder = Recorder("test/1", 0)
+    recorder.batches = {1: batch, 2: cast("RecordedBatch", SimpleNamespace())}
+    parts: Any = SimpleNamespace()
+    servicer = RecordServicer(parts, parts, Limits(), parts)
+    step = record_pb2.BatchStep(
+        batch_number=1, rows=[0], token_ids=[1], finish_reasons=[FINISH_REASON_UNSPECIFIED]
+    )
+    await servicer.put_on_record(recorder, record_pb2.RecordGenerationsRequest(step=step), "step")
+    assert [failure.reason for failure in failures] == ["RECORD_INVALID"]
+    assert list(recorder.batches) == [2]
+    assert [refusal.batch_number for refusal in recorder.take_refusals()] == [1]
+    assert "the tokenizer of a recorder fails" in caplog.text

@@ -3,6 +3,7 @@
 import grpc
 import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON, Sampler
+from panics import make_panic
 
 from whence.v1 import trace_pb2
 from whence.v1.call_pb2 import Call
@@ -57,7 +58,7 @@ class CallDetails:
 class Wrapped:
     """Wrap one method; return its handler and the records of its calls."""
 
-    def __init__(self, error: Exception | None = None, sampler: Sampler = DEFAULT_ON) -> None:
+    def __init__(self, error: BaseException | None = None, sampler: Sampler = DEFAULT_ON) -> None:
         self.records: list[CallRecord] = []
         self._error = error
         endpoints = [Endpoint("127.0.0.1", 1), Endpoint("/s", None)]
@@ -112,6 +113,29 @@ async def test_malformed_message_is_invalid_argument() -> None:
         await wrapped.call(context, b"\xff\xff")
     assert context.aborted is not None
     assert context.aborted[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_panic_fails_its_own_call_alone(caplog: pytest.LogCaptureFixture) -> None:
+    panic = make_panic()
+    assert not isinstance(panic, Exception)
+    wrapped, context = Wrapped(panic), Context()
+    with pytest.raises(AbortError):
+        await wrapped.call(context)
+    assert context.aborted is not None
+    code, message = context.aborted
+    assert code is grpc.StatusCode.INTERNAL
+    (record,) = wrapped.records
+    assert record.trace_context.trace_id in message
+    assert record.status_code == grpc.StatusCode.INTERNAL.value[0]
+    assert record.error == CallError(exception_type="pyo3_runtime.PanicException")
+    assert [line.getMessage() for line in caplog.records] == ["s/Get failed"]
+
+
+async def test_end_of_the_process_is_no_error_of_a_call() -> None:
+    wrapped, context = Wrapped(SystemExit(3)), Context()
+    with pytest.raises(SystemExit):
+        await wrapped.call(context)
+    assert context.aborted is None
 
 
 @pytest.mark.parametrize("error", [KeyError("a secret"), JournalError("disk full: /a/secret/path")])

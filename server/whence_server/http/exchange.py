@@ -13,6 +13,7 @@ from aiohttp import web
 from whence_server import logs
 from whence_server.access.gate import OPEN_GATE, Gate
 from whence_server.domain.errors import Code, WhenceError
+from whence_server.domain.errors.panics import is_panic
 from whence_server.domain.generation import CallError, CallRecord, HttpExchange
 from whence_server.domain.identity import ANYONE, Identity
 from whence_server.domain.occurrences import Caller
@@ -151,12 +152,14 @@ async def _answer(exchange: Exchange, handle: Handler, errors: ErrorRenderer) ->
         raise
     except WhenceError as error:
         return await _answer_error(exchange, error, errors)
-    except Exception as error:  # noqa: BLE001 - the boundary: any bug becomes 500
+    except BaseException as error:  # the boundary: any bug becomes 500
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
         return await _answer_error(exchange, error, errors)
 
 
 async def _answer_error(
-    exchange: Exchange, error: Exception, errors: ErrorRenderer
+    exchange: Exchange, error: BaseException, errors: ErrorRenderer
 ) -> web.StreamResponse:
     exchange.error = make_call_error(error)
     if not isinstance(error, WhenceError) or error.code is Code.INTERNAL:

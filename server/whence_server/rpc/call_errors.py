@@ -8,7 +8,7 @@ MAX_MESSAGE_CHARACTERS = 300
 """Length of the message on record, in characters."""
 
 
-def make_call_error(error: Exception) -> CallError:
+def make_call_error(error: BaseException) -> CallError:
     """Return an error as the record of its call has it.
 
     Of an error inside the server only its type is recorded: its message may hold paths or secrets.
@@ -24,7 +24,7 @@ def make_call_error(error: Exception) -> CallError:
     )
 
 
-def _name_type(kind: type[Exception]) -> str:
+def _name_type(kind: type[BaseException]) -> str:
     """Return an exception's name as OpenTelemetry writes it: built-in ones without a module."""
     module = kind.__module__
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"

@@ -21,6 +21,7 @@ from whence_server.domain.errors import (
     RequestTooLargeError,
     WhenceError,
 )
+from whence_server.domain.errors.panics import is_panic
 from whence_server.domain.generation import CallError, CallRecord
 from whence_server.domain.identity import ANYONE, Identity
 from whence_server.domain.occurrences import Caller
@@ -294,7 +295,9 @@ class _GuardedMethod:
         except asyncio.CancelledError:
             code = _get_cancelled_code(call)
             raise
-        except Exception as error:  # noqa: BLE001 - the boundary: any bug becomes INTERNAL
+        except BaseException as error:  # the boundary: any bug becomes INTERNAL
+            if not (isinstance(error, Exception) or is_panic(error)):
+                raise
             code = grpc.StatusCode.INTERNAL
             call.error = make_call_error(error)
             _log.exception("%s failed", self._name, extra=_make_log_fields(call))

@@ -1,6 +1,7 @@
 """RecordService: puts generations of other processes on record."""
 
 import asyncio
+import logging
 import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -13,6 +14,7 @@ from whence_server.domain.errors import (
     FieldViolation,
     InvalidRequestError,
 )
+from whence_server.domain.errors.panics import is_panic
 from whence_server.domain.generation import Failure
 from whence_server.domain.limits import Limits
 from whence_server.domain.recorded import Refusal
@@ -22,6 +24,8 @@ from whence_server.journal.journal import Journal
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.record_messages import MAX_NAME_CHARACTERS, convert_model, convert_start
 from whence_server.rpc.record_steps import convert_end, convert_round, convert_step
+
+_log = logging.getLogger(__name__)
 
 SERVICE = "whence.v1.RecordService"
 
@@ -120,43 +124,59 @@ class RecordServicer:
             raise InvalidRequestError(
                 FieldViolation("request", "must be a model, a tokenizer, or a part of a batch")
             )
-        await self._record(recorder, message, kind)
+        await self.put_on_record(recorder, message, kind)
         recorder.last_number = message.number
         return None
 
-    async def _record(
+    async def put_on_record(
         self, recorder: Recorder, message: record_pb2.RecordGenerationsRequest, kind: str
     ) -> None:
-        """Record a numbered message; refuse its batch if it is wrong."""
-        batch_number = 0
+        """Record a numbered message; refuse its batch if it is wrong.
+
+        Raises:
+            InvalidRequestError: it is wrong and belongs to no batch.
+        """
+        number = getattr(getattr(message, kind), "batch_number", 0)
         try:
-            match kind:
-                case "begun":
-                    batch_number = message.begun.batch_number
-                    start = convert_start(message.begun, self._limits, self._sampler, METHOD)
-                    await self._recorders.begin(recorder, start)
-                case "step":
-                    batch_number = message.step.batch_number
-                    if (batch := recorder.find_batch(batch_number)) is not None:
-                        size = batch.model.vocabulary_size
-                        batch.record_step(convert_step(message.step, batch.start, size))
-                case "round":
-                    batch_number = message.round.batch_number
-                    if (batch := recorder.find_batch(batch_number)) is not None:
-                        size = batch.model.vocabulary_size
-                        batch.record_round(convert_round(message.round, batch.start, size))
-                case "ended":
-                    batch_number = message.ended.batch_number
-                    if (batch := recorder.find_batch(batch_number)) is not None:
-                        batch.finish(convert_end(message.ended, batch.start))
-                        del recorder.batches[batch_number]
-                case "loss":
-                    recorder.note_loss(message.loss.num_generations)
+            await self._record(recorder, message, kind, number)
         except InvalidRequestError as error:
-            if not batch_number:
+            if not number:
                 raise
-            failure = Failure(Code.INVALID_ARGUMENT, "RECORD_INVALID", error.message)
-            recorder.refuse(batch_number, failure)
+            told = error.message
+        except BaseException as error:
+            if not (number and is_panic(error)):
+                raise
+            _log.warning("the tokenizer of a recorder fails: a batch is recorded no further")
+            told = "the library of the model's tokenizer fails on the batch's tokens"
+        else:
+            return
+        recorder.refuse(number, Failure(Code.INVALID_ARGUMENT, "RECORD_INVALID", told))
+
+    async def _record(
+        self,
+        recorder: Recorder,
+        message: record_pb2.RecordGenerationsRequest,
+        kind: str,
+        number: int,
+    ) -> None:
+        match kind:
+            case "begun":
+                start = convert_start(message.begun, self._limits, self._sampler, METHOD)
+                await self._recorders.begin(recorder, start)
+            case "step":
+                if (batch := recorder.find_batch(number)) is not None:
+                    size = batch.model.vocabulary_size
+                    batch.record_step(convert_step(message.step, batch.start, size))
+            case "round":
+                if (batch := recorder.find_batch(number)) is not None:
+                    size = batch.model.vocabulary_size
+                    batch.record_round(convert_round(message.round, batch.start, size))
+            case "ended":
+                if (batch := recorder.find_batch(number)) is not None:
+                    batch.finish(convert_end(message.ended, batch.start))
+                    del recorder.batches[number]
+            case "loss":
+                recorder.note_loss(message.loss.num_generations)
 
 
 async def _read(call: Call) -> record_pb2.RecordGenerationsRequest | None:

@@ -2,20 +2,17 @@
 
 import asyncio
 import hashlib
-import json
 from collections import OrderedDict
-from typing import Any
-
-from tokenizers import Tokenizer
 
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.model import TextFiles
 from whence_server.domain.recorded import RecordedModel
+from whence_server.generation.recording.trial import FIELD, load_tokenizer, try_tokenizer
 from whence_server.text.tokenizer import TextTokenizer
 
 _MAX_KEPT = 8
-PADDING_ROWS = 8_192
-"""Rows that a model's output head may have beyond the tokens of its tokenizer."""
+_MAX_TRIALS = 2
+"""Maximum number of tokenizers that are tried at the same time."""
 
 
 class Tokenizers:
@@ -23,6 +20,7 @@ class Tokenizers:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, int, bool], TextTokenizer] = OrderedDict()
+        self._trials = asyncio.Semaphore(_MAX_TRIALS)
 
     def find(self, model: RecordedModel) -> TextTokenizer | None:
         """Return the tokenizer of a model; None if a recorder has to send it."""
@@ -39,46 +37,21 @@ class Tokenizers:
         """
         if hashlib.sha256(content).hexdigest() != model.tokenizer_sha256:
             raise _make_error("has another SHA-256 than the model's tokenizer_sha256")
+        size = model.info.vocabulary_size
         try:
-            files = TextFiles(
-                content.decode(), None, {}, cleans_up_spaces=model.info.text.cleans_up_spaces
-            )
-            loaded = await asyncio.to_thread(_load, files, model.info.vocabulary_size)
-        except InvalidRequestError:
-            raise
-        except Exception as error:
-            # `tokenizers` raises a bare Exception.
-            raise _make_error(f"is no tokenizer.json that can be read: {error}") from error
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise _make_error(f"is no tokenizer.json that can be read: {error}") from None
+        files = TextFiles(text, None, {}, cleans_up_spaces=model.info.text.cleans_up_spaces)
+        async with self._trials:
+            fault = await try_tokenizer(files, size)
+        if fault is not None:
+            raise InvalidRequestError(FieldViolation(*fault))
+        loaded = await asyncio.to_thread(load_tokenizer, files, size)
         self._kept[_make_key(model)] = loaded
         if len(self._kept) > _MAX_KEPT:
             self._kept.popitem(last=False)
         return loaded
-
-
-def _load(files: TextFiles, vocabulary_size: int) -> TextTokenizer:
-    # Tokens are decoded in the event loop, and a regular expression can take minutes for one.
-    if _has_regex(json.loads(files.tokenizer_json).get("decoder")):
-        raise _make_error(
-            "has a decoder with a regular expression, which the server does not run for a "
-            "recorder: write the pattern as a String"
-        )
-    num_tokens = Tokenizer.from_str(files.tokenizer_json).get_vocab_size()
-    if vocabulary_size > num_tokens + PADDING_ROWS:
-        raise InvalidRequestError(
-            FieldViolation(
-                "model.vocabulary_size",
-                f"is {vocabulary_size}; for a tokenizer of {num_tokens} tokens it may be at most "
-                f"{num_tokens + PADDING_ROWS}",
-            )
-        )
-    return TextTokenizer(files, vocabulary_size)
-
-
-def _has_regex(part: Any) -> bool:
-    """Return whether a part of a tokenizer.json has a pattern that is a regular expression."""
-    if isinstance(part, dict):
-        return "Regex" in part or any(map(_has_regex, part.values()))
-    return isinstance(part, list) and any(map(_has_regex, part))
 
 
 def _make_key(model: RecordedModel) -> tuple[str, int, bool]:
@@ -86,7 +59,7 @@ def _make_key(model: RecordedModel) -> tuple[str, int, bool]:
 
 
 def _make_error(description: str) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation("tokenizer.content", description))
+    return InvalidRequestError(FieldViolation(FIELD, description))
 
 
 class TokenizerParts:
