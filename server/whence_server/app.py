@@ -154,6 +154,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         RecordedVocabularies(vocabularies, settings.data_dir),
         lambda: serving.model,
         library.link,
+        is_taken=serving.is_taken,
         max_generations=settings.caller_max_generations,
     )
     closing = asyncio.Event()

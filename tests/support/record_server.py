@@ -36,6 +36,7 @@ class RecordServer:
     Attributes:
         target: its address.
         served: the model that it would serve; its identity is known to recorders' models.
+        taken: ids of generations that it would serve unrecorded, or that are starting.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RecordServer:
         directory.mkdir(parents=True, exist_ok=True)
         self.target = socket_target(directory)
         self.served: ModelInfo | None = None
+        self.taken: set[str] = set()
         self._directory = directory
         self._gate = gate
         self._max_generations = max_generations
@@ -76,6 +78,7 @@ class RecordServer:
             RecordedVocabularies(vocabularies, self._directory / "data"),
             lambda: self.served,
             link,
+            is_taken=lambda generation_id: generation_id in self.taken,
             max_generations=self._max_generations,
         )
         calls = CallLog(lambda call: journal.record_call(call.generation_id, encode_call(call)))

@@ -1,5 +1,6 @@
 """RecordService over a socket: messages sent again, wrong messages, and who they harm."""
 
+import asyncio
 import hashlib
 import json
 import queue
@@ -267,6 +268,88 @@ def test_model_that_changes_again_and_again_is_recorded_on(
         recorder.wait_for(5)
         assert recorder.refused == {}
     assert read(server, first).num_generated_tokens == 1
+
+
+def prompts_of(*generation_ids: str) -> dict[str, Any]:
+    return {
+        "prompts": [
+            record_pb2.BatchPrompt(generation_id=generation_id, token_ids=[5, 6])
+            for generation_id in generation_ids
+        ]
+    }
+
+
+def test_id_of_a_generation_that_is_not_on_record_is_refused(
+    server: RecordServer, tokenizer: bytes
+) -> None:
+    generation_id = str(uuid.uuid4())
+    server.taken = {generation_id}
+    with RawRecorder(server) as recorder:
+        recorder.introduce(tokenizer)
+        recorder.send(1, begun=make_begun(1, generation_id))
+        recorder.wait_for(1)
+        assert recorder.refused[1].reason == "GENERATION_EXISTS"
+
+
+def test_two_recorders_that_begin_one_id_at_a_time_do_not_disturb_each_other(
+    server: RecordServer, tokenizer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, first, last = (str(uuid.uuid4()) for _ in range(3))
+    waiting, go_on = asyncio.Event(), asyncio.Event()
+    look_up = server.journal.look_up
+
+    async def look_up_late(generation_id: str) -> Any:
+        found = await look_up(generation_id)
+        if generation_id == shared and not waiting.is_set():
+            waiting.set()
+            await go_on.wait()
+        return found
+
+    monkeypatch.setattr(server.journal, "look_up", look_up_late)
+    with RawRecorder(server) as one, RawRecorder(server) as other:
+        for recorder in (one, other):
+            recorder.introduce(tokenizer)
+        one.send(1, begun=make_begun(1, shared))
+        server.run(asyncio.wait_for(waiting.wait(), 30))
+        other.send(1, begun=make_begun(1, first, **prompts_of(shared)))
+        other.send(2, begun=make_begun(2, last))
+        other.wait_for(2)
+        server.run(set_event(go_on))
+        one.wait_for(1)
+        assert not one.refused
+        assert {number: it.reason for number, it in other.refused.items()} == {
+            1: "GENERATION_EXISTS"
+        }
+        assert server.run(server.journal.look_up(first)) is None, "the batch is refused whole"
+        assert server.run(server.journal.look_up(last)) is not None, "the stream goes on"
+
+
+async def set_event(event: asyncio.Event) -> None:
+    event.set()
+
+
+def test_id_that_is_taken_while_a_batch_begins_leaves_none_of_it_running(
+    server: RecordServer, tokenizer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, taken, later = (str(uuid.uuid4()) for _ in range(3))
+    with RawRecorder(server) as recorder:
+        recorder.introduce(tokenizer)
+        recorder.send(1, begun=make_begun(1, taken))
+        recorder.wait_for(1)
+
+        async def look_up(_: str) -> None:
+            return None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server.journal, "look_up", look_up)
+            recorder.send(2, begun=make_begun(2, first, **prompts_of(taken)))
+            recorder.send(3, begun=make_begun(3, later))
+            recorder.wait_for(3)
+        assert recorder.refused[2].reason == "GENERATION_EXISTS"
+        assert set(recorder.refused) == {2}
+    failed = read(server, first)
+    assert failed.finish_reason == generation_pb2.FINISH_REASON_FAILED
+    assert failed.failure.reason == "GENERATION_EXISTS"
 
 
 def test_recorder_that_does_not_come_back_has_its_batch_interrupted(

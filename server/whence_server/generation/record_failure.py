@@ -5,6 +5,7 @@ goes on answering: new generations are unrecorded, and those that were running g
 the latter wait in memory up to the journal's bound, beyond which they are interrupted.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -58,6 +59,7 @@ class Recording:
 
     Attributes:
         unrecorded: generations that the journal has not taken.
+        starting: ids of the generations that are about to begin, each with the event of its begin.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Recording:
         self._journal = journal
         self._is_open = policy is RecordFailure.OPEN
         self.unrecorded = unrecorded or Unrecorded()
+        self.starting: dict[str, asyncio.Event] = {}
 
     def check(self) -> None:
         """Raise if no new generation can be served.
@@ -79,6 +82,10 @@ class Recording:
         except JournalUnwritableError:
             if not self._is_open:
                 raise
+
+    def is_taken(self, generation_id: str) -> bool:
+        """Return whether a generation that the journal does not know has an id."""
+        return generation_id in self.starting or self.unrecorded.find(generation_id) is not None
 
     async def look_up(self, generation_id: str) -> GenerationRow | None:
         """Return a generation's row, deleted or not; None if the id is unknown."""

@@ -105,7 +105,7 @@ class Generations:
         """
         self._engine = engine
         self._journal = journal
-        self._recording = Recording(journal, record_failure)
+        self.recording = Recording(journal, record_failure)
         self._model = model
         self._tokenizer = tokenizer
         self._texts = texts
@@ -116,7 +116,7 @@ class Generations:
         self._running: dict[str, RunningGeneration] = {}
         self._quotas = Quotas(limits.per_caller, self._running)
         self._turns = TurnRecorder(self._running, engine, self._readmission, self._forget)
-        self._starting: dict[str, asyncio.Event] = {}
+        self._starting = self.recording.starting
         self._num_starting = 0
         self._lost: EngineLostError | None = None
         self._draining = False
@@ -136,7 +136,7 @@ class Generations:
     @property
     def num_unrecorded(self) -> int:
         """Generations that have been served without a record."""
-        return self._recording.unrecorded.num_begun
+        return self.recording.unrecorded.num_begun
 
     @property
     def num_waiting_sequences(self) -> int:
@@ -190,7 +190,7 @@ class Generations:
 
     def _check_admission(self, request: GenerationRequest) -> None:
         self._check_running()
-        self._recording.check()
+        self.recording.check()
         if request.model not in ("", self._model.name):
             raise ModelNotFoundError(request.model, self._model.name)
         waiting = self._num_starting + self.num_waiting_sequences
@@ -279,7 +279,7 @@ class Generations:
             num_prompt_tokens=len(started.prompt_token_ids),
             owner=started.owner,
         )
-        begun = self._recording.begin(index, started)
+        begun = self.recording.begin(index, started)
         running = self._make_running(begun, request, arrival, sent)
         self._running[running.id] = running
         self._quotas.reserve(running)
@@ -342,13 +342,13 @@ class Generations:
         """
         running, reading = self._running.get(generation_id), Reading(reader, after_offset)
         with nullcontext() if running is None else self._count_reader(running, reading):
-            async for entries in self._recording.follow(generation_id, after_offset):
+            async for entries in self.recording.follow(generation_id, after_offset):
                 yield entries
                 reading.last_offset = entries[-1].offset
 
     async def look_up(self, generation_id: str) -> GenerationRow | None:
         """Return a generation's row, deleted or not; None if the id is unknown."""
-        return await self._recording.look_up(generation_id)
+        return await self.recording.look_up(generation_id)
 
     def get_unrecorded_reason(self, generation_id: str) -> str:
         """Return why a running generation is not on record; "" if it is, or has ended."""
@@ -443,7 +443,7 @@ class Generations:
                         # Turns that are buffered are read without waiting: let other tasks run.
                         await asyncio.sleep(0)
                         # A full disk or a slow one holds the engine back, not the memory.
-                        if not await self._recording.wait_for_room():
+                        if not await self.recording.wait_for_room():
                             self._interrupt_recorded()
                 except EngineLostError as error:
                     await self._revive(error)

@@ -62,6 +62,11 @@ class Serving:
         # An upstream tells its name for the model.
         self.model_name = model.name
 
+    def is_taken(self, generation_id: str) -> bool:
+        """Return whether a generation that the journal does not know has an id."""
+        generations = self._generations
+        return generations is not None and generations.recording.is_taken(generation_id)
+
     def set_failed(self, error: ConfigurationError) -> None:
         """Set the reason why the model cannot be loaded; callers are told from now on."""
         self.failure = ModelFailedError(error.message)

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 from whence_server.domain.decoding import FinishReason, Strategy
 from whence_server.domain.engine import BeamRoundMade, Prefilled, StepMade, Turn
-from whence_server.domain.errors import Code, FieldViolation, InvalidRequestError
+from whence_server.domain.errors import (
+    Code,
+    FieldViolation,
+    GenerationExistsError,
+    InvalidRequestError,
+)
 from whence_server.domain.generation import CallRecord, Failure, RecordedOrigin, Started
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.observation import WeightsOrigin
@@ -76,7 +81,12 @@ class RecordedBatch:
         library: str,
         owner: str = "",
     ) -> None:
-        """Write the starts of the generations, whose ids the journal does not know."""
+        """Write the starts of the generations.
+
+        Raises:
+            GenerationExistsError: an id is in use; the generations before it end as failed.
+            JournalError: nothing can be written at present.
+        """
         tokenizer = model.tokenizer
         self.start = start
         self.model = model.info
@@ -90,7 +100,12 @@ class RecordedBatch:
         self._generations: list[RunningGeneration] = []
         for prompt_index, text in enumerate(texts):
             origin = RecordedOrigin(library, len(start.prompts), prompt_index)
-            self._generations.append(self._begin(prompt_index, text, origin, tokenizer))
+            try:
+                self._generations.append(self._begin(prompt_index, text, origin, tokenizer))
+            except GenerationExistsError as error:
+                # A served generation has taken the id since it was looked up.
+                self.fail(Failure(error.code, error.reason, error.message))
+                raise
 
     def _begin(
         self, prompt_index: int, text: str, origin: RecordedOrigin, tokenizer: TextTokenizer

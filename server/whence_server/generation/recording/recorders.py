@@ -4,8 +4,8 @@ import asyncio
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from whence_server.domain.errors import (
     CallerLimitError,
@@ -118,6 +118,7 @@ class Recorders:
         vocabularies: keeps the vocabularies of recorded models.
         find_served: returns the served model; None while there is none.
         link: finds the training run that made a model.
+        is_taken: tells if a served generation that the journal does not know has an id.
         max_generations: maximum number of generations of one caller that are being recorded; 0 for
             no limit. A batch is recorded whole.
     """
@@ -129,6 +130,7 @@ class Recorders:
         find_served: Callable[[], ModelInfo | None],
         link: LinkModel,
         *,
+        is_taken: Callable[[str], bool] = lambda _: False,
         max_generations: int = 0,
     ) -> None:
         self._journal = journal
@@ -138,6 +140,9 @@ class Recorders:
         self._tokenizers = Tokenizers()
         self._kept: dict[str, int] = {}
         """Number of ids of each vocabulary that is kept, by the tokenizer's digest."""
+        self._is_taken = is_taken
+        self._starting: set[str] = set()
+        """Ids of the batches that are about to begin."""
         self._max_generations = max_generations
         # By owner and id: a caller cannot go on with another caller's recorder.
         self._recorders: dict[tuple[str, str], Recorder] = {}
@@ -262,23 +267,42 @@ class Recorders:
         """
         try:
             model = self._find_model(recorder, start)
-            texts = await decode_prompts(model.tokenizer, start.prompts)
-            await self._check_ids(start)
-            await self._keep_vocabulary(model, recorder.owner)
+            with self._reserve_ids(start):
+                texts = await decode_prompts(model.tokenizer, start.prompts)
+                await self._check_ids(start)
+                await self._keep_vocabulary(model, recorder.owner)
+                self._journal.check_writable()
+                recorder.batches[start.number] = RecordedBatch(
+                    start,
+                    model,
+                    texts,
+                    journal=self._journal,
+                    library=recorder.library,
+                    owner=recorder.owner,
+                )
         except JournalError:
             raise
         except WhenceError as error:
             recorder.refuse(start.number, Failure(error.code, error.reason, error.message))
-            return
-        self._journal.check_writable()
-        recorder.batches[start.number] = RecordedBatch(
-            start,
-            model,
-            texts,
-            journal=self._journal,
-            library=recorder.library,
-            owner=recorder.owner,
-        )
+
+    @contextmanager
+    def _reserve_ids(self, start: BatchStart) -> Iterator[None]:
+        """Reserve the ids of a batch until it has begun.
+
+        Raises:
+            GenerationExistsError: an id is twice in it, or of another generation that begins.
+        """
+        ids: set[str] = set()
+        for prompt in start.prompts:
+            generation_id = prompt.generation_id
+            if generation_id in ids or generation_id in self._starting:
+                raise GenerationExistsError(generation_id)
+            ids.add(generation_id)
+        self._starting |= ids
+        try:
+            yield
+        finally:
+            self._starting -= ids
 
     def _find_model(self, recorder: Recorder, start: BatchStart) -> ReadyModel:
         """Return the model of a batch, whose prompts it can have made."""
@@ -319,13 +343,11 @@ class Recorders:
         self._kept[digest] = size
 
     async def _check_ids(self, start: BatchStart) -> None:
-        """Raise GenerationExistsError if an id of a batch was used before."""
-        seen: set[str] = set()
+        """Raise GenerationExistsError if an id of a batch was used before, or is in use."""
         for prompt in start.prompts:
             record = await self._journal.look_up(prompt.generation_id)
-            if record is not None or prompt.generation_id in seen:
+            if record is not None or self._is_taken(prompt.generation_id):
                 raise GenerationExistsError(prompt.generation_id)
-            seen.add(prompt.generation_id)
 
     def _check_caller(self, owner: str) -> None:
         """Raise CallerLimitError if the caller has as many generations as one may have."""
