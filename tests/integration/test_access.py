@@ -122,6 +122,7 @@ def site(
     mesh = {"id": "mesh", "certificate": "DNS:mesh.example.org", "scopes": ["generate"]}
     lines = [make_line(name, scopes, f"{name}-secret") for name, scopes in SCOPES.items()]
     callers.write_text("\n".join([*lines, json.dumps(mesh)]))
+    callers.chmod(0o600)
     socket = socket_target(folder)
     flags = {
         "--listen": f"127.0.0.1:0,{socket}",
@@ -421,6 +422,7 @@ def test_line_that_is_gone_revokes_its_token(site: Site) -> None:
         client.models()
         kept = [line for line in lines if '"bob"' not in line]
         (site.callers.parent / "next").write_text("\n".join(kept))
+        (site.callers.parent / "next").chmod(0o600)
         (site.callers.parent / "next").rename(site.callers)
         with pytest.raises(UnauthenticatedError) as caught:
             client.models()

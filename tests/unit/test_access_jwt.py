@@ -258,6 +258,22 @@ async def test_keys_stay_valid_while_the_provider_is_down() -> None:
     await keys.close()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://alice:hunter2@issuer.example/jwks",
+        "http://hunter2@issuer.example/jwks",
+        "https://:hunter2@issuer.example/jwks",
+        "https://alice:hunter2@[::1/jwks",
+    ],
+)
+def test_url_with_a_password_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^--auth-jwks: expected a") as caught:
+        KeySet(url)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
 async def test_source_of_keys_must_be_usable(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="expected a file or an https:// URL"):
         KeySet("http://issuer.example/jwks")

@@ -18,6 +18,7 @@ ALICE = {"id": "alice", "sha256": DIGEST, "scopes": ["generate", "read:content"]
 
 def write(path: Path, *entries: dict[str, object]) -> Path:
     path.write_text("# callers\n\n" + "".join(f"{json.dumps(e)}\n" for e in entries))
+    path.chmod(0o600)
     return path
 
 
@@ -79,6 +80,35 @@ def test_changed_file_is_read_again_and_an_unusable_one_is_not(
     assert "the callers of before stay valid" in caplog.text
     write(tmp_path / "next", ALICE | {"sha256": "0" * 64}).rename(path)
     assert file.find_token("secret") is None, "the token was revoked"
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_file_that_others_can_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    path = write(tmp_path / "callers", ALICE)
+    path.chmod(mode)
+    with pytest.raises(ConfigurationError) as caught:
+        TokenFile(path)
+    told = f"--auth-tokens {path}: its group or others can write to it (mode {mode:03o})"
+    assert caught.value.message.startswith(told)
+    assert f"chmod go-w {path}" in caught.value.message
+    path.chmod(0o644)
+    assert TokenFile(path).find_token("secret") is not None, "others may read: it has no tokens"
+
+
+def test_changed_file_that_others_can_write_to_leaves_the_callers_of_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = 100.0
+    path = write(tmp_path / "callers", ALICE)
+    file = TokenFile(path, lambda: now_s)
+    write(path, ALICE | {"sha256": hashlib.sha256(b"intruder").hexdigest()}).chmod(0o666)
+    for _ in range(2):
+        assert file.find_token("intruder") is None
+        assert file.find_token("secret") is not None
+    assert caplog.text.count("its group or others can write to it (mode 666)") == 1
+    path.chmod(0o600)
+    now_s += 1.0
+    assert file.find_token("intruder") is not None
 
 
 def test_revocation_is_not_lost_when_the_file_cannot_be_read_for_a_moment(

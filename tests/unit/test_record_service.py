@@ -430,6 +430,7 @@ def test_recorders_and_limits_of_callers_are_kept_apart(tmp_path: Path, tokenize
     ]
     callers = tmp_path / "callers"
     callers.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    callers.chmod(0o600)
     gate = Gate(TokenFile(callers))
     first, second, third = (str(uuid.uuid4()) for _ in range(3))
     with RecordServer(tmp_path / "server", gate, max_generations=1) as server:

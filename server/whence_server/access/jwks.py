@@ -172,7 +172,16 @@ async def fetch_url(url: str) -> bytes:
 
 
 def _check_url(url: str) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigurationError(f"{FLAG}: expected a file or an https:// URL") from None
+    if parts.username is not None or parts.password is not None:
+        # The URL is not repeated: the message goes to the log.
+        raise ConfigurationError(
+            f"{FLAG}: expected a URL without user name and password; they would stand in the log, "
+            "and a JWK set is public"
+        )
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or "")):
         return
     raise ConfigurationError(
