@@ -77,6 +77,9 @@ class Connection:
             try:
                 self._connect(attempt)
             except grpc.RpcError as error:
+                if _is_refusal(error):
+                    self._give_up(error)
+                    return
                 self._note_broken(_describe(error))
             except WhenceError as error:  # the file of the token cannot be read at present
                 self._note_broken(error.message)
@@ -123,6 +126,19 @@ class Connection:
             )
         attempt.note(response)
 
+    def _give_up(self, error: grpc.RpcError) -> None:
+        """Send nothing any more: the server would refuse it every time."""
+        if self._closed.is_set():
+            return
+        _log.warning(
+            "the whence server at %s refuses the recorder (%s: %s): generations go on, and none is "
+            "put on record any more",
+            self._server.address,
+            error.code().name,
+            _describe(error),
+        )
+        self._outbox.refuse("the whence server refuses the recorder")
+
     def _note_broken(self, detail: object) -> None:
         if not self._is_broken and not self._closed.is_set():
             self._is_broken = True
@@ -132,6 +148,18 @@ class Connection:
                 self._server.address,
                 detail,
             )
+
+
+_REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+}
+"""Statuses that a server would answer every time."""
+
+
+def _is_refusal(error: grpc.RpcError) -> bool:
+    return getattr(error, "code", lambda: None)() in _REFUSALS
 
 
 def _describe(error: grpc.RpcError) -> object:

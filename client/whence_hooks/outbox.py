@@ -24,10 +24,12 @@ class Outbox:
     another one. No method waits for the server, except `read`.
 
     Attributes:
+        refusal: reason for which nothing is sent any more; "" while messages are sent.
         changed: condition that is notified of new messages, of acknowledgements and of the end.
     """
 
     def __init__(self, max_bytes: int) -> None:
+        self.refusal = ""
         self.changed = threading.Condition()
         self._max_bytes = max_bytes
         self._num_bytes = 0
@@ -58,6 +60,8 @@ class Outbox:
             is_needed: reserve beyond the bound too, for the small messages that end a batch.
         """
         with self.changed:
+            if self.refusal and not is_needed:
+                return False
             if not is_needed and self._num_bytes + num_bytes > self._max_bytes:
                 return False
             self._num_bytes += num_bytes
@@ -73,10 +77,21 @@ class Outbox:
         """Add a message with the next number; its room is counted besides the reserved one."""
         with self.changed:
             number, self._next_number = self._next_number, self._next_number + 1
+            if self.refusal:
+                self.changed.notify_all()
+                return
             content.number = number
             num_bytes = content.ByteSize()
             self._num_bytes += num_bytes
             self._messages.append(Numbered(number, content, num_bytes, model_number))
+            self.changed.notify_all()
+
+    def refuse(self, reason: str) -> None:
+        """Drop all messages, and take none any more."""
+        with self.changed:
+            self.refusal = reason
+            self._num_bytes -= sum(message.num_bytes for message in self._messages)
+            self._messages.clear()
             self.changed.notify_all()
 
     def acknowledge(self, number: int) -> None:

@@ -79,6 +79,8 @@ class Recorder:
         """Submit the start of a batch; return its number, 0 if there is no room for it."""
         if not self.is_usable:
             obstacle = "the recorder belongs to the process that this one was forked from"
+        elif self._outbox.refusal:
+            obstacle = self._outbox.refusal
         elif num_bytes > MAX_MESSAGE_BYTES:
             obstacle = f"their prompts have more than {MAX_MESSAGE_BYTES} bytes together"
         elif not self._outbox.reserve(num_bytes):
@@ -106,7 +108,10 @@ class Recorder:
         if num_lost:
             with self._lock:
                 self.num_lost_steps += num_lost
-            _log.warning(
+            # A refusal was told already.
+            level = logging.DEBUG if self._outbox.refusal else logging.WARNING
+            _log.log(
+                level,
                 "%d steps of a batch were lost, as the buffer for the whence server is full; its "
                 "generations are on record as failed",
                 num_lost,
@@ -169,7 +174,7 @@ class Recorder:
 
     def _note_lost(self, num_generations: int, obstacle: str) -> None:
         with self._lock:
-            if obstacle not in self._told_obstacles:
+            if obstacle not in self._told_obstacles and obstacle != self._outbox.refusal:
                 self._told_obstacles.add(obstacle)
                 _log.warning("generations are not put on record, as %s", obstacle)
             self.num_lost_generations += num_generations
