@@ -603,8 +603,9 @@ def test_lost_steps_are_counted_and_their_generation_is_on_record_as_failed(
     try:
         with recording:
             result = model.generate(ids, max_new_tokens=40, pad_token_id=0)
-            model.generate(ids, max_new_tokens=2, pad_token_id=0)
-            assert recording.num_lost_generations == 1
+            # Prompts for which the buffer has no room even when it is empty.
+            model.generate(torch.full((64, 100), 5), max_new_tokens=2, pad_token_id=0)
+            assert recording.num_lost_generations == 64
             assert recording.num_lost_steps > 0
             server.start()
             assert recording.flush(30)
