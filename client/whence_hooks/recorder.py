@@ -35,7 +35,7 @@ class Recorder:
         max_bytes: bound on what is buffered.
 
     Attributes:
-        num_lost_generations: number of generations of which nothing is on record.
+        num_lost_generations: number of generations that are not on record.
         num_lost_steps: number of lost steps of the others, which are on record as failed.
     """
 

@@ -64,21 +64,21 @@ class Asked:
 
     def __init__(self, service: UpstreamService, session: aiohttp.ClientSession) -> None:
         self.service = service
-        self._session = session
+        self.session = session
 
     async def get(self, path: str) -> dict[str, Any]:
-        async with self._session.get(path) as answer:
+        async with self.session.get(path) as answer:
             assert answer.status == 200, await answer.text()
             return await answer.json()
 
     async def post(self, path: str, body: dict[str, Any], status: int = 200) -> dict[str, Any]:
-        async with self._session.post(path, json=body) as answer:
+        async with self.session.post(path, json=body) as answer:
             assert answer.status == status, await answer.text()
             self.headers = answer.headers
             return await answer.json()
 
     async def stream(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-        async with self._session.post(path, json={**body, "stream": True}) as answer:
+        async with self.session.post(path, json={**body, "stream": True}) as answer:
             lines = (await answer.text()).splitlines()
         data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
         assert data[-1] == "[DONE]"
@@ -203,3 +203,14 @@ async def test_errors_of_the_upstream_are_errors_of_the_answer(
             answer = await asked.post("/v1/chat/completions", CHAT | {"stream": streams}, status)
             assert error.message in answer["error"]["message"]
             assert asked.headers.get("Retry-After") == retry_after
+
+
+async def test_a_refusal_that_comes_late_is_an_event_of_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whence_server.http.openai.answers._HELD_S", 0.0)
+    async with front(tmp_path, [UpstreamBusyError("it is full", 7.0)]) as asked:
+        body = CHAT | {"stream": True}
+        async with asked.session.post("/v1/chat/completions", json=body) as answer:
+            assert answer.status == 200
+            assert "it is full" in await answer.text()

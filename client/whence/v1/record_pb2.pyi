@@ -64,7 +64,7 @@ class RecordGenerationsRequest(google.protobuf.message.Message):
 
     @property
     def loss(self) -> global___RecorderLoss:
-        """Batches of which nothing is on record."""
+        """Batches that are not on record."""
 
     def __init__(
         self,

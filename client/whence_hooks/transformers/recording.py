@@ -147,7 +147,7 @@ class Recording:
 
     @property
     def num_lost_generations(self) -> int:
-        """Number of generations of which nothing is on record."""
+        """Number of generations that are not on record."""
         return 0 if self._recorder is None else self._recorder.num_lost_generations
 
     @property

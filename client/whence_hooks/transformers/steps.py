@@ -17,7 +17,7 @@ _ORDER = (
     FinishReason.FINISH_REASON_LENGTH,
     FinishReason.FINISH_REASON_TIMEOUT,
 )
-"""Reasons for a sequence's end, of which the first that holds is recorded."""
+"""Reasons for a sequence's end; the first one that holds is recorded."""
 
 
 class StepMessages:

@@ -95,7 +95,7 @@ class Recorder:
         self.refusals.append(Refusal(batch_number, failure))
 
     def note_loss(self, num_generations: int) -> None:
-        """Log generations of which nothing is on record."""
+        """Log generations that are not on record."""
         _log.warning(
             "%d generations of %s are not on record: the buffer of their recorder was full",
             num_generations,
