@@ -34,6 +34,8 @@ from whence_server.engines.transformers.loading import LoadedModel, load
 from whence_server.engines.transformers.loop import EngineLoop
 from whence_server.engines.transformers.scheduler import Scheduler
 
+FINDINGS = Path(__file__).parents[2] / "build" / "findings"
+
 
 def engine_options(directory: Path | str, **changes: object) -> EngineOptions:
     return EngineOptions(
@@ -160,7 +162,14 @@ def prompt_of(length: int, seed: int) -> list[int]:
 
 
 def loaded_model(directory: Path, **changes: object) -> LoadedModel:
-    return load(engine_options(directory, **changes))
+    """Load a model as a later start of the engine does: the first test that loads it tries it out.
+
+    The trials take three quarters of the time. What they found counts only under the same weights,
+    code, settings and versions.
+    """
+    # A file for each kind of model, because one holds the findings of a few.
+    kept = FINDINGS / f"{directory.name.rstrip('0123456789')}.json"
+    return load(engine_options(directory, **{"findings_cache": str(kept), **changes}))
 
 
 def greedy(max_new_tokens: int, **changes: object) -> Decoding:

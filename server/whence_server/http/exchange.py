@@ -120,6 +120,9 @@ def guard(
                 return await _answer_error(exchange, error, errors)
             try:
                 return await _answer(exchange, handle, errors)
+            except ConnectionResetError:
+                # Nobody reads an answer, and aiohttp would log a client that went as a fault.
+                return exchange.response or web.Response(status=CLIENT_CLOSED_REQUEST)
             finally:
                 if recorded:
                     calls.record(_make_record(exchange))
