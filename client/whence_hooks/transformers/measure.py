@@ -51,14 +51,6 @@ class Scratch:
         return found
 
 
-class _Stage(NamedTuple):
-    """Scores [R, V] after a processor, and what was computed of them at once, [R, 1]."""
-
-    scores: torch.Tensor
-    normaliser: torch.Tensor
-    num_kept: torch.Tensor
-
-
 class StepMeter:
     """Meter of one step.
 
@@ -72,20 +64,15 @@ class StepMeter:
         self._layout = layout
         self._scratch = scratch
         self._scores = scores
-        self._logprobs = torch.log_softmax(scores, -1, out=scratch.take("own", scores))
-        self._final_logprobs = self._logprobs
-        self._after: list[_Stage] = []
+        self._after: list[torch.Tensor] = []
 
     def note(self, scores: torch.Tensor) -> None:
-        """Note the scores [R, V] after the next processor."""
-        room = self._scratch.take("processed", scores)
-        logprobs = self._final_logprobs = torch.log_softmax(scores, -1, out=room)
-        normaliser = scores.amax(-1, keepdim=True) - logprobs.amax(-1, keepdim=True)
-        self._after.append(_Stage(scores, normaliser, _count(scores > -torch.inf)))
+        """Note the scores [R, V] after the next processor, read until `measure` returns."""
+        self._after.append(scores)
 
     def gather_final(self, token_ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Return the score of each token after all processors, [C, 1]."""
-        final = self._after[-1].scores if self._after else self._scores
+        final = self._after[-1] if self._after else self._scores
         return _gather(final, token_ids.unsqueeze(-1), rows)
 
     def measure(
@@ -102,31 +89,37 @@ class StepMeter:
             Parts of the table, float32 [C, n], `Layout.width` columns together.
         """
         chosen = token_ids.unsqueeze(-1)
-        token_scores = _gather(self._scores, chosen, rows)
-        entropies = self._compute_entropies(self._scores, self._logprobs)
+        own = self._compute_logprobs("own", self._scores)
+        own_entropies = self._compute_entropies(self._scores, own)
+        # Each stage is written over the one before, and the last one stays.
+        final, effects = own, []
+        for scores in self._after:
+            final = self._compute_logprobs("processed", scores)
+            effects.append(_gather(final, chosen, rows))
+        entropies = (
+            self._compute_entropies(self._after[-1], final) if self._after else own_entropies
+        )
         columns = [
             chosen.to(torch.float32),
-            _gather(self._logprobs, chosen, rows),
-            _gather(self._final_logprobs, chosen, rows),
-            _count(_take(self._scores, rows) > token_scores),
+            _gather(own, chosen, rows),
+            _gather(final, chosen, rows),
+            _count(_take(self._scores, rows) > _gather(self._scores, chosen, rows)),
+            _take(own_entropies, rows),
             _take(entropies, rows),
-            _take(self._compute_entropies(self._after[-1].scores, self._final_logprobs), rows)
-            if self._after
-            else _take(entropies, rows),
         ]
         if self._layout.num_candidates:
             ids = self._find_candidates()
             columns += [
                 _take(ids.to(torch.float32), rows),
-                _take(self._logprobs.gather(-1, ids), rows),
-                _take(self._final_logprobs.gather(-1, ids), rows),
+                _take(own.gather(-1, ids), rows),
+                _take(final.gather(-1, ids), rows),
             ]
-        columns += [_take(stage.num_kept, rows) for stage in self._after]
-        columns += [
-            _gather(stage.scores, chosen, rows) - _take(stage.normaliser, rows)
-            for stage in self._after
-        ]
-        return columns
+        columns += [_take(_count(scores > -torch.inf), rows) for scores in self._after]
+        return columns + effects
+
+    def _compute_logprobs(self, name: str, scores: torch.Tensor) -> torch.Tensor:
+        """Return the logprobs of scores, [R, V], in the memory of this name."""
+        return torch.log_softmax(scores, -1, out=self._scratch.take(name, scores))
 
     def _compute_entropies(self, scores: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
         """Return each row's entropy in nats, [R, 1]."""

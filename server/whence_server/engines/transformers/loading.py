@@ -35,6 +35,7 @@ from whence_server.engines.transformers.findings_cache import FindingsCache
 from whence_server.engines.transformers.frequencies import Frequencies
 from whence_server.engines.transformers.generation_config import FILE, check_file
 from whence_server.engines.transformers.handshake import EngineOptions
+from whence_server.engines.transformers.head_input import lay_out_head_input
 from whence_server.engines.transformers.internals.head_weights import HeadWeights, read_head_weights
 from whence_server.engines.transformers.internals.probe import Probe
 from whence_server.engines.transformers.mixed_adapters import MixedAdapters, find_mixed
@@ -133,6 +134,7 @@ def load(options: EngineOptions) -> LoadedModel:
             lambda: read_text_files(load_tokenizer(places.tokenizer, options, places.gguf))
         )
         model = load_model(places.base, config, base_weights, options, places.gguf)
+        lay_out_head_input(model)
         whole = _apply_adapter(model, places, options) if places.has_adapter else None
         in_memory = pool.submit(digests.digest_weights, model.state_dict())
         _set_num_threads(options.num_threads, model)
