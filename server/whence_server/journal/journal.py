@@ -2,27 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection
-from contextlib import suppress
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
-    ConfigurationError,
     DeletionPendingError,
-    GenerationNotFoundError,
     GenerationRunningError,
     JournalError,
-    RecordDamagedError,
 )
-from whence_server.journal import listing
 from whence_server.journal.chain import ChainReport, ChainWalk
 from whence_server.journal.deletion import Deletion
-from whence_server.journal.follow import follow
-from whence_server.journal.lock import DirectoryLock
+from whence_server.journal.following import BATCH_BYTES, BATCH_ENTRIES, Following
 from whence_server.journal.log import Log
-from whence_server.journal.privacy import make_directory, make_private
+from whence_server.journal.lookup import Lookup
+from whence_server.journal.opening import open_directory
 from whence_server.journal.readers import Readers
 from whence_server.journal.rows import (
     Durability,
@@ -34,18 +27,12 @@ from whence_server.journal.rows import (
 from whence_server.journal.signal import Signal
 from whence_server.journal.sqlite_store import SqliteStore
 from whence_server.journal.store import State, Store
-from whence_server.journal.tail import LiveGeneration
 from whence_server.journal.writer import DEFAULT_PATIENCE_S
 
 __all__ = ["FinishIndex", "GenerationIndex", "Journal"]
 
 
-_PAGE_BYTES = 1 << 20
-_BATCH_BYTES = 64 << 10
-_BATCH_ENTRIES = 1_024
 _CHAIN_CHUNK = 1_024
-# Larger than any offset or size, and still one of SQLite's integers.
-_MAX_OFFSET = _ALL_BYTES = 2**62
 
 
 class Journal:
@@ -77,6 +64,8 @@ class Journal:
         self.id = state.writer_id
         self._cursors = dict(state.cursors)
         self._readers = Readers()
+        self._following = Following(self._log, store, self._readers)
+        self._lookup = Lookup(self._log, store, self._readers)
         self._deletion = Deletion(self._log, store, self._readers)
         self._release = release
 
@@ -108,7 +97,9 @@ class Journal:
             ConfigurationError: another server uses the directory, its database is not a journal or
                 of a newer version, or SQLite is too old.
         """
-        lock, store, state = await asyncio.to_thread(_open, data_dir, durability, open_store)
+        lock, store, state = await asyncio.to_thread(
+            open_directory, data_dir, durability, open_store
+        )
         return cls(
             store,
             state,
@@ -128,7 +119,7 @@ class Journal:
     @property
     def trouble(self) -> JournalError | None:
         """Error that prevents new generations, temporary or final; None if there is none."""
-        return self._log.writer.error or self._log.writer.stall
+        return self._log.trouble
 
     @property
     def lost(self) -> JournalError | None:
@@ -208,82 +199,22 @@ class Journal:
     # ---- following ----
 
     def follow(
-        self, generation_id: str, after_offset: int = 0, max_batch_bytes: int = _BATCH_BYTES
+        self, generation_id: str, after_offset: int = 0, max_batch_bytes: int = BATCH_BYTES
     ) -> AsyncGenerator[list[Entry], None]:
-        """Return a generator of a generation's entries after an offset, live, until FINISHED.
-
-        Batches hold one entry while the reader keeps up, more when it lags. FINISHED is always
-        yielded, even if `after_offset` is after it.
-
-        Raises:
-            GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its entries are damaged or missing.
-            JournalUnwritableError: the disk has been full or failing for longer than `patience_s`;
-                all readable entries have been yielded.
-            JournalError: the writer has failed; all readable entries have been yielded.
-        """
-        live = self._log.get_live(generation_id)
-        return follow(
-            live,
-            partial(self._read_next, generation_id, max_batch_bytes),
-            partial(self._check_following, live),
-            after_offset=min(after_offset, _MAX_OFFSET),
-            max_batch_bytes=max_batch_bytes,
-        )
-
-    def _check_following(self, live: LiveGeneration | None) -> None:
-        """Raise if no new entry can be committed, or not within the patience."""
-        self._log.writer.check()
-        stall = self._log.writer.stall
-        if stall is not None and self._log.writer.stall_reported:
-            recorded = live.find_offset(self.committed_position) if live else 0
-            raise type(stall)(
-                stall.detail, stall.retry_after_s, recorded_offset=str(recorded)
-            ) from stall
+        """Return a generator of a generation's entries after an offset, as `Following.follow`."""
+        return self._following.follow(generation_id, after_offset, max_batch_bytes)
 
     def follow_all(
-        self, after_position: int | None = None, max_batch_bytes: int = _BATCH_BYTES
+        self, after_position: int | None = None, max_batch_bytes: int = BATCH_BYTES
     ) -> AsyncGenerator[list[Entry], None]:
-        """Return an endless generator of all entries of all kinds, as they are committed.
-
-        It yields only entries that are on disk, so that a position never names two entries, even
-        after a crash.
-
-        Args:
-            after_position: position up to which entries are skipped; None skips all present ones.
-            max_batch_bytes: limit of the payloads in a batch.
-
-        Raises:
-            JournalError: the writer has failed; all committed entries have been yielded.
-        """
-        cursor = self._log.position if after_position is None else after_position
-        return self._follow_all(cursor, max_batch_bytes)
-
-    async def _follow_all(
-        self, cursor: int, max_batch_bytes: int
-    ) -> AsyncGenerator[list[Entry], None]:
-        while True:
-            await self.wait_committed(cursor)
-            batch = await self.read_committed(cursor, max_bytes=max_batch_bytes)
-            yield batch
-            cursor = batch[-1].position
+        """Return an endless generator of all committed entries, as `Following.follow_all`."""
+        return self._following.follow_all(after_position, max_batch_bytes)
 
     async def read_committed(
-        self, after_position: int, limit: int = _BATCH_ENTRIES, max_bytes: int = 4 << 20
+        self, after_position: int, limit: int = BATCH_ENTRIES, max_bytes: int = 4 << 20
     ) -> list[Entry]:
-        """Return entries of all kinds after a position, in order; at least one if there is one.
-
-        Entries after `committed_position` are left out, so that a cursor can `advance` to each
-        returned one: the writer's thread may be ahead of the event loop.
-        """
-        after = min(after_position, _MAX_OFFSET)
-        entries = await self._readers.run(
-            self._store.read_all, after, limit=limit, max_bytes=max_bytes
-        )
-        last = self._log.writer.committed_position
-        while entries and entries[-1].position > last:
-            entries.pop()
-        return entries
+        """Return committed entries after a position, as `Following.read_committed`."""
+        return await self._following.read_committed(after_position, limit, max_bytes)
 
     async def wait_committed(self, after_position: int) -> None:
         """Wait until an entry after a position is committed.
@@ -291,22 +222,7 @@ class Journal:
         Raises:
             JournalError: the writer has failed first.
         """
-        while self._log.writer.committed_position <= after_position:
-            self._log.writer.check()
-            await self._log.writer.committed.wait()
-
-    async def _read_next(
-        self, generation_id: str, max_bytes: int, after_offset: int
-    ) -> list[Entry]:
-        """Return the entries on disk after an offset; the last entry if there are none."""
-        batch = await self._readers.run(
-            self._store.read,
-            generation_id,
-            after_offset,
-            limit=_BATCH_ENTRIES,
-            max_bytes=max_bytes,
-        )
-        return batch or [await self._readers.run(self._store.read_last, generation_id)]
+        await self._following.wait_committed(after_position)
 
     # ---- looking up ----
 
@@ -314,52 +230,19 @@ class Journal:
         self,
         generation_id: str,
         after_offset: int = 0,
-        limit: int = _BATCH_ENTRIES,
+        limit: int = BATCH_ENTRIES,
         kinds: Collection[EntryKind] | None = None,
     ) -> list[Entry]:
-        """Return up to `limit` entries of a generation after an offset, of some kinds or all.
-
-        Kinds outside a generation's offsets are returned only if `kinds` names them: at offset
-        0, before all others, for every `after_offset`.
-
-        Raises:
-            GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its rows are not as they were written.
-        """
-        await self._flush_pending()
-        after = min(after_offset, _MAX_OFFSET)
-        entries = await self._readers.run(
-            self._store.read, generation_id, after, limit=limit, max_bytes=_ALL_BYTES, kinds=kinds
-        )
-        _check_offsets(entries)
-        return entries
+        """Return entries of a generation after an offset. Raises the errors of `Lookup.read`."""
+        return await self._lookup.read(generation_id, after_offset, limit, kinds)
 
     async def get(self, generation_id: str) -> GenerationRow:
-        """Return a generation's row.
-
-        Raises:
-            GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its row points to another generation's entries.
-        """
-        row = await self.look_up(generation_id)
-        if row is None or row.deleted:
-            raise GenerationNotFoundError(generation_id, deleted=row is not None)
-        if row.foreign:
-            raise RecordDamagedError(generation_id, row.damage)
-        return row
+        """Return a generation's row. Raises the errors of `Lookup.get`."""
+        return await self._lookup.get(generation_id)
 
     async def look_up(self, generation_id: str) -> GenerationRow | None:
         """Return a generation's row, deleted or not; None if the id is unknown."""
-        live = self._log.get_live(generation_id)
-        if live is not None:
-            return live.row
-        return await self._readers.run(self._store.find_generation, generation_id)
-
-    async def _flush_pending(self) -> None:
-        """Commit everything appended so far, so that a read sees it, if the journal is writable."""
-        if self.trouble is None:
-            with suppress(JournalError):
-                await self._log.writer.flush()
+        return await self._lookup.look_up(generation_id)
 
     # ---- the rest ----
 
@@ -407,7 +290,7 @@ class Journal:
 
     async def verify(self) -> ChainReport:
         """Verify the whole chain; the module `chain` describes the faults that it detects."""
-        await self._flush_pending()
+        await self._lookup.flush_pending()
         walk, committed = ChainWalk(self.id), self._log.writer.committed_position
         while not walk.broken:
             rows = await self._readers.run_heavy(
@@ -436,54 +319,5 @@ class Journal:
     async def list(
         self, list_filter: ListFilter, page_size: int, page_token: str = ""
     ) -> tuple[list[GenerationRow], str]:
-        """Return a page of generations, newest first, and the next page's token, "" at the end.
-
-        A page is bounded in bytes and in the number of examined generations: a page before the
-        last may hold fewer than `page_size`, or none.
-
-        Raises:
-            InvalidRequestError: `page_token` is malformed or belongs to another filter.
-        """
-        beyond = listing.decode_page_token(page_token, list_filter) if page_token else None
-        await self._flush_pending()
-        page = await self._readers.run_heavy(
-            self._store.read_page, list_filter, beyond, page_size, _PAGE_BYTES
-        )
-        if page.end is None:
-            return page.rows, ""
-        return page.rows, listing.encode_page_token(page.end, list_filter)
-
-
-def _make_private(data_dir: Path) -> None:
-    try:
-        make_private(data_dir)
-    except OSError as error:
-        raise ConfigurationError(f"the data directory cannot be used: {error}") from error
-
-
-def _check_offsets(entries: list[Entry]) -> None:
-    """Check that no other generation's entry was put among these.
-
-    Raises:
-        RecordDamagedError: two of them have one offset.
-    """
-    for before, entry in pairwise(entries):
-        if entry.offset and entry.offset == before.offset:
-            raise RecordDamagedError(entry.generation_id, f"it has two entries {entry.offset}")
-
-
-def _open(
-    data_dir: Path, durability: Durability, open_store: Callable[[Path, Durability], Store]
-) -> tuple[DirectoryLock, Store, State]:
-    try:
-        make_directory(data_dir)
-        lock = DirectoryLock(data_dir)
-    except OSError as error:
-        raise ConfigurationError(f"the data directory cannot be used: {error}") from error
-    try:
-        _make_private(data_dir)
-        store = open_store(data_dir / "journal.db", durability)
-        return lock, store, store.load_state()
-    except BaseException:
-        lock.release()
-        raise
+        """Return a page of generations and the next page's token, as `Lookup.list_page`."""
+        return await self._lookup.list_page(list_filter, page_size, page_token)

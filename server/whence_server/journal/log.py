@@ -5,7 +5,7 @@ import logging
 import secrets
 
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
-from whence_server.domain.errors import GenerationExistsError, GenerationNotFoundError
+from whence_server.domain.errors import GenerationExistsError, GenerationNotFoundError, JournalError
 from whence_server.journal.chain import SECRET_BYTES, digest_payload, extend_hash
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
@@ -84,6 +84,11 @@ class Log:
     def committed_position(self) -> int:
         """Position of the newest entry on disk; 0 in an empty log."""
         return self.writer.committed_position
+
+    @property
+    def trouble(self) -> JournalError | None:
+        """Error that prevents new generations, temporary or final; None if there is none."""
+        return self.writer.error or self.writer.stall
 
     def list_unfinished(self) -> list[str]:
         """Return the ids of generations that an earlier run left unfinished, oldest first."""
