@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.sampling import Sampler
 from whence_server.access.failures import Failures
 from whence_server.admission import Access, open_access
 from whence_server.config import ServeConfig
+from whence_server.config.environment import copy_environment
 from whence_server.domain.addresses import is_loopback, parse_host_port
 from whence_server.domain.errors import ConfigurationError, EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
@@ -36,6 +37,7 @@ from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
 from whence_server.journal.recorded_vocabularies import RecordedVocabularies
 from whence_server.journal.rows import Durability
+from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.journal.vocabularies import Vocabularies
 from whence_server.journal.writer import DEFAULT_PATIENCE_S
 from whence_server.lineage.emergence import EmergenceTracer
@@ -98,7 +100,12 @@ async def _serve_with(settings: ServeConfig, engine: ServedEngine, access: Acces
     if settings.record_failure == RecordFailure.OPEN.value and durability is Durability.GROUP:
         # Streams go on: their entries are shown before they are on disk.
         patience_s = math.inf
-    journal = await Journal.open(settings.data_dir, durability=durability, patience_s=patience_s)
+    journal = await Journal.open(
+        settings.data_dir,
+        durability=durability,
+        patience_s=patience_s,
+        sealing=_make_sealing(settings),
+    )
     try:
         live = LiveServer(journal, settings.max_cache_tokens)
         live.refused = access.gate.failures.counts
@@ -120,6 +127,13 @@ async def _serve_with(settings: ServeConfig, engine: ServedEngine, access: Acces
             await observability.close()
     finally:
         await journal.close()
+
+
+def _make_sealing(settings: ServeConfig) -> SealingOptions | None:
+    """Return the keys of the journal; None if it is not encrypted."""
+    if settings.journal_key is None:
+        return None
+    return SealingOptions(settings.journal_key, settings.journal_keys, copy_environment())
 
 
 async def _serve(  # noqa: PLR0917 - the parts of a server

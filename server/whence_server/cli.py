@@ -14,6 +14,7 @@ from whence_server.access import command as token_command
 from whence_server.config.environment import copy_environment, use_passive_waiting
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
 from whence_server.domain.paths import format_path, get_undecodable_bytes
+from whence_server.journal.sealing import command as key_command
 from whence_server.training import weigh_heads
 from whence_server.training.verify import command as verify_command
 
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     verify.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    key_command.add_key_arguments(verify)
     verify.add_argument(
         "--rebuild",
         action="store_true",
@@ -90,6 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     token_command.add_arguments(
         commands.add_parser(
             "token", help="make a caller's token for --auth-tokens", allow_abbrev=False
+        )
+    )
+    key_command.add_arguments(
+        commands.add_parser(
+            "key", help="make and rotate the master keys of --journal-key", allow_abbrev=False
         )
     )
     for stream in (sys.stdout, sys.stderr):
@@ -147,11 +154,12 @@ def _verify(parsed: argparse.Namespace) -> int:
     from whence_server.journal.rebuild import rebuild_journal
     from whence_server.journal.verify import verify_journal
 
-    report = verify_journal(parsed.data_dir)
+    keys = key_command.open_keys_to_verify(parsed, copy_environment())
+    report = verify_journal(parsed.data_dir, keys)
     if parsed.rebuild and not report.intact and report.chain_intact:
         _print_report(report)
         print(f"{rebuild_journal(parsed.data_dir)} rows were rebuilt from the entries")
-        report = verify_journal(parsed.data_dir)
+        report = verify_journal(parsed.data_dir, keys)
     _print_report(report)
     if report.nothing:
         return 3
@@ -179,7 +187,12 @@ def _print_report(report: "VerifyReport") -> None:
         )
 
 
+def _manage_keys(parsed: argparse.Namespace) -> int:
+    return key_command.run(parsed, copy_environment())
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "key": _manage_keys,
     "serve": _serve,
     "token": token_command.run,
     "train": _train,

@@ -10,6 +10,7 @@ from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex, GenerationIndex
+from whence_server.journal.sealing.opening import SealingOptions
 
 FIRST, SECOND, DELETED, RUNNING = (f"00000000-0000-4000-8000-00000000000{i}" for i in range(1, 5))
 START_NS = 1_700_000_000_000_000_000
@@ -66,9 +67,9 @@ def call(journal: Journal, generation_id: str) -> None:
     journal.record_call(generation_id, message.SerializeToString())
 
 
-async def fill(directory: Path) -> None:
+async def fill(directory: Path, sealing: SealingOptions | None = None) -> None:
     """Fill a journal: two finished generations, a deleted and a running one, calls, cursors."""
-    journal = await Journal.open(directory)
+    journal = await Journal.open(directory, sealing=sealing)
     call(journal, "")
     for number, generation_id in enumerate((FIRST, SECOND, DELETED), 1):
         begin(journal, generation_id, number)

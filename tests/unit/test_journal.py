@@ -1,6 +1,7 @@
 """Appending and look-ups, across restarts and failures."""
 
 import asyncio
+import itertools
 import stat
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import textwrap
 import apsw
 import pytest
 from journal_cases import FINISH, append_steps, collect, create, finish, index, settle, whole
+from sealed_journals import make_options
 
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
@@ -25,9 +27,11 @@ from whence_server.journal.schema import MIGRATIONS, migrate
 from whence_server.journal.sqlite_store import check_sqlite_version
 
 
-@pytest.fixture(params=Durability)
+@pytest.fixture(params=itertools.product(Durability, (None, "sealed")), ids=str)
 async def journal(request, tmp_path):
-    journal = await Journal.open(tmp_path / "data", durability=request.param)
+    durability, form = request.param
+    sealing = make_options(tmp_path / "master.key") if form else None
+    journal = await Journal.open(tmp_path / "data", durability=durability, sealing=sealing)
     yield journal
     await journal.close()
 
@@ -179,12 +183,13 @@ async def test_cursors_only_move_forward_and_are_durable(tmp_path):
     await journal.close()
 
 
-async def test_cursor_is_committed_without_new_entries(journal):
+async def test_cursor_is_committed_without_new_entries(journal, tmp_path):
     create(journal, "g")
     await journal.flush()
     journal.advance("otlp", 1)
     await journal.flush()
-    database = apsw.Connection(journal._store._path, flags=apsw.SQLITE_OPEN_READONLY)
+    path = str(tmp_path / "data" / "journal.db")
+    database = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
     assert database.execute("SELECT position FROM cursors").get == 1
     database.close()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import tempfile
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ from journal_cases import (
     take,
     whole,
 )
+from sealed_journals import make_options
 from store_hooks import StoreHooks
 
 from whence_server.domain.entries import Entry, EntryKind
@@ -33,13 +35,24 @@ def hooks():
     return StoreHooks()
 
 
-@pytest.fixture(params=Durability)
+@pytest.fixture(params=itertools.product(Durability, (None, "sealed")), ids=str)
 async def journal(request, tmp_path, hooks):
+    durability, form = request.param
     journal = await Journal.open(
-        tmp_path, durability=request.param, tail_entries=4, open_store=hooks.open_store
+        tmp_path / "data",
+        durability=durability,
+        tail_entries=4,
+        open_store=hooks.open_store,
+        sealing=make_options(tmp_path / "master.key") if form else None,
     )
     yield journal
     await journal.close()
+
+
+IN_CLEAR = pytest.mark.parametrize(
+    "journal", [(durability, None) for durability in Durability], indirect=True, ids=str
+)
+"""Mark of tests that count stored bytes, of which encryption makes more."""
 
 
 def payloads(entries):
@@ -57,6 +70,7 @@ async def test_follower_that_keeps_up_gets_single_entries(journal):
     assert payloads(await collect(reader)) == [b"finished"]
 
 
+@IN_CLEAR
 async def test_lagging_follower_gets_batches(journal):
     create(journal, "g")
     reader = journal.follow("g", max_batch_bytes=30)
@@ -142,6 +156,7 @@ async def test_follow_all_starts_at_a_position_or_at_the_end(journal):
     ]  # fmt: skip
 
 
+@IN_CLEAR
 async def test_follow_all_obeys_the_batch_size(journal):
     whole(journal, "a", 5)
     await journal.flush()

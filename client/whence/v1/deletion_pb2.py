@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18whence/v1/deletion.proto\x12\twhence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x01\n\x08\x44\x65letion\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x18\n\x10started_position\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bnum_entries\x18\x04 \x01(\x04\x12\x16\n\x0e\x65ntries_digest\x18\x05 \x01(\x0c\x12\x11\n\tcaller_id\x18\x0b \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18whence/v1/deletion.proto\x12\twhence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x01\n\x08\x44\x65letion\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x18\n\x10started_position\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bnum_entries\x18\x04 \x01(\x04\x12\x16\n\x0e\x65ntries_digest\x18\x05 \x01(\x0c\x12\x11\n\tcaller_id\x18\x0b \x01(\t\x12\x18\n\x10\x64\x65stroyed_key_id\x18\x14 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -23,5 +23,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'whence.v1.deletion_pb2', _g
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
   _globals['_DELETION']._serialized_start=73
-  _globals['_DELETION']._serialized_end=238
+  _globals['_DELETION']._serialized_end=264
 # @@protoc_insertion_point(module_scope)

@@ -26,6 +26,7 @@ class Deletion(google.protobuf.message.Message):
     NUM_ENTRIES_FIELD_NUMBER: builtins.int
     ENTRIES_DIGEST_FIELD_NUMBER: builtins.int
     CALLER_ID_FIELD_NUMBER: builtins.int
+    DESTROYED_KEY_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """Id of the deleted generation."""
     started_position: builtins.int
@@ -42,6 +43,11 @@ class Deletion(google.protobuf.message.Message):
     """Id of the caller that deleted it, as GenerationStarted.owner; empty if the
     server authenticates nobody.
     """
+    destroyed_key_id: builtins.bytes
+    """Id of the data key that was destroyed, with which the content was encrypted
+    (SealedStart.key_id): no copy of the journal can be decrypted any more.
+    Empty if the content was not encrypted.
+    """
     @property
     def time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Time of the deletion request."""
@@ -55,8 +61,9 @@ class Deletion(google.protobuf.message.Message):
         num_entries: builtins.int = ...,
         entries_digest: builtins.bytes = ...,
         caller_id: builtins.str = ...,
+        destroyed_key_id: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["time", b"time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller_id", b"caller_id", "entries_digest", b"entries_digest", "generation_id", b"generation_id", "num_entries", b"num_entries", "started_position", b"started_position", "time", b"time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller_id", b"caller_id", "destroyed_key_id", b"destroyed_key_id", "entries_digest", b"entries_digest", "generation_id", b"generation_id", "num_entries", b"num_entries", "started_position", b"started_position", "time", b"time"]) -> None: ...
 
 global___Deletion = Deletion

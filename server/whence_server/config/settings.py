@@ -16,6 +16,7 @@ from whence_server.config.access import AccessSettings, check_access
 from whence_server.config.checks import check_settings
 from whence_server.config.fields import declare_setting
 from whence_server.config.otlp import read_span_destination
+from whence_server.config.sealing import SealingSettings, check_sealing
 from whence_server.config.spelling import (
     accept_choice,
     accept_whole,
@@ -54,12 +55,19 @@ CLIENT_VARIABLES = frozenset(
 DEMO_GGUF_VARIABLE = "WHENCE_DEMO_MODEL_GGUF"
 """Variable with the path of the demo model's GGUF file; `make demo` and the tests read it."""
 # Paths are bytes; everything else is text, and is said again on spans and in answers.
-_PATHS = UPSTREAM_PATHS | {"model", "adapters", "data_dir", "training_runs", "head_weights"}
+_PATHS = UPSTREAM_PATHS | {
+    "model",
+    "adapters",
+    "data_dir",
+    "training_runs",
+    "head_weights",
+    "journal_keys",
+}
 _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig(ModelSettings, AccessSettings):
+class ServeConfig(ModelSettings, AccessSettings, SealingSettings):
     """The settings of `whence-server serve`, validated."""
 
     adapters: tuple[tuple[str, Path], ...] = declare_setting(
@@ -383,6 +391,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     config = ServeConfig(**values)
     check_model_settings(config, {name: values[name] for name in values if name in fields})
     check_settings(config)
+    check_sealing(config)
     check_access(
         config, config.http_listen, config.metrics_listen, config.insecure_metrics_anywhere
     )

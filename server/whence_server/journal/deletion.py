@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from whence_server.domain.errors import JournalError
@@ -17,10 +18,13 @@ _TRUNCATE_ATTEMPTS = 5
 class Deletion:
     """Deletion of generations from one log."""
 
-    def __init__(self, log: Log, store: Store, readers: Readers) -> None:
+    def __init__(
+        self, log: Log, store: Store, readers: Readers, find_key_id: Callable[[str], bytes]
+    ) -> None:
         self._log = log
         self._store = store
         self._readers = readers
+        self._find_key_id = find_key_id
         self._clearing: asyncio.Task[None] | None = None
 
     async def delete(self, generation_id: str, caller_id: str = "") -> bool:
@@ -58,10 +62,16 @@ class Deletion:
             self._store.read_entry_digests, generation_id
         )
         known = {entry.position for entry in entries}
+        key_id = await self._readers.run(self._find_key_id, generation_id)
         calls = self._log.list_calls_since_deletion(generation_id)
         late = [entry for entry in calls if entry.position not in known]
         return encode_deletion(
-            generation_id, position, time.time_ns(), [*entries, *late], caller_id
+            generation_id,
+            position,
+            time.time_ns(),
+            [*entries, *late],
+            caller_id,
+            destroyed_key_id=key_id,
         )
 
     async def _clear(self) -> bool:

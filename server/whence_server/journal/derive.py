@@ -10,9 +10,15 @@ from google.protobuf.message import DecodeError
 from whence.v1 import deletion_pb2, generation_pb2
 from whence_server.domain.decoding import FinishReason
 from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex, GenerationIndex
+from whence_server.journal.sealing.stored_form import (
+    index_sealed_finish,
+    index_sealed_start,
+    is_sealed,
+    peek_key_id,
+)
 
-PEEK_BYTES = 64
-"""Number of first bytes of a STARTED entry that hold its generation's id."""
+PEEK_BYTES = 160
+"""Number of first bytes of a STARTED entry that hold its generation's id and its key's."""
 _ID_TAG = 0x0A
 _LONGEST_SHORT_ID = 0x7F
 _PLACE = struct.Struct(">qqB")
@@ -46,11 +52,13 @@ def peek_generation_id(first_bytes: bytes | None) -> str | None:
 
 
 def derive_started_index(payload: bytes) -> GenerationIndex:
-    """Return the columns of a generation that follow from its STARTED entry.
+    """Return the columns of a generation that follow from its STARTED entry, as it is stored.
 
     Raises:
-        ValueError: the bytes are not a GenerationStarted.
+        ValueError: the bytes are neither a GenerationStarted nor a SealedStart.
     """
+    if peek_key_id(payload):
+        return index_sealed_start(payload)
     try:
         started = generation_pb2.GenerationStarted.FromString(payload)
     except DecodeError as error:
@@ -69,11 +77,13 @@ def derive_started_index(payload: bytes) -> GenerationIndex:
 
 
 def derive_finished_index(payload: bytes) -> FinishIndex:
-    """Return the columns of a generation that follow from its FINISHED entry.
+    """Return the columns of a generation that follow from its FINISHED entry, as it is stored.
 
     Raises:
-        ValueError: the bytes are not a GenerationFinished.
+        ValueError: the bytes are neither a GenerationFinished nor a SealedFinish.
     """
+    if is_sealed(payload):
+        return index_sealed_finish(payload)
     try:
         finished = generation_pb2.GenerationFinished.FromString(payload)
     except DecodeError as error:
@@ -92,6 +102,8 @@ def encode_deletion(
     time_ns: int,
     entries: Iterable[EntryDigest],
     caller_id: str = "",
+    *,
+    destroyed_key_id: bytes = b"",
 ) -> bytes:
     """Return a serialised whence.v1.Deletion over a generation's entries, by position."""
     num_entries, digest = digest_entries(entries)
@@ -101,6 +113,7 @@ def encode_deletion(
         num_entries=num_entries,
         entries_digest=digest,
         caller_id=caller_id,
+        destroyed_key_id=destroyed_key_id,
     )
     deletion.time.FromNanoseconds(time_ns)
     return deletion.SerializeToString()

@@ -24,6 +24,8 @@ from whence_server.journal.rows import (
     GenerationRow,
     ListFilter,
 )
+from whence_server.journal.sealing.forms import CLEAR_FORMS, Forms
+from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.journal.signal import Signal
 from whence_server.journal.sqlite_store import SqliteStore
 from whence_server.journal.store import State, Store
@@ -36,7 +38,12 @@ _CHAIN_CHUNK = 1_024
 
 
 class Journal:
-    """One server's log of generations, with its readers; `id` is its random identity."""
+    """One server's log of generations, with its readers.
+
+    Attributes:
+        id: random identity of the log.
+        forms: forms in which entries and labels are stored.
+    """
 
     def __init__(
         self,
@@ -49,6 +56,7 @@ class Journal:
         tail_entries: int,
         patience_s: float,
         release: Callable[[], None],
+        forms: Forms = CLEAR_FORMS,
     ) -> None:
         """Join a store and its state; call `release` after the journal is closed."""
         self._store = store
@@ -60,13 +68,15 @@ class Journal:
             max_pending_bytes=max_pending_bytes,
             tail_entries=tail_entries,
             patience_s=patience_s,
+            forms=forms,
         )
         self.id = state.writer_id
+        self.forms = forms
         self._cursors = dict(state.cursors)
         self._readers = Readers()
         self._following = Following(self._log, store, self._readers)
         self._lookup = Lookup(self._log, store, self._readers)
-        self._deletion = Deletion(self._log, store, self._readers)
+        self._deletion = Deletion(self._log, store, self._readers, forms.find_key_id)
         self._release = release
 
     @classmethod
@@ -80,6 +90,7 @@ class Journal:
         tail_entries: int = 64,
         patience_s: float = DEFAULT_PATIENCE_S,
         open_store: Callable[[Path, Durability], Store] = SqliteStore,
+        sealing: SealingOptions | None = None,
     ) -> "Journal":
         """Open the log in a directory; create both if they do not exist.
 
@@ -92,13 +103,14 @@ class Journal:
             patience_s: seconds that the journal may be unwritable before readers that follow a
                 generation get an error.
             open_store: opens the database at a path; called in a thread.
+            sealing: keys by which content is encrypted; None to store it in clear.
 
         Raises:
             ConfigurationError: another server uses the directory, its database is not a journal or
-                of a newer version, or SQLite is too old.
+                of a newer version, SQLite is too old, or the keys are missing or wrong.
         """
-        lock, store, state = await asyncio.to_thread(
-            open_directory, data_dir, durability, open_store
+        lock, store, state, forms = await asyncio.to_thread(
+            open_directory, data_dir, durability, open_store, sealing
         )
         return cls(
             store,
@@ -109,6 +121,7 @@ class Journal:
             tail_entries=tail_entries,
             patience_s=patience_s,
             release=lock.release,
+            forms=forms,
         )
 
     @property

@@ -9,6 +9,7 @@ from whence_server.domain.errors import GenerationExistsError, GenerationNotFoun
 from whence_server.journal.chain import SECRET_BYTES, digest_payload, extend_hash
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
+from whence_server.journal.sealing.forms import CLEAR_FORMS, Forms
 from whence_server.journal.store import (
     Batch,
     NewEntry,
@@ -48,6 +49,7 @@ class Log:
         max_pending_bytes: int,
         tail_entries: int,
         patience_s: float,
+        forms: Forms = CLEAR_FORMS,
     ) -> None:
         self._store = store
         self._position = state.position
@@ -58,9 +60,15 @@ class Log:
         self._deleting: dict[str, list[EntryDigest]] = {}
         """CALL entries appended during the deletion of a generation, by generation id."""
         self._num_left_out = 0
+        self._forms = forms
         self._live = {
             u.index.generation_id: LiveGeneration(
-                u.index, u.secret, u.started_position, offset=u.last_offset, recovered=True
+                u.index,
+                u.secret,
+                u.started_position,
+                offset=u.last_offset,
+                recovered=True,
+                form=forms.resume(u.index.generation_id),
             )
             for u in state.unfinished
         }
@@ -114,11 +122,17 @@ class Log:
         # found only at the commit would make a whole batch fail.
         if (row := self._store.find_generation(generation_id)) is not None:
             raise GenerationExistsError(generation_id, deleted=row.deleted)
-        live = LiveGeneration(index, secrets.token_bytes(SECRET_BYTES), self._position + 1)
-        offset = self._append(live, EntryKind.STARTED, payload)
+        live = LiveGeneration(
+            index,
+            secrets.token_bytes(SECRET_BYTES),
+            self._position + 1,
+            form=self._forms.begin(generation_id),
+        )
+        stored, stored_index = live.form.store_start(live.started_position, payload, index)
+        offset = self._append(live, EntryKind.STARTED, payload, stored)
         self._live[generation_id] = live
         self.writer.pending.generations.append(
-            NewGeneration(live.started_position, live.secret, index)
+            NewGeneration(live.started_position, live.secret, stored_index)
         )
         self.writer.submit()
         return offset
@@ -133,7 +147,9 @@ class Log:
         """
         if kind in _OWN_METHODS:
             raise ValueError(f"append() takes no {kind.name} entries: another method appends them")
-        offset = self._append(self._get_running(generation_id), kind, payload)
+        live = self._get_running(generation_id)
+        stored = live.form.store(self._position + 1, live.offset + 1, kind, payload)
+        offset = self._append(live, kind, payload, stored)
         self.writer.submit()
         return offset
 
@@ -145,9 +161,12 @@ class Log:
             JournalError: nothing more can be written.
         """
         live = self._get_running(generation_id)
-        offset = self._append(live, EntryKind.FINISHED, payload)
+        stored, stored_index = live.form.store_finish(
+            self._position + 1, live.offset + 1, payload, index
+        )
+        offset = self._append(live, EntryKind.FINISHED, payload, stored)
         live.finish = index
-        self.writer.pending.finished.append((generation_id, index))
+        self.writer.pending.finished.append((generation_id, stored_index))
         self.writer.submit()
         return offset
 
@@ -188,9 +207,10 @@ class Log:
             JournalError: nothing more can be written.
         """
         live = self._get_running(generation_id)
-        position = self._extend_chain(EntryKind.OCCURRENCE, live.secret, payload)
+        stored = live.form.store(self._position + 1, 0, EntryKind.OCCURRENCE, payload)
+        position = self._extend_chain(EntryKind.OCCURRENCE, live.secret, stored)
         self.writer.pending.entries.append(
-            NewEntry(position, live.started_position, 0, EntryKind.OCCURRENCE, payload, self._hash)
+            NewEntry(position, live.started_position, 0, EntryKind.OCCURRENCE, stored, self._hash)
         )
         self.writer.submit()
 
@@ -244,11 +264,12 @@ class Log:
             raise GenerationNotFoundError(generation_id)
         return live
 
-    def _append(self, live: LiveGeneration, kind: EntryKind, payload: bytes) -> int:
-        position = self._extend_chain(kind, live.secret, payload)
+    def _append(self, live: LiveGeneration, kind: EntryKind, payload: bytes, stored: bytes) -> int:
+        """Append an entry whose readers get `payload`, and which is stored as `stored`."""
+        position = self._extend_chain(kind, live.secret, stored)
         live.offset = offset = live.offset + 1
         self.writer.pending.entries.append(
-            NewEntry(position, live.started_position, offset, kind, payload, self._hash)
+            NewEntry(position, live.started_position, offset, kind, stored, self._hash)
         )
         live.push(
             Entry(position, live.index.generation_id, offset, kind, payload),

@@ -1,22 +1,38 @@
-"""Opening a journal's directory: its lock, the modes of its files, its database."""
+"""Opening a journal's directory: its lock, the modes of its files, its database, its keys."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.journal.lock import DirectoryLock
 from whence_server.journal.privacy import make_directory, make_private
 from whence_server.journal.rows import Durability
+from whence_server.journal.sealing.forms import Forms
+from whence_server.journal.sealing.opening import SealingOptions, seal_store
 from whence_server.journal.store import State, Store
 
 
+class OpenedDirectory(NamedTuple):
+    """A locked directory with its open store."""
+
+    lock: DirectoryLock
+    store: Store
+    state: State
+    forms: Forms
+
+
 def open_directory(
-    data_dir: Path, durability: Durability, open_store: Callable[[Path, Durability], Store]
-) -> tuple[DirectoryLock, Store, State]:
+    data_dir: Path,
+    durability: Durability,
+    open_store: Callable[[Path, Durability], Store],
+    sealing: SealingOptions | None = None,
+) -> OpenedDirectory:
     """Lock a directory and open its database; create both if they do not exist.
 
     Raises:
-        ConfigurationError: another server uses the directory, or its database cannot be used.
+        ConfigurationError: another server uses the directory, or its database or keys cannot be
+            used.
     """
     try:
         make_directory(data_dir)
@@ -26,7 +42,12 @@ def open_directory(
     try:
         _make_private(data_dir)
         store = open_store(data_dir / "journal.db", durability)
-        return lock, store, store.load_state()
+        try:
+            store, forms = seal_store(store, data_dir, sealing)
+            return OpenedDirectory(lock, store, store.load_state(), forms)
+        except BaseException:
+            store.close()
+            raise
     except BaseException:
         lock.release()
         raise

@@ -16,6 +16,7 @@ _NAMES = (
     "journal.lock",
     "digests.json",
     "findings.json",
+    "keys.db",
 )
 
 

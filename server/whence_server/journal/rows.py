@@ -59,6 +59,8 @@ class GenerationRow:
     """Description of the row's damage; the other fields then follow from entries or are empty."""
     foreign: bool = False
     """True if the row points to another generation's entries, which must not be read."""
+    key_id: bytes = b""
+    """Id of the key that the content is encrypted with; b"" if it is stored in clear."""
 
     @property
     def generation_id(self) -> str:

@@ -15,6 +15,7 @@ from whence_server.journal.derive import (
     peek_generation_id,
 )
 from whence_server.journal.rows import GenerationRow
+from whence_server.journal.sealing.stored_form import peek_key_id
 from whence_server.journal.sqlite_rows import KINDS, ROW_COLUMNS, parse_row
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ def _derive_from_entries(
     if index.generation_id != row.generation_id:
         blank = dataclasses.replace(row.index, labels={}, prompt_preview="")
         return GenerationRow(blank, None, damage="its entries have another id", foreign=True)
-    return GenerationRow(index, finish, damage=row.damage)
+    key_id = peek_key_id(payloads[EntryKind.STARTED])
+    return GenerationRow(index, finish, damage=row.damage, key_id=key_id)
 
 
 def find_started_position(connection: Any, generation_id: str) -> int:

@@ -11,6 +11,7 @@ from whence_server.journal import owner_index
 from whence_server.journal.derive import PEEK_BYTES, peek_generation_id
 from whence_server.journal.label_index import parse_labels
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow
+from whence_server.journal.sealing.stored_form import peek_key_id
 from whence_server.journal.store import NewGeneration
 
 INDEX_COLUMNS = (
@@ -184,7 +185,8 @@ def parse_row(stored: Iterable[Any]) -> ParsedRow:
     damage = ""
     if not deleted and (finish is None) == (last == EntryKind.FINISHED):
         damage = "its row and its entries disagree on whether it has finished"
-    return ParsedRow(GenerationRow(index, finish, bool(deleted), damage), started_position)
+    row = GenerationRow(index, finish, bool(deleted), damage, key_id=peek_key_id(first))
+    return ParsedRow(row, started_position)
 
 
 def _parse_index(columns: list[Any], owner: bytes | None) -> GenerationIndex:

@@ -5,6 +5,7 @@ from itertools import islice
 
 from whence_server.domain.entries import Entry
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow
+from whence_server.journal.sealing.forms import CLEAR, Form
 from whence_server.journal.signal import Signal
 
 
@@ -14,6 +15,7 @@ class LiveGeneration:
     Attributes:
         started_position: position of its STARTED entry.
         secret: the chain's key for its entries.
+        form: converts its entries to what is stored; the tail has them in clear.
         offset: offset of its newest entry.
         visible_offset: last offset that readers may see.
         finish: columns of its FINISHED entry; None before.
@@ -26,6 +28,7 @@ class LiveGeneration:
         "changed",
         "closed",
         "finish",
+        "form",
         "index",
         "offset",
         "recovered",
@@ -43,9 +46,11 @@ class LiveGeneration:
         *,
         offset: int = 0,
         recovered: bool = False,
+        form: Form = CLEAR,
     ) -> None:
         self.index = index
         self.secret = secret
+        self.form = form
         self.started_position = started_position
         self.offset = self.visible_offset = offset
         self.finish: FinishIndex | None = None

@@ -10,6 +10,7 @@ from whence_server.journal.chain import ChainReport, ChainRow, ChainWalk
 from whence_server.journal.evidence import Evidence, open_evidence
 from whence_server.journal.findings import Finding, VerifyReport
 from whence_server.journal.schema import MIGRATIONS
+from whence_server.journal.sealing.content_check import ContentCheck, KeysToVerify
 
 _CHUNK = 1_024
 _MAX_MESSAGES = 100
@@ -21,18 +22,22 @@ _CHAIN = """
 """
 
 
-def verify_journal(data_dir: Path) -> VerifyReport:
+def verify_journal(data_dir: Path, keys: KeysToVerify | None = None) -> VerifyReport:
     """Verify a journal on disk with its write-ahead log; change nothing.
 
+    Args:
+        data_dir: the journal's directory.
+        keys: keys of the encrypted generations; None to leave their content encrypted.
+
     Raises:
-        ConfigurationError: there is no journal, a server uses it, it cannot be read, or a newer
-            version wrote it.
+        ConfigurationError: there is no journal, a server uses it, it cannot be read, a newer
+            version wrote it, or the keys are those of another journal.
     """
     with open_evidence(data_dir) as evidence:
-        return verify_evidence(evidence)
+        return verify_evidence(evidence, keys)
 
 
-def verify_evidence(evidence: Evidence) -> VerifyReport:
+def verify_evidence(evidence: Evidence, keys: KeysToVerify | None = None) -> VerifyReport:
     """Verify an opened journal; raise as `verify_journal` does."""
     report = VerifyReport(notes=list(evidence.log.notes))
     for fault in evidence.log.faults:
@@ -58,8 +63,17 @@ def verify_evidence(evidence: Evidence) -> VerifyReport:
         return report
     run_stage(report, "pages", lambda: _check_integrity(connection, report))
     audit = Audit(connection, report, number)
-    run_stage(report, "entries", lambda: _verify_chain(connection, report, audit))
+    if keys is not None:
+        run_stage(report, "writers", lambda: _check_keys(connection, keys))
+    content = ContentCheck(report, keys)
+
+    def take(rows: list[ChainRow]) -> None:
+        audit.take(rows)
+        run_stage(report, "content", lambda: content.take(rows))
+
+    run_stage(report, "entries", lambda: _verify_chain(connection, report, take))
     audit.compare()
+    content.end()
     return report
 
 
@@ -92,10 +106,17 @@ def walk_chain(
     yield walk.report()
 
 
-def _verify_chain(connection: Any, report: VerifyReport, audit: Audit) -> None:
+def _check_keys(connection: Any, keys: KeysToVerify) -> None:
+    for (writer_id,) in connection.execute("SELECT writer_id FROM writers WHERE writer = 1"):
+        keys.check_journal(writer_id)
+
+
+def _verify_chain(
+    connection: Any, report: VerifyReport, take: Callable[[list[ChainRow]], None]
+) -> None:
     found = ChainReport(0, "")
     try:
-        for so_far in walk_chain(connection, audit.take):
+        for so_far in walk_chain(connection, take):
             found = so_far
     except BaseException:
         report.chain_intact = False

@@ -53,8 +53,8 @@ class DeletionPendingError(WhenceError):
     def __init__(self, generation_id: str) -> None:
         super().__init__(
             f"generation {generation_id!r} was deleted, but its content stays in the write-ahead "
-            "log as long as another process reads the journal's database; the server removes it "
-            "when that process lets go, or at the next start",
+            "log as long as another process reads the journal's database, and its key as long as "
+            "the disk is full; the server removes both as soon as it can, or at the next start",
             generation_id=generation_id,
         )
 

@@ -1,0 +1,1 @@
+"""Encryption of the journal's content, with a key for each generation."""

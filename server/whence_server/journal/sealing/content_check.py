@@ -1,0 +1,155 @@
+"""Verification of encrypted entries: each is decrypted, and compared with its columns."""
+
+import dataclasses
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from whence.v1 import deletion_pb2
+from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.errors import ConfigurationError
+from whence_server.journal.chain import ChainRow
+from whence_server.journal.derive import derive_finished_index, derive_started_index
+from whence_server.journal.findings import Finding, VerifyReport
+from whence_server.journal.sealing.data_key import DataKey
+from whence_server.journal.sealing.key_database import KeyDatabase
+from whence_server.journal.sealing.key_source import FLAG
+from whence_server.journal.sealing.keyring import JOURNAL
+from whence_server.journal.sealing.masters import Masters
+from whence_server.journal.sealing.stored_form import is_sealed, peek_key_id
+from whence_server.journal.sealing.unwrapping import KeyMissingError, unwrap_key
+
+
+class KeysToVerify:
+    """Keys of a journal, read without changing their file."""
+
+    def __init__(self, path: Path, masters: Masters) -> None:
+        """Open the database of keys.
+
+        Raises:
+            ConfigurationError: it cannot be read, or a master key is missing.
+        """
+        self.path = path
+        self._database = KeyDatabase(path, read_only=True)
+        self._masters = masters
+        missing = [i for i in self._database.count_by_master() if masters.find(i) is None]
+        if missing:
+            raise ConfigurationError(
+                f"{FLAG} {masters.source} does not give the master key {missing[0]}, which wraps "
+                f"keys in {path}"
+            )
+
+    def check_journal(self, journal_id: bytes) -> None:
+        """Check that the keys are those of a journal.
+
+        Raises:
+            ConfigurationError: they are those of another one.
+        """
+        bound = self._database.read_fact(JOURNAL)
+        if bound is not None and bound != journal_id:
+            raise ConfigurationError(f"{self.path} has the keys of another journal")
+
+    def has(self, generation_id: str) -> bool:
+        """Return whether a generation has a key."""
+        return self._database.find(generation_id) is not None
+
+    def find(self, generation_id: str) -> DataKey:
+        """Return a generation's key.
+
+        Raises:
+            KeyMissingError: there is none, or it cannot be unwrapped.
+        """
+        wrapped = self._database.find(generation_id)
+        if wrapped is None:
+            raise KeyMissingError("its key is not in the database of keys")
+        return unwrap_key(self._masters, wrapped)
+
+
+class ContentCheck:
+    """Comparison of what encrypted entries hold with the columns that follow from them.
+
+    Call `take` with all entries in the chain's order, then `end`.
+    """
+
+    def __init__(self, report: VerifyReport, keys: KeysToVerify | None) -> None:
+        self._report = report
+        self._keys = keys
+        self._num_sealed = 0
+        self._open: dict[int, DataKey] = {}
+        """Keys of unfinished generations, by the position of their STARTED entry."""
+
+    def take(self, rows: list[ChainRow]) -> None:
+        """Decrypt the encrypted ones of some entries."""
+        for row in rows:
+            if row.payload is None:
+                continue
+            if row.kind == EntryKind.STARTED and peek_key_id(row.payload):
+                self._num_sealed += 1
+                self._take_started(row, row.payload)
+            elif row.kind == EntryKind.DELETED:
+                self._take_deletion(row.payload)
+            elif is_sealed(row.payload) and (key := self._open.get(row.generation)) is not None:
+                self._take_entry(key, row, row.payload)
+
+    def end(self) -> None:
+        """Note what could not be looked into."""
+        if self._num_sealed and self._keys is None:
+            self._report.notes.append(
+                f"{self._num_sealed} generations are encrypted: their content was not looked into; "
+                "--journal-key decrypts it"
+            )
+
+    def _take_started(self, row: ChainRow, payload: bytes) -> None:
+        if self._keys is None:
+            return
+        stored = derive_started_index(payload)
+        try:
+            key = self._keys.find(stored.generation_id)
+            if key.key_id != peek_key_id(payload):
+                self._add(stored.generation_id, "its key is not the one that it names")
+                return
+            expected = derive_started_index(_open(key, row, payload))
+            found = key.open_index(stored)
+        except (KeyMissingError, ValueError) as error:
+            self._add(stored.generation_id, str(error))
+            return
+        self._open[row.generation] = key
+        for field in dataclasses.fields(found):
+            here, there = getattr(found, field.name), getattr(expected, field.name)
+            if here != there:
+                self._report.add(Finding("content", key.generation_id, field.name, here, there))
+
+    def _take_entry(self, key: DataKey, row: ChainRow, payload: bytes) -> None:
+        try:
+            message = _open(key, row, payload)
+            if row.kind == EntryKind.FINISHED:
+                del self._open[row.generation]
+                expected = derive_finished_index(message)
+                found = key.open_finish(derive_finished_index(payload))
+                if found != expected:
+                    self._report.add(
+                        Finding("content", key.generation_id, "its end", found, expected)
+                    )
+        except ValueError as error:
+            self._add(key.generation_id, f"the entry at position {row.position}: {error}")
+
+    def _take_deletion(self, payload: bytes) -> None:
+        if self._keys is None:
+            return
+        try:
+            generation_id = deletion_pb2.Deletion.FromString(payload).generation_id
+        except DecodeError:
+            return  # The comparison of the columns reports it.
+        if generation_id and self._keys.has(generation_id):
+            self._add(
+                generation_id,
+                "it is deleted, and its key is still there; `whence-server key prune` destroys it",
+            )
+
+    def _add(self, generation_id: str, detail: str) -> None:
+        self._report.add(Finding("content", generation_id, detail=detail))
+
+
+def _open(key: DataKey, row: ChainRow, payload: bytes) -> bytes:
+    kind = EntryKind(row.kind)
+    return key.open_entry(Entry(row.position, key.generation_id, row.offset, kind, payload))

@@ -1,0 +1,106 @@
+"""The data key of one generation: it encrypts and decrypts what the journal stores of it."""
+
+import struct
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from whence.v1 import sealing_pb2
+from whence_server.domain.entries import Entry, EntryKind
+from whence_server.journal.rows import FinishIndex, GenerationIndex
+from whence_server.journal.sealing.master_keys import NONCE_BYTES
+from whence_server.journal.sealing.stored_form import (
+    ENTRY_MARK,
+    decode_column,
+    parse_sealed_finish,
+    parse_sealed_start,
+)
+
+_PLACE = struct.Struct(">16sBQQB")
+_HEAD = b"whence sealed 1\0"
+_ENTRY, _INDEX, _PREVIEW = 1, 2, 3
+"""Parts of a generation's record."""
+
+
+def place_entry(position: int, offset: int, kind: int) -> bytes:
+    """Return the place of an entry's message, to which its ciphertext is bound."""
+    return _PLACE.pack(_HEAD, _ENTRY, position, offset, kind)
+
+
+INDEX = _PLACE.pack(_HEAD, _INDEX, 0, 0, 0)
+PREVIEW = _PLACE.pack(_HEAD, _PREVIEW, 0, 0, 0)
+"""Places of a generation's columns, and of those of its end."""
+
+
+class DataKey:
+    """AES-256-GCM under the key of one generation.
+
+    Attributes:
+        generation_id: id of the generation.
+        key_id: 16 random bytes by which the record names the key.
+        secret: the key.
+    """
+
+    __slots__ = ("_cipher", "_id", "generation_id", "key_id", "secret")
+
+    def __init__(self, generation_id: str, key_id: bytes, secret: bytes) -> None:
+        self.generation_id = generation_id
+        self.key_id = key_id
+        self.secret = secret
+        self._id = generation_id.encode()
+        self._cipher = AESGCM(secret)
+
+    def encrypt(self, nonce: bytes, content: bytes, place: bytes) -> bytes:
+        """Return nonce, ciphertext and tag; a nonce must not be used twice."""
+        return nonce + self._cipher.encrypt(nonce, content, place + self._id)
+
+    def open_entry(self, entry: Entry) -> bytes:
+        """Return the message of a sealed entry.
+
+        Raises:
+            ValueError: it is damaged, or belongs to another place.
+        """
+        position, _, offset, kind, sealed = entry
+        if kind is EntryKind.STARTED:
+            sealed = parse_sealed_start(sealed).message
+        elif kind is EntryKind.FINISHED:
+            sealed = parse_sealed_finish(sealed).message
+        else:
+            sealed = sealed[len(ENTRY_MARK) :]
+        return self._decrypt(sealed, place_entry(position, offset, kind))
+
+    def open_index(self, stored: GenerationIndex) -> GenerationIndex:
+        """Return a generation's columns from their stored form.
+
+        Raises:
+            ValueError: they are damaged, or belong to another generation.
+        """
+        content = self._decrypt(decode_column(stored.prompt_preview), INDEX)
+        index = sealing_pb2.SealedIndex.FromString(content)
+        return GenerationIndex(
+            stored.generation_id,
+            stored.trace_id,
+            stored.model,
+            stored.start_time_ns,
+            index.request_digest,
+            dict(index.labels),
+            index.prompt_preview,
+            stored.num_prompt_tokens,
+            stored.owner,
+        )
+
+    def open_finish(self, stored: FinishIndex) -> FinishIndex:
+        """Return the columns of a generation's end from their stored form.
+
+        Raises:
+            ValueError: they are damaged, or belong to another generation.
+        """
+        preview = self._decrypt(decode_column(stored.text_preview), PREVIEW).decode()
+        return FinishIndex(stored.finish_reason, stored.num_generated_tokens, preview)
+
+    def _decrypt(self, sealed: bytes, place: bytes) -> bytes:
+        nonce, content = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
+        try:
+            return self._cipher.decrypt(nonce, content, place + self._id)
+        except InvalidTag:
+            raise ValueError("the content was changed, or encrypted for another place") from None

@@ -1,0 +1,267 @@
+"""The keys of one journal: made, kept, found, and destroyed with their generations."""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from whence_server.domain.errors import ConfigurationError, JournalUnwritableError
+from whence_server.journal.sealing.data_key import DataKey
+from whence_server.journal.sealing.forms import CLEAR, Form, StoredLabel
+from whence_server.journal.sealing.key_database import (
+    KeyDatabase,
+    WrappedKey,
+    get_fact,
+    insert_keys,
+    set_fact,
+)
+from whence_server.journal.sealing.key_source import FLAG
+from whence_server.journal.sealing.label_digests import digest_labels, digest_name
+from whence_server.journal.sealing.master_keys import KEY_BYTES
+from whence_server.journal.sealing.masters import Masters
+from whence_server.journal.sealing.sealed_form import SealedForm
+from whence_server.journal.sealing.stored_form import KEY_ID_BYTES
+from whence_server.journal.sealing.unwrapping import (
+    LABEL_CONTEXT,
+    make_context,
+    unwrap_key,
+)
+
+MASTER, JOURNAL, LABEL_KEY = "master", "journal", "label_key"
+"""Names of facts: the id of the master key that wraps new keys; the journal's id; the key of the
+digests of labels, wrapped by that master key."""
+_MAX_CACHED = 4_096
+
+
+class Keyring:
+    """Data keys of a journal's generations, wrapped by master keys.
+
+    `begin` is called on the event loop, and does not touch the disk; the others from any thread.
+    """
+
+    def __init__(self, database: KeyDatabase, masters: Masters) -> None:
+        """Check that the master keys are those of the database; an empty one takes the newest.
+
+        Raises:
+            ConfigurationError: a master key is missing.
+        """
+        self._database = database
+        self._masters = masters
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[str, DataKey] = OrderedDict()
+        self._unsaved: dict[str, DataKey] = {}
+        self._num_destroyed = 0
+        database.write(self._found)
+        self._check_masters()
+        self._current_id = (database.read_fact(MASTER) or b"").decode()
+        self._label_key = self._unwrap_label_key()
+
+    def _found(self, connection: Any) -> bool:
+        """Write the facts of an empty database."""
+        if get_fact(connection, MASTER) is None:
+            newest = self._masters.newest
+            set_fact(connection, MASTER, newest.id.encode())
+            set_fact(connection, LABEL_KEY, newest.wrap(os.urandom(KEY_BYTES), LABEL_CONTEXT))
+        return True
+
+    def _check_masters(self) -> None:
+        current = (self._database.read_fact(MASTER) or b"").decode()
+        needed = {current: 0} | self._database.count_by_master()
+        missing = [master_id for master_id in needed if self._masters.find(master_id) is None]
+        if missing:
+            raise ConfigurationError(
+                f"{FLAG} {self._masters.source} gives {_list_ids(self._masters.ids)}, and "
+                f"{self._database.path} needs {_list_ids(missing)}, which wraps "
+                f"{sum(needed[master_id] for master_id in missing)} keys of generations: give the "
+                "key that it was made with, or the old one below the new one until "
+                "`whence-server key rotate` has ended"
+            )
+
+    def _unwrap_label_key(self) -> bytes:
+        master = self._masters.find(self._current_id) or self._masters.newest
+        try:
+            return master.unwrap(self._database.read_fact(LABEL_KEY) or b"", LABEL_CONTEXT)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{self._database.path} is damaged: the key of its labels cannot be read: {error}"
+            ) from None
+
+    # ---- making keys ----
+
+    def begin(self, generation_id: str) -> Form:
+        """Make a new generation's key, which `save` keeps."""
+        key = DataKey(generation_id, os.urandom(KEY_ID_BYTES), os.urandom(KEY_BYTES))
+        with self._lock:
+            self._unsaved[generation_id] = key
+            self._remember(key)
+        return SealedForm(key, self.digest_labels)
+
+    def resume(self, generation_id: str) -> Form:
+        """Return the form of an unfinished generation of an earlier run.
+
+        Raises:
+            KeyMissingError: its key cannot be unwrapped.
+        """
+        key = self.find(generation_id)
+        return CLEAR if key is None else SealedForm(key, self.digest_labels)
+
+    def save(self, generation_ids: Iterable[str]) -> None:
+        """Sync the keys of new generations to disk, before anything that they encrypt.
+
+        Raises:
+            JournalUnwritableError: the disk is full or failing, or the master key was rotated and
+                the source has not the new one.
+        """
+        with self._lock:
+            given = [self._unsaved[i] for i in generation_ids if i in self._unsaved]
+        if not given:
+            return
+        while not self._database.write(partial(self._insert, given)):
+            self._follow_rotation()
+        with self._lock:
+            for key in given:
+                self._unsaved.pop(key.generation_id, None)
+
+    def _insert(self, given: list[DataKey], connection: Any) -> bool:
+        """Store keys under the current master key; return False if it is no longer current."""
+        if get_fact(connection, MASTER) != self._current_id.encode():
+            return False
+        master = self._masters.find(self._current_id)
+        if master is None:
+            return False
+        insert_keys(
+            connection,
+            [
+                WrappedKey(
+                    key.generation_id,
+                    key.key_id,
+                    master.id,
+                    master.wrap(key.secret, make_context(key.generation_id, key.key_id)),
+                )
+                for key in given
+            ],
+        )
+        return True
+
+    def _follow_rotation(self) -> None:
+        """Take the master key that a rotation has made the current one.
+
+        Raises:
+            JournalUnwritableError: the source has not the new one.
+        """
+        current = (self._database.read_fact(MASTER) or b"").decode()
+        if self._masters.find(current) is None:
+            raise JournalUnwritableError(
+                f"the keys were rotated to the master key {current}, which {FLAG} "
+                f"{self._masters.source} does not give"
+            )
+        self._current_id = current
+
+    # ---- finding and destroying keys ----
+
+    def find(self, generation_id: str) -> DataKey | None:
+        """Return a generation's key; None if it has none.
+
+        Raises:
+            KeyMissingError: it cannot be unwrapped.
+        """
+        with self._lock:
+            found = self._cache.get(generation_id)
+            if found is not None:
+                self._cache.move_to_end(generation_id)
+                return found
+            num_destroyed = self._num_destroyed
+        wrapped = self._database.find(generation_id)
+        if wrapped is None:
+            return None
+        key = unwrap_key(self._masters, wrapped)
+        with self._lock:
+            if num_destroyed == self._num_destroyed:
+                self._remember(key)
+        return key
+
+    def find_key_id(self, generation_id: str) -> bytes:
+        """Return the id of a generation's key; b"" if it has none."""
+        wrapped = self._database.find(generation_id)
+        return b"" if wrapped is None else wrapped.key_id
+
+    def doom(self, generation_ids: Iterable[str]) -> None:
+        """Mark keys that `destroy` destroys once their generations are deleted on record."""
+        self._database.doom(generation_ids)
+
+    def destroy(self, generation_ids: Iterable[str]) -> None:
+        """Destroy the keys of deleted generations."""
+        given = list(generation_ids)
+        self._database.destroy(given)
+        with self._lock:
+            self._num_destroyed += 1
+            for generation_id in given:
+                self._cache.pop(generation_id, None)
+                self._unsaved.pop(generation_id, None)
+
+    def list_doomed(self) -> list[str]:
+        """Return the ids of generations whose deletion was interrupted."""
+        return self._database.list_doomed()
+
+    def spare(self, generation_ids: Iterable[str]) -> None:
+        """Take `doom` back for generations that were not deleted after all."""
+        self._database.spare(generation_ids)
+
+    # ---- the rest ----
+
+    def bind(self, journal_id: bytes, *, has_sealed: bool) -> None:
+        """Check that these are the keys of a journal; new keys become those of the journal.
+
+        Args:
+            journal_id: the journal's id.
+            has_sealed: whether the journal has encrypted generations.
+
+        Raises:
+            ConfigurationError: they belong to another journal.
+        """
+        bound = self._database.read_fact(JOURNAL)
+        if bound is None and has_sealed:
+            raise ConfigurationError(
+                f"{self._database.path} is new, and the journal has encrypted generations: their "
+                "keys are in another file; give it with --journal-keys, or restore it"
+            )
+        if bound is None:
+            self._database.write(partial(_set_journal, journal_id))
+        elif bound != journal_id:
+            raise ConfigurationError(
+                f"{self._database.path} has the keys of journal {bound.hex()}, not of this one, "
+                f"{journal_id.hex()}: give the right file with --journal-keys"
+            )
+
+    def digest_labels(self, labels: Mapping[str, str]) -> dict[str, str]:
+        """Return labels in the form in which encrypted generations are found by them."""
+        return digest_labels(self._label_key, labels)
+
+    def spell_label(self, name: str, value: str | None = None) -> list[StoredLabel]:
+        """Return the two ways in which a label may be stored, as `Forms.spell_label`."""
+        if value is None:
+            sealed = StoredLabel(digest_name(self._label_key, name), None)
+        else:
+            ((stored_name, stored_value),) = self.digest_labels({name: value}).items()
+            sealed = StoredLabel(stored_name, stored_value)
+        return [StoredLabel(name, value), sealed]
+
+    def close(self) -> None:
+        """Close the database of keys."""
+        self._database.close()
+
+    def _remember(self, key: DataKey) -> None:
+        self._cache[key.generation_id] = key
+        if len(self._cache) > _MAX_CACHED:
+            self._cache.popitem(last=False)
+
+
+def _set_journal(journal_id: bytes, connection: Any) -> bool:
+    set_fact(connection, JOURNAL, journal_id)
+    return True
+
+
+def _list_ids(ids: Iterable[str]) -> str:
+    return "the master key " + ", ".join(sorted(ids))

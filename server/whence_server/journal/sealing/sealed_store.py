@@ -1,0 +1,280 @@
+"""A store whose entries are encrypted: it opens what it reads, in the reader's thread."""
+
+import dataclasses
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+
+from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.errors import (
+    GenerationNotFoundError,
+    JournalUnwritableError,
+    RecordDamagedError,
+)
+from whence_server.journal.chain import ChainRow
+from whence_server.journal.derive import EntryDigest
+from whence_server.journal.listing import PageKey
+from whence_server.journal.rows import GenerationIndex, GenerationRow, ListFilter
+from whence_server.journal.sealing.data_key import DataKey
+from whence_server.journal.sealing.keyring import Keyring
+from whence_server.journal.sealing.pages import merge_pages
+from whence_server.journal.sealing.stored_form import is_sealed_entry
+from whence_server.journal.sealing.unwrapping import KeyMissingError
+from whence_server.journal.store import Batch, Page, State, Store, Unfinished
+
+_log = logging.getLogger(__name__)
+
+
+class SealedStore:
+    """Any other store, with the keys of its encrypted generations.
+
+    The log encrypts what it appends (`Keyring` gives it the forms). Generations from before the
+    encryption was turned on are stored in clear, and read as they are.
+    """
+
+    def __init__(self, store: Store, keys: Keyring) -> None:
+        self._store = store
+        self._keys = keys
+        self._doomed: set[str] = set()
+        """Deleted generations whose keys are to be destroyed."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the store on disk, without the keys."""
+        return self._store.size_bytes
+
+    def load_state(self) -> State:
+        """Read the state of the log, and end deletions that were interrupted.
+
+        Raises:
+            ConfigurationError: the keys are those of another journal.
+        """
+        state = self._store.load_state()
+        self._keys.bind(state.writer_id, has_sealed=has_sealed(self._store))
+        self._end_deletions()
+        return state._replace(unfinished=list(self._open_unfinished(state.unfinished)))
+
+    def _end_deletions(self) -> None:
+        doomed = self._keys.list_doomed()
+        rows = {
+            generation_id: self._store.find_generation(generation_id) for generation_id in doomed
+        }
+        deleted = [i for i, row in rows.items() if row is not None and row.deleted]
+        self._keys.destroy(deleted)
+        self._keys.spare(set(doomed) - set(deleted))
+
+    def _open_unfinished(self, unfinished: list[Unfinished]) -> Iterator[Unfinished]:
+        """Yield the generations that can be finished: those whose key is there."""
+        for generation in unfinished:
+            row = self._store.find_generation(generation.index.generation_id)
+            opened = None if row is None else self._open_row(row)
+            if opened is None or (row is not None and opened.damage != row.damage):
+                _log.error(
+                    "generation %s was interrupted, and its FINISHED entry cannot be appended: %s",
+                    generation.index.generation_id,
+                    opened.damage if opened else "it has no row",
+                )
+            else:
+                yield dataclasses.replace(generation, index=opened.index)
+
+    # ---- the writer's thread ----
+
+    def write(self, batch: Batch) -> None:
+        """Commit a batch: first the keys of its generations, last the end of those it deletes.
+
+        Raises:
+            JournalUnwritableError: a disk is full or failing; the batch may be tried again.
+        """
+        self._keys.save(new.index.generation_id for new in batch.generations)
+        doomed = [generation_id for generation_id, _ in batch.deleted]
+        if doomed:
+            # A crash before the end leaves a mark by which the next start destroys the keys.
+            self._keys.doom(doomed)
+        self._store.write(batch)
+        if doomed:
+            self._doomed.update(doomed)
+            # The batch is committed: it must not be tried again.
+            with suppress(JournalUnwritableError):
+                self.truncate_log()
+
+    def truncate_log(self) -> bool:
+        """Remove deleted content from the write-ahead log, and destroy its keys.
+
+        Returns:
+            False if a reader holds the log, or the keys could not be destroyed yet.
+        """
+        # This syncs the DELETED entries: a power failure must not leave generations without their
+        # keys that no entry says are deleted.
+        cleared = self._store.truncate_log()
+        return self._destroy_doomed() and cleared
+
+    def _destroy_doomed(self) -> bool:
+        """Destroy the keys of deleted generations; return False if the disk is full or failing."""
+        if not self._doomed:
+            return True
+        try:
+            self._keys.destroy(self._doomed)
+        except JournalUnwritableError as error:
+            _log.error(
+                "the keys of %d deleted generations are not destroyed yet: %s",
+                len(self._doomed),
+                error.detail,
+            )
+            return False
+        self._doomed.clear()
+        return True
+
+    # ---- any thread ----
+
+    def find_generation(self, generation_id: str) -> GenerationRow | None:
+        """Return a generation's row, deleted or not; None if the id is unknown."""
+        row = self._store.find_generation(generation_id)
+        return None if row is None else self._open_row(row)
+
+    def read_page(
+        self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
+    ) -> Page:
+        """Return a page of generations, newest first, without deleted ones.
+
+        A page of a list by label may have twice `max_bytes`: generations in clear come from
+        another list than encrypted ones.
+        """
+        page = self._store.read_page(list_filter, beyond, limit, max_bytes)
+        if list_filter.labels:
+            by_digest = dataclasses.replace(
+                list_filter, labels=self._keys.digest_labels(list_filter.labels)
+            )
+            sealed = self._store.read_page(by_digest, beyond, limit, max_bytes)
+            page = merge_pages(page, sealed, limit)
+        return Page([self._open_row(row) for row in page.rows], page.end)
+
+    def read_entry_digests(self, generation_id: str) -> tuple[int, list[EntryDigest]]:
+        """Return the position of a generation's STARTED entry, and its entries' digests."""
+        return self._store.read_entry_digests(generation_id)
+
+    def read(
+        self,
+        generation_id: str,
+        after_offset: int,
+        *,
+        limit: int,
+        max_bytes: int,
+        kinds: Collection[EntryKind] | None = None,
+    ) -> list[Entry]:
+        """Read a generation's own entries up to either bound; at least one if there is one.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+            RecordDamagedError: its rows are damaged, or its key is missing.
+        """
+        entries = self._store.read(
+            generation_id, after_offset, limit=limit, max_bytes=max_bytes, kinds=kinds
+        )
+        return self._open_own(generation_id, entries)
+
+    def read_last(self, generation_id: str) -> Entry:
+        """Return a generation's newest own entry; raise as `read` does."""
+        return self._open_own(generation_id, [self._store.read_last(generation_id)])[0]
+
+    def read_all(self, after_position: int, *, limit: int, max_bytes: int) -> list[Entry]:
+        """Read entries of all kinds by position, up to either bound.
+
+        One that cannot be decrypted is returned as UNREADABLE; one whose generation is deleted
+        meanwhile without content.
+        """
+        found: dict[str, DataKey | None] = {}
+        return [
+            self._open_any(entry, found) if is_sealed_entry(entry.kind, entry.payload) else entry
+            for entry in self._store.read_all(after_position, limit=limit, max_bytes=max_bytes)
+        ]
+
+    def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
+        """Read entries with everything that their hashes cover, as they are stored."""
+        return self._store.read_chain(after_position, limit)
+
+    def close(self) -> None:
+        """Close the store and the keys."""
+        try:
+            self._store.close()
+        finally:
+            self._keys.close()
+
+    # ---- opening ----
+
+    def _open_own(self, generation_id: str, entries: list[Entry]) -> list[Entry]:
+        key: DataKey | None = None
+        opened = []
+        for entry in entries:
+            if not is_sealed_entry(entry.kind, entry.payload):
+                opened.append(entry)
+                continue
+            key = key or self._find_key(generation_id)
+            opened.append(_open_entry(key, entry))
+        return opened
+
+    def _find_key(self, generation_id: str) -> DataKey:
+        """Return the key of a generation that is encrypted.
+
+        Raises:
+            GenerationNotFoundError: it was deleted meanwhile.
+            RecordDamagedError: its key is missing.
+        """
+        try:
+            key = self._keys.find(generation_id)
+        except KeyMissingError as error:
+            raise RecordDamagedError(generation_id, str(error)) from None
+        if key is None:
+            row = self._store.find_generation(generation_id)
+            if row is None or row.deleted:
+                raise GenerationNotFoundError(generation_id, deleted=row is not None)
+            raise RecordDamagedError(generation_id, "its key is not in the database of keys")
+        return key
+
+    def _open_any(self, entry: Entry, found: dict[str, DataKey | None]) -> Entry:
+        """Open an entry with the keys that were found for this batch, in which more are put."""
+        generation_id = entry.generation_id
+        try:
+            key = found.get(generation_id) or self._find_key(generation_id)
+            found[generation_id] = key
+            return _open_entry(key, entry)
+        except GenerationNotFoundError:
+            return entry._replace(payload=b"")
+        except RecordDamagedError:
+            return entry._replace(kind=EntryKind.UNREADABLE, payload=b"")
+
+    def _open_row(self, row: GenerationRow) -> GenerationRow:
+        if not row.key_id or row.deleted or row.foreign:
+            return row
+        try:
+            key = self._find_key(row.generation_id)
+            index = key.open_index(row.index)
+            finish = None if row.finish is None else key.open_finish(row.finish)
+        except GenerationNotFoundError:
+            return GenerationRow(_hide(row.index), None, deleted=True)
+        except (ValueError, RecordDamagedError) as error:
+            detail = error.detail if isinstance(error, RecordDamagedError) else str(error)
+            finish = row.finish and dataclasses.replace(row.finish, text_preview="")
+            damage = row.damage or f"its content cannot be decrypted: {detail}"
+            return GenerationRow(_hide(row.index), finish, damage=damage, key_id=row.key_id)
+        return GenerationRow(index, finish, damage=row.damage, key_id=row.key_id)
+
+
+def has_sealed(store: Store) -> bool:
+    """Return whether the newest generation of a store is encrypted.
+
+    Once encryption is turned on, every later generation is encrypted.
+    """
+    newest = store.read_page(ListFilter(), None, 1, 1).rows
+    return bool(newest) and bool(newest[0].key_id)
+
+
+def _open_entry(key: DataKey, entry: Entry) -> Entry:
+    position, generation_id, offset, kind, _ = entry
+    try:
+        return Entry(position, generation_id, offset, kind, key.open_entry(entry))
+    except ValueError as error:
+        raise RecordDamagedError(generation_id, f"its entry {offset}: {error}") from None
+
+
+def _hide(index: GenerationIndex) -> GenerationIndex:
+    return dataclasses.replace(index, labels={}, prompt_preview="")
