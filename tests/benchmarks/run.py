@@ -31,6 +31,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "lineage": lambda options: (options.runs,),
     "faults": lambda options: (),
     "overhead": lambda options: (options.runs, options.workloads),
+    "sealing": lambda options: (options.runs, options.workloads),
     "hooks": lambda options: (options.runs, options.workloads),
     "page": lambda options: (),
     "engine": lambda options: (options.runs, options.workloads),

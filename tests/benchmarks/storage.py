@@ -1,6 +1,7 @@
 """Cost of recording: bytes and microseconds of a step, and the time to read a generation."""
 
 import asyncio
+import itertools
 import math
 import tempfile
 import time
@@ -9,6 +10,7 @@ from random import Random
 
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
+from whence_server.domain.key_sources import KeyScheme, KeySource
 from whence_server.domain.steps import (
     Candidates,
     Decision,
@@ -20,6 +22,8 @@ from whence_server.domain.steps import (
 from whence_server.journal.codec import encode_step
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
+from whence_server.journal.sealing.key_file import add_master_key
+from whence_server.journal.sealing.opening import SealingOptions
 
 NUM_STEPS = 4_096
 VOCABULARY = 50_257
@@ -83,12 +87,13 @@ def varied_step(stream: int, index: int) -> Step:
     return Step(0, index, decision, " word", index * 5, index * 5 + 5, timing)
 
 
-async def append(durability: Durability) -> tuple[float, float, float, float]:
+async def append(durability: Durability, *, sealed: bool) -> tuple[float, float, float, float]:
     """Return microseconds of an append, steps/s committed, bytes of a step, s to read all."""
     steps = [encode_step(typical_step(i)) for i in range(NUM_STEPS)]
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as name:
-        directory = Path(name)
-        journal = await Journal.open(directory, durability=durability)
+        directory = Path(name) / "data"
+        sealing = _make_keys(Path(name) / "master.key") if sealed else None
+        journal = await Journal.open(directory, durability=durability, sealing=sealing)
         index = GenerationIndex("g", "t" * 32, "m", 0, "d", {}, "", 1)
         journal.create(index, b"started")
         started = time.perf_counter()
@@ -108,6 +113,11 @@ async def append(durability: Durability) -> tuple[float, float, float, float]:
     return appended / NUM_STEPS * 1e6, NUM_STEPS / committed, size / NUM_STEPS, read
 
 
+def _make_keys(path: Path) -> SealingOptions:
+    add_master_key(path)
+    return SealingOptions(KeySource(KeyScheme.FILE, str(path)))
+
+
 def run() -> None:
     for num_processors in (0, 3):
         size = len(encode_step(typical_step(100, num_processors=num_processors)))
@@ -117,10 +127,11 @@ def run() -> None:
         encode_step(typical_step(i))
     encoding = (time.perf_counter() - started) / NUM_STEPS * 1e6
     print(f"making and serialising a step: {encoding:.1f} us")
-    for durability in Durability:
-        append_us, rate, size, read_s = asyncio.run(append(durability))
+    for durability, sealed in itertools.product(Durability, (False, True)):
+        append_us, rate, size, read_s = asyncio.run(append(durability, sealed=sealed))
+        form = "encrypted" if sealed else "in clear"
         print(
-            f"journal, {durability.value}: {append_us:.1f} us an append, {rate:,.0f} steps/s "
-            f"committed, {size:.0f} bytes a step on disk, {NUM_STEPS} steps read in "
-            f"{read_s * 1e3:.0f} ms"
+            f"journal {form}, {durability.value}: {append_us:.1f} us an append, "
+            f"{rate:,.0f} steps/s committed, {size:.0f} bytes a step on disk, "
+            f"{NUM_STEPS} steps read in {read_s * 1e3:.0f} ms"
         )
