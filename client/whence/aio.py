@@ -19,7 +19,7 @@ from whence.options import FilterOptions, GenerateOptions, Prompt
 from whence.readiness import ReadyWait
 from whence.recovery import may_still_run
 from whence.requests import make_filter
-from whence.resume import WatchStream
+from whence.resume import GenerationStream, WatchStream
 from whence.security import FilePath, choose_server
 from whence.tokens import Token
 from whence.v1 import generation_pb2, model_pb2, trace_pb2
@@ -105,7 +105,7 @@ class AsyncClient:
         """
         stream, metadata = open_stream(prompt, options, self._policy)
         following = self._calls.follow(stream, metadata)
-        return AsyncGeneration(stream.generation_id, following, self._calls, self._find_text)
+        return AsyncGeneration(stream, following, self._calls, self._find_text)
 
     async def cancel(self, generation_id: str) -> None:
         """Stop a running generation at once.
@@ -209,12 +209,12 @@ class AsyncGeneration(GenerationState):
 
     def __init__(
         self,
-        generation_id: str,
+        stream: GenerationStream,
         following: AsyncFollowing[generation_pb2.GenerationEvent],
         calls: AsyncCalls,
         lookup: VocabularyLookup,
     ) -> None:
-        super().__init__(generation_id, lookup)
+        super().__init__(stream.generation_id, lookup, stream)
         self._following = following
         self._calls = calls
         self._pending: deque[Token] = deque()

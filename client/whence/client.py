@@ -19,7 +19,7 @@ from whence.options import FilterOptions, GenerateOptions, Prompt
 from whence.readiness import ReadyWait
 from whence.recovery import may_still_run
 from whence.requests import make_filter
-from whence.resume import WatchStream
+from whence.resume import GenerationStream, WatchStream
 from whence.security import FilePath, choose_server
 from whence.tokens import Token
 from whence.training import TrainingRuns
@@ -106,7 +106,7 @@ class Client:
         """
         stream, metadata = open_stream(prompt, options, self._policy)
         following = self._calls.follow(stream, metadata)
-        return Generation(stream.generation_id, following, self._calls, self._find_text)
+        return Generation(stream, following, self._calls, self._find_text)
 
     def cancel(self, generation_id: str) -> None:
         """Stop a running generation at once.
@@ -198,12 +198,12 @@ class Generation(GenerationState):
 
     def __init__(
         self,
-        generation_id: str,
+        stream: GenerationStream,
         following: Following[generation_pb2.GenerationEvent],
         calls: Calls,
         lookup: VocabularyLookup,
     ) -> None:
-        super().__init__(generation_id, lookup)
+        super().__init__(stream.generation_id, lookup, stream)
         self._following = following
         self._calls = calls
         self._pending: deque[Token] = deque()

@@ -1,7 +1,7 @@
 """State of a generation while it streams, without I/O."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -121,8 +121,14 @@ class TokenReader:
 class GenerationState:
     """State of a generation so far, for both clients."""
 
-    def __init__(self, generation_id: str, lookup: VocabularyLookup) -> None:
+    def __init__(
+        self,
+        generation_id: str,
+        lookup: VocabularyLookup,
+        stream: GenerationStream | None = None,
+    ) -> None:
         self._id = generation_id
+        self._stream = stream
         self._lookup = lookup
         self._started: pb.GenerationStarted | None = None
         self._finished: pb.GenerationFinished | None = None
@@ -160,6 +166,15 @@ class GenerationState:
             return 0
         num_received = sum(map(len, self._texts.values()))
         return max(0, num_received - self._finished.num_generated_tokens)
+
+    @property
+    def lacks_content(self) -> bool:
+        """True if a part of the stream came without text or token ids.
+
+        A stream that resumes is whole for as long as the server holds it in memory. Later it comes
+        from the record, from which a content policy (`content`, `--journal-content`) keeps them.
+        """
+        return self._stream is not None and self._stream.lacks_content
 
     @property
     def progress(self) -> pb.GenerationProgress | None:
@@ -202,11 +217,21 @@ class GenerationState:
     def sequences(self) -> tuple[GeneratedSequence, ...]:
         """Returned sequences so far; best first for beam search."""
         if self._finished is not None:
-            return tuple(map(_convert_sequence, self._finished.sequences))
+            return tuple(map(self._make_sequence, self._finished.sequences))
         return tuple(
             GeneratedSequence(index, "".join(texts), tuple(self._token_ids[index]))
             for index, texts in sorted(self._texts.items())
         )
+
+    def _make_sequence(self, result: pb.SequenceResult) -> GeneratedSequence:
+        sequence = _convert_sequence(result)
+        if not self.lacks_content:
+            return sequence
+        # What came before the stream broke is whole.
+        index = result.sequence_index
+        text = sequence.text or "".join(self._texts.get(index, ()))
+        token_ids = sequence.token_ids or tuple(self._token_ids.get(index, ()))
+        return replace(sequence, text=text, token_ids=token_ids)
 
     def tokens_of(self, event: pb.GenerationEvent) -> list[Token]:
         """Return the generated tokens of one of this generation's events."""

@@ -264,6 +264,10 @@ class GenerateOptions(TypedDict, total=False):
         ),
     ]
     """Token ids whose log probabilities every step has: see `Token.requested_logprobs`."""
+    content: Annotated[Literal["full", "tokens", "none"] | None, Option("trace.content", "choice")]
+    """Content that the server stores and exports: "tokens" keeps token ids and numbers, "none"
+    numbers alone. It can be less than the server's `--journal-content`, and not more. This stream
+    is whole all the same."""
 
     generation_id: str | UUID | None
     """UUID of the generation; by default the client makes one. An equal request with the same id

@@ -78,6 +78,10 @@ class GenerationStream:
 
     Before the first event the same Generate call is repeated, which its generation id makes
     idempotent; then ResumeGeneration continues after the last offset.
+
+    Attributes:
+        lacks_content: True once an event came from the record, whose content policy keeps content
+            out of it: the server no longer held the caller's own stream.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class GenerationStream:
         self._deadline = Deadline(timeout_s, clock=clock)
         self._last_offset = 0
         self._complete = False
+        self.lacks_content = False
 
     @property
     def complete(self) -> bool:
@@ -122,6 +127,8 @@ class GenerationStream:
         """
         if not isinstance(response, GenerateResponse | ResumeGenerationResponse):
             raise make_unreadable_error(response)
+        if isinstance(response, ResumeGenerationResponse) and response.content:
+            self.lacks_content = True
         event = response.event
         if event.HasField("progress"):
             self._backoff.restart()

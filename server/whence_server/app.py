@@ -23,6 +23,8 @@ from whence_server.domain.limits import CallerLimits, Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.engines.transformers.supervisor import EngineSupervisor
 from whence_server.engines.upstream.engine import UpstreamEngine
+from whence_server.generation.content.forms import StoredForms
+from whence_server.generation.content.held import HeldContents
 from whence_server.generation.record_failure import RecordFailure
 from whence_server.generation.recording.recorders import Recorders
 from whence_server.generation.recovery import close_interrupted
@@ -154,6 +156,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         default_candidates=settings.default_candidates,
         default_disconnect_grace_s=settings.default_disconnect_grace,
         longest_grace_s=settings.max_disconnect_grace,
+        content=settings.content_policy,
         per_caller=CallerLimits(
             settings.caller_max_generations,
             settings.caller_max_queue,
@@ -163,6 +166,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     serving = Serving(settings.served_name, journal)
     tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
+    forms = StoredForms()
     recorders = Recorders(
         journal,
         RecordedVocabularies(vocabularies, settings.data_dir),
@@ -170,6 +174,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         library.link,
         is_taken=serving.is_taken,
         max_generations=settings.caller_max_generations,
+        forms=forms,
     )
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call), sampler=sampler)
@@ -238,6 +243,8 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
                 limits=limits,
                 grader=engine if isinstance(engine, UpstreamEngine) else None,
                 record_failure=RecordFailure(settings.record_failure),
+                forms=forms,
+                contents=HeldContents(strict=settings.durability == Durability.STRICT.value),
             )
             live.show_generations(generations)
             serving.set_ready(model, tokenizer, generations)

@@ -33,9 +33,10 @@ from whence_server.domain.occurrences import Caller
 from whence_server.domain.requests import GenerationRequest
 from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
+from whence_server.generation.arrival import Arrival
 from whence_server.generation.readers import Reader
 from whence_server.generation.record_failure import RecordFailure
-from whence_server.generation.service import Arrival, Generations
+from whence_server.generation.service import Generations
 from whence_server.generation.texts import TextProcesses
 from whence_server.journal.journal import Journal
 from whence_server.text.tokenizer import TextTokenizer

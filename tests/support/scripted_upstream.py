@@ -33,7 +33,8 @@ from whence_server.engines.upstream.exchange import (
     UpstreamToken,
 )
 from whence_server.engines.upstream.options import UpstreamOptions
-from whence_server.generation.service import Arrival, Generations
+from whence_server.generation.arrival import Arrival
+from whence_server.generation.service import Generations
 from whence_server.generation.texts import TextProcesses
 from whence_server.generation.upstream_prepare import fit_checks
 from whence_server.journal.journal import Journal

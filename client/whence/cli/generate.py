@@ -26,6 +26,10 @@ from whence.v1.generation_pb2 import GenerationEvent
 
 _ENDED_BY_OTHERS = {FinishReason.CANCELLED, FinishReason.INTERRUPTED, FinishReason.FAILED}
 
+_LACKS_CONTENT = (
+    "warning: a part of the output is missing: the connection broke, and the server no longer held "
+    "the text, which the content policy keeps out of its record"
+)
 _SECONDS = {
     "max_duration_s": "seconds after which the server ends the generation",
     "disconnect_grace_s": "seconds that the generation goes on without a reader",
@@ -132,6 +136,12 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
         help="how much to record of each step",
     )
     group.add_argument(
+        "--content",
+        choices=["full", "tokens", "none"],
+        help="content that the server stores and exports: tokens keeps token ids and numbers, none "
+        "numbers alone; at most what its --journal-content keeps (default: that)",
+    )
+    group.add_argument(
         "--trace-prompt",
         action="store_true",
         default=None,
@@ -200,6 +210,8 @@ def run(arguments: argparse.Namespace) -> int:
             if generation.started is not None and generation.started.unrecorded_reason:
                 told = _format_unrecorded_reason(generation.started.unrecorded_reason)
                 print(told, file=sys.stderr)
+            if generation.lacks_content:
+                print(_LACKS_CONTENT, file=sys.stderr)
             if generation.num_unrecorded_tokens:
                 print(_format_unrecorded(generation), file=sys.stderr)
             if generation.finished is not None and not arguments.quiet:

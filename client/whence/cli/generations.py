@@ -23,6 +23,7 @@ from whence.cli.render import (
     wants_color,
 )
 from whence.client import Client
+from whence.content import explain_policy
 from whence.generation import FinishReason
 from whence.outputs import convert_tool_call
 from whence.summary import count, describe_upstream, escape, quote, summarise_grades
@@ -283,6 +284,7 @@ def _format_details(generation: GetGenerationResponse) -> str:
         "tokens": f"{_count_prompt_tokens(generation)} prompt{_format_cached(generation)}, "
         f"{summary.num_generated_tokens} generated",
         "processors": ", ".join(started.processor_names) or "none",
+        **_describe_policy(started),
         **{f"label {key}": value for key, value in sorted(summary.labels.items())},
         **{f"no {part}": reason for part, reason in sorted(started.unavailable.items())},
         "prompt": started.prompt or summary.prompt_preview,
@@ -297,6 +299,11 @@ def _format_details(generation: GetGenerationResponse) -> str:
                 fields[f"tool call {call.id}"] = format_call(call)
     rows = (*fields.items(), *list_occurrences(started, list(generation.occurrences)))
     return "\n".join(f"{escape(name):<12}  {escape(value)}" for name, value in rows)
+
+
+def _describe_policy(started: GenerationStarted) -> dict[str, str]:
+    kept = explain_policy(started)
+    return {"content kept": kept} if kept else {}
 
 
 def _describe_adapter(started: GenerationStarted) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from whence.content import describe_policy
 from whence.generation import GeneratedSequence, GenerationState
 from whence.internals import Internals, Layer, Source
 from whence.outputs import ToolCall
@@ -25,6 +26,7 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
                 weights}: how each part of the record was obtained,
                 upstream: {kind, version, url, model, claimed_files}, upstream_parameters_json,
                 constraint_engine: with a constraint,
+                content: what the record keeps of texts and ids, if not all: "tokens", "none",
                 unrecorded_reason: why the server has it not on record,
                 unavailable: {part of the trace: why the model cannot give it},
                 adapter: {name, peft_type, digest, base, base_model_digest, weights_digest},
@@ -216,6 +218,8 @@ def _describe_started(generation: GenerationState) -> dict[str, Any]:
         "source_method": started.source_method,
         "unavailable": dict(sorted(started.unavailable.items())),
     }
+    if content := describe_policy(started):
+        fields["content"] = content
     if started.unrecorded_reason:
         fields["unrecorded_reason"] = started.unrecorded_reason
     if started.constraint_engine:

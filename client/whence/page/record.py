@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from whence.content import explain_policy
 from whence.generation import FinishReason
 from whence.internals import find_leader_id
 from whence.page.numbers import round_number, round_numbers
@@ -36,7 +37,7 @@ def make_page_record(
         sequences.setdefault(step.sequence_index, []).append(step)
     prompted = list(prompt_steps)
     told = ToldTokens()
-    num_prompt_tokens = len(started.prompt_token_ids)
+    num_prompt_tokens = started.num_prompt_tokens or len(started.prompt_token_ids)
     if not num_prompt_tokens and finished is not None:
         num_prompt_tokens = finished.num_prompt_tokens
     shown = [
@@ -86,6 +87,8 @@ def _describe_generation(
         "environment": _describe_message(started.environment),
         "grades": summarise_grades(started),
     }
+    if kept := explain_policy(started):
+        facts["content_kept"] = kept
     if started.HasField("upstream"):
         facts["upstream"] = describe_upstream(started.upstream)
     if started.HasField("adapter"):

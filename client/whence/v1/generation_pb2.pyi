@@ -117,6 +117,48 @@ TRACE_DETAIL_INTERNALS: TraceDetail.ValueType  # 3
 """Also sources and the layer lens: Step.internals."""
 global___TraceDetail = TraceDetail
 
+class _ContentPolicy:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ContentPolicyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ContentPolicy.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CONTENT_POLICY_UNSPECIFIED: _ContentPolicy.ValueType  # 0
+    """In a request: the server's policy. In a record: one from before this field,
+    with everything.
+    """
+    CONTENT_POLICY_FULL: _ContentPolicy.ValueType  # 1
+    """Everything."""
+    CONTENT_POLICY_TOKENS: _ContentPolicy.ValueType  # 2
+    """Token ids and numbers, and no text of prompt or output: texts, conversations,
+    tools, template arguments, schemas, stop strings, messages of failures. Who
+    knows the tokenizer can make the text of the ids.
+    """
+    CONTENT_POLICY_NONE: _ContentPolicy.ValueType  # 3
+    """Numbers alone, and no token ids."""
+
+class ContentPolicy(_ContentPolicy, metaclass=_ContentPolicyEnumTypeWrapper):
+    """Content of a generation that is stored and exported: in the journal, on spans
+    and log records, in lists and for readers of the record. The stream of the
+    call that started the generation is always whole. A reader may see the lower
+    of this policy and of its own scopes.
+    """
+
+CONTENT_POLICY_UNSPECIFIED: ContentPolicy.ValueType  # 0
+"""In a request: the server's policy. In a record: one from before this field,
+with everything.
+"""
+CONTENT_POLICY_FULL: ContentPolicy.ValueType  # 1
+"""Everything."""
+CONTENT_POLICY_TOKENS: ContentPolicy.ValueType  # 2
+"""Token ids and numbers, and no text of prompt or output: texts, conversations,
+tools, template arguments, schemas, stop strings, messages of failures. Who
+knows the tokenizer can make the text of the ids.
+"""
+CONTENT_POLICY_NONE: ContentPolicy.ValueType  # 3
+"""Numbers alone, and no token ids."""
+global___ContentPolicy = ContentPolicy
+
 class _GenerationPhase:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -943,6 +985,7 @@ class TraceOptions(google.protobuf.message.Message):
     NUM_CANDIDATES_FIELD_NUMBER: builtins.int
     PROMPT_FIELD_NUMBER: builtins.int
     LOGPROB_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
     detail: global___TraceDetail.ValueType
     """More than the server gives is granted as the most that it does, which
     GenerationStarted.effective_trace says.
@@ -953,6 +996,11 @@ class TraceOptions(google.protobuf.message.Message):
     """
     prompt: builtins.bool
     """Also trace the prompt's own tokens."""
+    content: global___ContentPolicy.ValueType
+    """Content that is kept of the generation. Unset: what the server keeps
+    (`--journal-content`). It can ask for less and not for more, which is
+    INVALID_ARGUMENT. The caller's own stream is whole all the same.
+    """
     @property
     def logprob_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Ids of tokens whose log probabilities every step reports, candidates or not:
@@ -967,9 +1015,10 @@ class TraceOptions(google.protobuf.message.Message):
         num_candidates: builtins.int | None = ...,
         prompt: builtins.bool = ...,
         logprob_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        content: global___ContentPolicy.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_num_candidates", b"_num_candidates", "num_candidates", b"num_candidates"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_num_candidates", b"_num_candidates", "detail", b"detail", "logprob_token_ids", b"logprob_token_ids", "num_candidates", b"num_candidates", "prompt", b"prompt"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_num_candidates", b"_num_candidates", "content", b"content", "detail", b"detail", "logprob_token_ids", b"logprob_token_ids", "num_candidates", b"num_candidates", "prompt", b"prompt"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_num_candidates", b"_num_candidates"]) -> typing.Literal["num_candidates"] | None: ...
 
 global___TraceOptions = TraceOptions
@@ -1182,6 +1231,8 @@ class GenerationStarted(google.protobuf.message.Message):
     RECORDED_FIELD_NUMBER: builtins.int
     UNRECORDED_REASON_FIELD_NUMBER: builtins.int
     OWNER_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
     trace_id: builtins.str
@@ -1211,7 +1262,10 @@ class GenerationStarted(google.protobuf.message.Message):
     serialisation, with fields in the order of their numbers. Maps have no
     order on the wire: entries of `labels`, `logit_bias` and
     `template_arguments` are therefore left out, and appended as JSON with
-    sorted keys.
+    sorted keys. A short prompt could be guessed from it: if the content policy
+    keeps text out of the journal, the record has an HMAC of it instead, by a
+    key that the server forgets when it ends, and that differs for equal
+    requests.
     """
     source_method: builtins.str
     """Method of Internals' sources, with its version: "value-norm-attention/1",
@@ -1240,6 +1294,16 @@ class GenerationStarted(google.protobuf.message.Message):
     owner: builtins.str
     """Id of the caller that started the generation: of its token, of the claim in
     its JWT, or of its certificate. Empty if the server authenticates nobody.
+    """
+    content: global___ContentPolicy.ValueType
+    """Content policy that holds for the record. In the stream of the call that
+    started the generation nothing is absent by it.
+    """
+    num_prompt_tokens: builtins.int
+    """Number of the prompt's tokens, including special tokens, also where the
+    content policy keeps their ids out of the journal. 0 in records from before
+    this field, and for an upstream that was sent text or a conversation without
+    ids being known.
     """
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -1356,9 +1420,11 @@ class GenerationStarted(google.protobuf.message.Message):
         recorded: global___RecordedElsewhere | None = ...,
         unrecorded_reason: builtins.str = ...,
         owner: builtins.str = ...,
+        content: global___ContentPolicy.ValueType = ...,
+        num_prompt_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "observation", b"observation", "recorded", b"recorded", "start_time", b"start_time", "training_run", b"training_run", "upstream", b"upstream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "observation", b"observation", "operation", b"operation", "owner", b"owner", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "unrecorded_reason", b"unrecorded_reason", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "content", b"content", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "num_prompt_tokens", b"num_prompt_tokens", "observation", b"observation", "operation", b"operation", "owner", b"owner", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "unrecorded_reason", b"unrecorded_reason", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
     @typing.overload
@@ -1951,7 +2017,9 @@ class Failure(google.protobuf.message.Message):
     reason: builtins.str
     """Machine-readable, UPPER_SNAKE_CASE: "NON_FINITE_LOGITS", ..."""
     message: builtins.str
-    """Description for people, whose wording may change."""
+    """Description for people, whose wording may change. Empty if the content
+    policy keeps text out of the journal: it may quote a prompt.
+    """
     @property
     def retry_delay(self) -> google.protobuf.duration_pb2.Duration:
         """Time after which a caller may try again, as an upstream told it."""
@@ -1996,7 +2064,9 @@ class SequenceResult(google.protobuf.message.Message):
     sequence.
     """
     stop: builtins.str
-    """Stop string or token that ended the sequence; empty if none did."""
+    """Stop string or token that ended the sequence; empty if none did, or if the
+    content policy keeps text out of the journal.
+    """
     logprob: builtins.float
     """Sum of the logprobs of its tokens."""
     score: builtins.float
@@ -2149,11 +2219,19 @@ class ResumeGenerationResponse(google.protobuf.message.Message):
 
     EVENT_FIELD_NUMBER: builtins.int
     NUM_UNRECORDED_OFFSETS_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
     num_unrecorded_offsets: builtins.int
     """Number of offsets up to after_offset that are not on record, sent with
     `finished` if that is at after_offset or before it. The server then died
     before its newest entries were on disk, and its record ends before the last
     entry that the caller received. 0 otherwise.
+    """
+    content: global___ContentPolicy.ValueType
+    """Set if the event is as the record has it, under this content policy, which
+    keeps content out of it. Unset if the event is whole. An event is whole for
+    the generation's own caller, with an after_offset above 0, while the server
+    still holds it in memory: until some seconds after the generation's end, and
+    within a bound.
     """
     @property
     def event(self) -> global___GenerationEvent:
@@ -2164,9 +2242,10 @@ class ResumeGenerationResponse(google.protobuf.message.Message):
         *,
         event: global___GenerationEvent | None = ...,
         num_unrecorded_offsets: builtins.int = ...,
+        content: global___ContentPolicy.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "num_unrecorded_offsets", b"num_unrecorded_offsets"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content", b"content", "event", b"event", "num_unrecorded_offsets", b"num_unrecorded_offsets"]) -> None: ...
 
 global___ResumeGenerationResponse = ResumeGenerationResponse
 

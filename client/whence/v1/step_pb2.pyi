@@ -61,13 +61,15 @@ class Step(google.protobuf.message.Message):
     character leaves with its last byte. Bytes that are not valid UTF-8 become
     U+FFFD: of a run of byte tokens (such as <0xE2>) only those that belong to
     no character, although the tokenizer's own decode of the whole run gives up
-    its valid characters too.
+    its valid characters too. Empty where the content policy keeps text out of
+    the journal.
     """
     text_begin_byte: builtins.int
     """The bytes of the output that this token itself made: [begin, end) in the
     UTF-8 encoding of the sequence's text. Contiguous; equal for tokens without
     text; clip them to the final text where a stop string cut it. The token
-    that completed a stop (string, id, end-of-sequence) is the last step.
+    that completed a stop (string, id, end-of-sequence) is the last step. 0 where
+    the content policy keeps ids out of the journal: lengths tell of words.
     """
     text_end_byte: builtins.int
     """The first byte after this token's own."""
@@ -101,7 +103,9 @@ class Step(google.protobuf.message.Message):
     """
     @property
     def candidates(self) -> global___Candidates:
-        """Absent at TRACE_DETAIL_TOKENS, and where no candidates were asked for."""
+        """Absent at TRACE_DETAIL_TOKENS, where no candidates were asked for, and where
+        the content policy keeps ids out of the journal.
+        """
 
     @property
     def processors(self) -> global___ProcessorEffects:
@@ -122,7 +126,8 @@ class Step(google.protobuf.message.Message):
     @property
     def requested_logprobs(self) -> global___RequestedLogprobs:
         """Absent at TRACE_DETAIL_TOKENS, where TraceOptions.logprob_token_ids is empty,
-        and for a prompt's first token.
+        for a prompt's first token, and where the content policy keeps ids out of the
+        journal.
         """
 
     def __init__(
@@ -323,7 +328,9 @@ class Draw(google.protobuf.message.Message):
     RUNNER_UP_TOKEN_ID_FIELD_NUMBER: builtins.int
     MARGIN_FIELD_NUMBER: builtins.int
     noise: builtins.float
-    """-log(u) of the chosen token."""
+    """-log(u) of the chosen token. 0 where the content policy keeps ids out of the
+    journal: with the seed it tells the token.
+    """
     runner_up_token_id: builtins.int
     """Token that would have won the race without the chosen one."""
     margin: builtins.float

@@ -64,7 +64,9 @@ class GenerationSummary(google.protobuf.message.Message):
     prompt_preview: builtins.str
     """First 200 characters of the prompt, if the content policy keeps text."""
     text_preview: builtins.str
-    """First 200 characters of the first sequence's output; empty while it runs."""
+    """First 200 characters of the first sequence's output, if the content policy
+    keeps text; empty while it runs.
+    """
     damage: builtins.str
     """Description of known damage to this generation's row in the journal; empty
     if there is none. Fields that cannot be read are then taken from the

@@ -13,7 +13,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from transformers.generation import LogitsProcessorList, StoppingCriteriaList
 
 from whence.propagation import TRACEPARENT, TRACESTATE, add_trace_context
-from whence.v1.generation_pb2 import Failure, FinishReason, TraceDetail, TraceOptions
+from whence.v1.generation_pb2 import (
+    ContentPolicy,
+    Failure,
+    FinishReason,
+    TraceDetail,
+    TraceOptions,
+)
 from whence.v1.record_pb2 import BatchBegun, BatchEnded, BatchPrompt, RecordGenerationsRequest
 from whence.v1.step_pb2 import StepTiming
 from whence_hooks.recorder import Recorder
@@ -51,6 +57,7 @@ class Destination:
     recorder: Recorder
     model: IdentifiedModel
     num_candidates: int
+    content: ContentPolicy.ValueType = ContentPolicy.CONTENT_POLICY_UNSPECIFIED
     labels: dict[str, str] = field(default_factory=dict)
     skips_unsupported: bool = False
 
@@ -165,6 +172,7 @@ class RecordedCall:
             trace=TraceOptions(
                 detail=TraceDetail.TRACE_DETAIL_DECISIONS,
                 num_candidates=self._layout.num_candidates,
+                content=self._destination.content,
             ),
             processor_names=names,
             eos_token_ids=list_eos_token_ids(config),

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from whence.content import CONTENT_POLICIES
 from whence.security import FilePath, Server, choose_server
+from whence.v1.generation_pb2 import ContentPolicy
 from whence_hooks.recorder import Recorder
 from whence_hooks.transformers.call import Destination
 from whence_hooks.transformers.hook import (
@@ -26,6 +28,7 @@ def record_generate(
     model_name: str = "",
     labels: Mapping[str, str] | None = None,
     num_candidates: int = 8,
+    content: Literal["full", "tokens", "none"] | None = None,
     weights_digest: bool = True,
     max_buffer_bytes: int = 64 << 20,
     flush_timeout_s: float = 5.0,
@@ -52,6 +55,9 @@ def record_generate(
         model_name: name of the model in the record; by default the one that it was loaded by.
         labels: labels of the generations.
         num_candidates: most likely tokens to record of each step, 0 to 128.
+        content: content that the server stores and exports: "full", "tokens" (token ids and
+            numbers) or "none" (numbers alone); at most what its --journal-content keeps. None
+            takes the server's. The server receives the token ids all the same.
         weights_digest: True if a thread computes the digest of the weights once, which links the
             generations to a served model or a recorded training.
         max_buffer_bytes: bound on the record that is buffered; beyond it steps are lost, counted,
@@ -76,6 +82,8 @@ def record_generate(
         raise ValueError(
             f"num_candidates must be from 0 to {_MAX_CANDIDATES}, not {num_candidates}"
         )
+    if content not in CONTENT_POLICIES:
+        raise ValueError(f"content must be 'full', 'tokens' or 'none', not {content!r}")
     if max_buffer_bytes <= 0:
         raise ValueError(f"max_buffer_bytes must be more than 0, not {max_buffer_bytes}")
     server = choose_server(target, ca=ca, cert=cert, key=key, token=token, token_file=token_file)
@@ -88,6 +96,7 @@ def record_generate(
         max_buffer_bytes=max_buffer_bytes,
         flush_timeout_s=flush_timeout_s,
         num_candidates=num_candidates,
+        content=CONTENT_POLICIES[content],
         labels=dict(labels or {}),
         skips_unsupported=skip_unsupported,
     )
@@ -108,6 +117,7 @@ class Recording:
         max_buffer_bytes: int,
         flush_timeout_s: float,
         num_candidates: int,
+        content: ContentPolicy.ValueType,
         labels: dict[str, str],
         skips_unsupported: bool,
     ) -> None:
@@ -117,6 +127,7 @@ class Recording:
         self._max_buffer_bytes = max_buffer_bytes
         self._flush_timeout_s = flush_timeout_s
         self._num_candidates = num_candidates
+        self._content = content
         self._labels = labels
         self._skips_unsupported = skips_unsupported
         self._destination: Destination | None = None
@@ -135,6 +146,7 @@ class Recording:
             recorder=recorder,
             model=self._identified,
             num_candidates=self._num_candidates,
+            content=self._content,
             labels=self._labels,
             skips_unsupported=self._skips_unsupported,
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 from whence_server.config.access import AccessSettings, check_access
 from whence_server.config.checks import check_settings
+from whence_server.config.content import ContentSettings
 from whence_server.config.fields import declare_setting
 from whence_server.config.otlp import read_span_destination
 from whence_server.config.sealing import SealingSettings, check_sealing
@@ -67,7 +68,7 @@ _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig(ModelSettings, AccessSettings, SealingSettings):
+class ServeConfig(ModelSettings, AccessSettings, ContentSettings, SealingSettings):
     """The settings of `whence-server serve`, validated."""
 
     adapters: tuple[tuple[str, Path], ...] = declare_setting(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from whence_server.domain import bounds
 from whence_server.domain.constraints import Constraint
+from whence_server.domain.content import ContentPolicy
 from whence_server.domain.options import Entries, Kind, Option, Rule, list_declared_options
 
 MAX_SEED = 2**64 - 1
@@ -284,6 +285,8 @@ class TraceRequest:
         ),
     ] = ()
     """Tokens whose logprobs every step has, besides those of the candidates."""
+    content: ContentPolicy | None = None
+    """Content that is stored and exported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +295,7 @@ class TraceOptions(TraceRequest):
 
     detail: Annotated[TraceDetail, Option("trace", Kind.CHOICE)] = TraceDetail.DECISIONS
     num_candidates: Annotated[int, Option("trace")] = 8
+    content: Annotated[ContentPolicy, Option("trace", Kind.CHOICE)] = ContentPolicy.FULL
 
 
 TRACE_OPTIONS = list_declared_options(TraceOptions)

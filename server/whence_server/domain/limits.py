@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from whence_server.domain.content import ContentPolicy
+
 
 @dataclass(frozen=True, slots=True)
 class CallerLimits:
@@ -72,4 +74,6 @@ class Limits:
     """Grace of a request that has a generation id and sets none."""
     longest_grace_s: float = 3600.0
     """Grace of requests that ask for more, up to `max_disconnect_grace_s`."""
+    content: ContentPolicy = ContentPolicy.FULL
+    """Most content of a generation that is stored and exported."""
     per_caller: CallerLimits = CallerLimits()

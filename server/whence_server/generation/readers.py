@@ -17,6 +17,8 @@ class Reader:
 
     caller: Caller
     was_ended_by_deadline: Callable[[], bool]
+    is_own: bool = True
+    """True for the caller of the generation itself, whose stream is whole whatever is stored."""
 
 
 class Reading:

@@ -16,8 +16,13 @@ from whence_server import logs
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import JournalUnwritableError
 from whence_server.domain.generation import Started
+from whence_server.generation.content.following import follow_whole
+from whence_server.generation.content.forms import StoredForms
+from whence_server.generation.content.held import HeldContents
+from whence_server.generation.content.record import create_record
 from whence_server.generation.unrecorded import Unrecorded
 from whence_server.journal.codec import encode_started
+from whence_server.journal.content_hiding import RECORD
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow
 
@@ -57,17 +62,34 @@ class Begun(NamedTuple):
 class Recording:
     """Chooses where generations are recorded, by the state of the journal and the policy.
 
+    Args:
+        journal: the journal.
+        policy: policy while the journal cannot be written.
+        unrecorded: generations that the journal has not taken; None for none so far.
+        forms: stored forms of the generations whose record holds less than their stream.
+        contents: entries of those streams.
+
     Attributes:
+        forms: see Args.
+        contents: see Args.
         unrecorded: generations that the journal has not taken.
         starting: ids of the generations that are about to begin, each with the event of its begin.
     """
 
     def __init__(
-        self, journal: Journal, policy: RecordFailure, unrecorded: Unrecorded | None = None
+        self,
+        journal: Journal,
+        policy: RecordFailure,
+        unrecorded: Unrecorded | None = None,
+        *,
+        forms: StoredForms | None = None,
+        contents: HeldContents | None = None,
     ) -> None:
         self._journal = journal
         self._is_open = policy is RecordFailure.OPEN
         self.unrecorded = unrecorded or Unrecorded()
+        self.forms = forms or StoredForms()
+        self.contents = contents or HeldContents()
         self.starting: dict[str, asyncio.Event] = {}
 
     def check(self) -> None:
@@ -94,8 +116,13 @@ class Recording:
             return GenerationRow(index, None)
         return await self._journal.look_up(generation_id)
 
-    def begin(self, index: GenerationIndex, started: Started) -> Begun:
+    def begin(self, index: GenerationIndex, started: Started, kept_s: float = 0.0) -> Begun:
         """Record the start of a generation.
+
+        Args:
+            index: columns of its row, if everything is stored.
+            started: its start.
+            kept_s: seconds after its end for which its caller may come back for the whole stream.
 
         Raises:
             GenerationExistsError: the id was used before.
@@ -103,14 +130,15 @@ class Recording:
             JournalError: nothing more can be written.
         """
         try:
-            self._journal.create(index, encode_started(started))
+            record = create_record(self._journal, self.forms, index, started, self.contents, kept_s)
         except JournalUnwritableError as error:
             if not self._is_open:
                 raise
             started = replace(started, unrecorded_reason=error.reason)
         else:
-            return Begun(started, self._journal)
-        self.unrecorded.create(index, encode_started(started))
+            return Begun(started, record)
+        hiding = RECORD.get(started.trace.content)
+        self.unrecorded.create(index, encode_started(started), hiding)
         _log.warning(
             "generation %s is served unrecorded: the journal cannot be written (%s)",
             started.generation_id,
@@ -119,14 +147,25 @@ class Recording:
         )
         return Begun(started, self.unrecorded)
 
-    def follow(self, generation_id: str, after_offset: int) -> AsyncGenerator[list[Entry], None]:
+    def follow(
+        self, generation_id: str, after_offset: int, *, whole: bool = True
+    ) -> AsyncGenerator[list[Entry], None]:
         """Return a generator of a generation's entries after an offset, live, until FINISHED.
+
+        Args:
+            generation_id: id of the generation.
+            after_offset: offset up to which entries are skipped.
+            whole: True for the generation's own caller, whose stream is whole whatever the record
+                keeps; False for a reader of the record.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
         """
         if self.unrecorded.find(generation_id) is not None:
-            return self.unrecorded.follow(generation_id, after_offset)
+            return self.unrecorded.follow(generation_id, after_offset, whole=whole)
+        held = self.contents.find(generation_id) if whole else None
+        if held is not None:
+            return follow_whole(self._journal, held, after_offset)
         return self._journal.follow(generation_id, after_offset)
 
     async def wait_for_room(self) -> bool:

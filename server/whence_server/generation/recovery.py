@@ -80,7 +80,7 @@ async def _finish(journal: Journal, generation_id: str) -> None:
     finished = Finished(
         sequences=results.make_sequences(),
         finish_reason=FinishReason.INTERRUPTED,
-        num_prompt_tokens=len(started.prompt_token_ids),
+        num_prompt_tokens=started.num_prompt_tokens or len(started.prompt_token_ids),
         num_generated_tokens=results.num_tokens,
         queue_ns=0,
         prefill_ns=results.first_elapsed_ns,

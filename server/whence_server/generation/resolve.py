@@ -64,12 +64,16 @@ def resolve_trace(
     """Return the granted trace, and the reason for each requested part that is not available.
 
     Raises:
-        InvalidRequestError: more candidates than the server gives, or ids that are no tokens.
+        InvalidRequestError: more candidates or content than the server gives, or ids that are no
+            tokens.
     """
     asked = {option.name: getattr(request, option.name) for option in TRACE_OPTIONS}
     given = {name: value for name, value in asked.items() if value is not None}
-    trace = TraceOptions(**{"num_candidates": limits.default_candidates, **given})
+    defaults = {"num_candidates": limits.default_candidates, "content": limits.content}
+    trace = TraceOptions(**(defaults | given))
     faults = Faults()
+    above = trace.content.find_fault(limits.content)
+    faults.expect(not above, "trace.content", above)
     faults.expect(
         trace.num_candidates <= limits.max_candidates,
         "trace.num_candidates",

@@ -85,6 +85,7 @@ class RunningGeneration:
         occurrences: records what happens to it besides its steps and its finish.
         num_prompt_tokens_read: number of the prompt's tokens that the engine which runs now has
             read; None until it begins.
+        was_stopped: True once it was taken out of the engine to wait for its reader.
         done: set when FINISHED is appended.
     """
 
@@ -103,6 +104,7 @@ class RunningGeneration:
         self.num_readers = 0
         self.num_deaths = 0
         self.num_prompt_tokens_read: int | None = None
+        self.was_stopped = False
         self.done = asyncio.Event()
         self.timers: dict[str, asyncio.TimerHandle] = {}
         self._journal = journal
@@ -203,6 +205,9 @@ class RunningGeneration:
         """
         sequence = self._sequences[made.sequence_index]
         if sequence.finish_reason is not None:
+            return False
+        if self.was_stopped and made.index != len(sequence.token_ids):
+            # Made before the engine took note of the stop.
             return False
         timing = self._make_timing(turn.cost, made.context_length)
         self._record(made.sequence_index, made.index, made.decision, timing, made.finish)

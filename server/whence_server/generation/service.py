@@ -5,7 +5,6 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 
 from whence_server.domain.chat import ChatInput
 from whence_server.domain.decoding import FinishReason
@@ -31,10 +30,12 @@ from whence_server.domain.occurrences import (
 )
 from whence_server.domain.processors import list_processor_names
 from whence_server.domain.requests import GenerationRequest
-from whence_server.domain.tracing import TraceContext
 from whence_server.generation.activity import EngineActivity
 from whence_server.generation.adapters import adapt_model, find_adapter
+from whence_server.generation.arrival import Arrival
 from whence_server.generation.constraints import get_constraint_engine
+from whence_server.generation.content.forms import StoredForms
+from whence_server.generation.content.held import HeldContents
 from whence_server.generation.grades import OwnGrader
 from whence_server.generation.prepare import Prepared, check_size, is_quick
 from whence_server.generation.progress import Phase, Progress, describe_progress
@@ -58,18 +59,6 @@ _RETRY_AFTER_S = 1.0
 _FIRST_READER_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """Time, trace context and caller of a request's arrival."""
-
-    trace_context: TraceContext
-    time_ns: int
-    """Unix time in ns."""
-    monotonic_ns: int
-    caller_id: str = ""
-    """Id of the caller, which owns the generation; "" without authentication."""
-
-
 class Generations:
     """Service that admits requests to the engine, records their results and lets calls follow them.
 
@@ -90,6 +79,8 @@ class Generations:
         limits: Limits,
         grader: Grader | None = None,
         record_failure: RecordFailure = RecordFailure.CLOSED,
+        forms: StoredForms | None = None,
+        contents: HeldContents | None = None,
     ) -> None:
         """Create the service.
 
@@ -102,10 +93,12 @@ class Generations:
             limits: limits of the server.
             grader: grader of what the engine shows; None for whence's own engine.
             record_failure: policy for requests while the journal cannot be written.
+            forms: stored forms of generations whose record holds less than their stream.
+            contents: entries of those streams.
         """
         self._engine = engine
         self._journal = journal
-        self.recording = Recording(journal, record_failure)
+        self.recording = Recording(journal, record_failure, forms=forms, contents=contents)
         self._model = model
         self._tokenizer = tokenizer
         self._texts = texts
@@ -115,7 +108,9 @@ class Generations:
         self._readmission = Readmission(self._send_admission)
         self._running: dict[str, RunningGeneration] = {}
         self._quotas = Quotas(limits.per_caller, self._running)
-        self._turns = TurnRecorder(self._running, engine, self._readmission, self._forget)
+        self._turns = TurnRecorder(
+            self._running, engine, self._readmission, self._forget, self.recording.contents
+        )
         self._starting = self.recording.starting
         self._num_starting = 0
         self._lost: EngineLostError | None = None
@@ -183,8 +178,7 @@ class Generations:
         if record.index.owner != caller_id:
             # Nothing more is told of another caller's generation.
             raise GenerationExistsError(request.generation_id)
-        equal = record.request_digest in {request.digest, request.former_digest}
-        if record.deleted or not equal:
+        if record.deleted or not self.recording.forms.matches(record, request):
             raise GenerationExistsError(request.generation_id, deleted=record.deleted)
         return True
 
@@ -279,8 +273,9 @@ class Generations:
             num_prompt_tokens=len(started.prompt_token_ids),
             owner=started.owner,
         )
-        begun = self.recording.begin(index, started)
-        running = self._make_running(begun, request, arrival, sent)
+        grace_s = min(request.disconnect_grace_s, self._limits.longest_grace_s)
+        begun = self.recording.begin(index, started, grace_s)
+        running = self._make_running(begun, grace_s, arrival, sent)
         self._running[running.id] = running
         self._quotas.reserve(running)
         self._idle.clear()
@@ -298,12 +293,11 @@ class Generations:
     def _make_running(
         self,
         begun: Begun,
-        request: GenerationRequest,
+        grace_s: float,
         arrival: Arrival,
         sent: str | ChatInput | None,
     ) -> RunningGeneration:
         arrival_ns = arrival.monotonic_ns
-        grace_s = min(request.disconnect_grace_s, self._limits.longest_grace_s)
         if self._tokenizer is not None and self._model.upstream is None:
             return RunningGeneration(
                 begun.started,
@@ -342,7 +336,9 @@ class Generations:
         """
         running, reading = self._running.get(generation_id), Reading(reader, after_offset)
         with nullcontext() if running is None else self._count_reader(running, reading):
-            async for entries in self.recording.follow(generation_id, after_offset):
+            async for entries in self.recording.follow(
+                generation_id, after_offset, whole=reader.is_own
+            ):
                 yield entries
                 reading.last_offset = entries[-1].offset
 

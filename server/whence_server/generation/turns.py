@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from whence_server import logs
 from whence_server.domain.engine import Engine, StopGeneration, StopSequence, Turn
 from whence_server.domain.errors import GenerationFailedError, WhenceError
+from whence_server.generation.content.held import HeldContents
+from whence_server.generation.content.holding import Holding
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.running import RunningGeneration
 from whence_server.generation.slices import record_in_slices
@@ -24,6 +26,7 @@ class TurnRecorder:
         engine: Engine,
         readmission: Readmission,
         forget: Callable[[RunningGeneration], None],
+        contents: HeldContents,
     ) -> None:
         """Create a recorder.
 
@@ -32,11 +35,13 @@ class TurnRecorder:
             engine: told to stop a sequence at its stop string, and a generation that failed.
             readmission: told which generations have taken a step.
             forget: called with each generation that a turn has ended.
+            contents: entries of streams whose records hold less.
         """
         self._running = running
         self._engine = engine
         self._readmission = readmission
         self._forget = forget
+        self._holding = Holding(running, engine, readmission, contents, forget)
 
     async def record(self, turn: Turn) -> None:
         """Record a turn; end the generations that it completes or that cannot be recorded.
@@ -47,6 +52,7 @@ class TurnRecorder:
         await self._record_prompts(turn)
         self._record_steps(turn)
         await self._record_searches(turn)
+        self._holding.stop_full()
 
     def _record_steps(self, turn: Turn) -> None:
         for reading in turn.prompts_reading:
@@ -60,7 +66,7 @@ class TurnRecorder:
                     running.record_prefill(prefilled)
         for made in turn.steps:
             running = self._running.get(made.generation_id)
-            if running is None:
+            if running is None or self._holding.is_stopped(running):
                 continue
             with self._isolate(running):
                 if running.record_step(made, turn):

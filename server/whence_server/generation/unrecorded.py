@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationFailedError, GenerationNotFoundError
+from whence_server.journal.content_hiding import Hiding
 from whence_server.journal.rows import FinishIndex, GenerationIndex
 from whence_server.journal.signal import Signal
 
@@ -26,9 +27,11 @@ class _Kept:
         last_read: last offset that a reader has asked to go beyond.
         num_bytes: bytes of the kept entries.
         is_given_up: True once its unread entries were dropped, because it had most of the memory.
+        hiding: removes what its content policy leaves out; None if that is nothing.
     """
 
     index: GenerationIndex
+    hiding: Hiding | None = None
     entries: deque[Entry] = field(default_factory=deque)
     num_dropped: int = 0
     last_read: int = 0
@@ -100,9 +103,9 @@ class Unrecorded:
         kept = self._kept.get(generation_id)
         return None if kept is None else kept.index
 
-    def create(self, index: GenerationIndex, payload: bytes) -> None:
-        """Append STARTED."""
-        self._kept[index.generation_id] = kept = _Kept(index)
+    def create(self, index: GenerationIndex, payload: bytes, hiding: Hiding | None = None) -> None:
+        """Append STARTED; others than the caller see the entries after `hiding`."""
+        self._kept[index.generation_id] = kept = _Kept(index, hiding)
         self.num_begun += 1
         self._push(index.generation_id, kept, EntryKind.STARTED, payload)
 
@@ -152,9 +155,14 @@ class Unrecorded:
         """Drop an occurrence: streams have none."""
 
     async def follow(
-        self, generation_id: str, after_offset: int
+        self, generation_id: str, after_offset: int, *, whole: bool = True
     ) -> AsyncGenerator[list[Entry], None]:
         """Yield a generation's entries after an offset, live, until FINISHED.
+
+        Args:
+            generation_id: id of the generation.
+            after_offset: offset up to which entries are skipped.
+            whole: True for the generation's own caller.
 
         Raises:
             GenerationNotFoundError: entries after the offset are no longer kept.
@@ -167,7 +175,8 @@ class Unrecorded:
             if not batch:
                 await kept.changed.wait()
                 continue
-            yield batch
+            hiding = None if whole else kept.hiding
+            yield batch if hiding is None else list(map(hiding.hide_entry, batch))
             cursor = batch[-1].offset
             kept.last_read = max(kept.last_read, cursor)
             if batch[-1].kind is EntryKind.FINISHED:

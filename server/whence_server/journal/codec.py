@@ -143,6 +143,8 @@ def encode_started(started: Started) -> bytes:
         recorded=None if started.recorded is None else _convert_origin(started.recorded),
         owner=started.owner,
         unrecorded_reason=started.unrecorded_reason,
+        content=generation_pb2.ContentPolicy.ValueType(started.trace.content.value),
+        num_prompt_tokens=len(started.prompt_token_ids),
     ).SerializeToString()
 
 

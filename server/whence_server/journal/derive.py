@@ -71,7 +71,7 @@ def derive_started_index(payload: bytes) -> GenerationIndex:
         request_digest=started.request_digest,
         labels=dict(started.labels),
         prompt_preview=started.prompt[:PREVIEW_CHARACTERS],
-        num_prompt_tokens=len(started.prompt_token_ids),
+        num_prompt_tokens=started.num_prompt_tokens or len(started.prompt_token_ids),
         owner=started.owner,
     )
 

@@ -43,12 +43,12 @@ class Following:
         return follow(
             live,
             partial(self._read_next, generation_id, max_batch_bytes),
-            partial(self._check_following, live),
+            partial(self.check, live),
             after_offset=min(after_offset, MAX_OFFSET),
             max_batch_bytes=max_batch_bytes,
         )
 
-    def _check_following(self, live: LiveGeneration | None) -> None:
+    def check(self, live: LiveGeneration | None) -> None:
         """Raise if no new entry can be committed, or not within the patience."""
         self._log.writer.check()
         stall = self._log.writer.stall

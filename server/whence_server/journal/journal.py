@@ -29,6 +29,7 @@ from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.journal.signal import Signal
 from whence_server.journal.sqlite_store import SqliteStore
 from whence_server.journal.store import State, Store
+from whence_server.journal.tail import LiveGeneration
 from whence_server.journal.writer import DEFAULT_PATIENCE_S
 
 __all__ = ["FinishIndex", "GenerationIndex", "Journal"]
@@ -216,6 +217,14 @@ class Journal:
     ) -> AsyncGenerator[list[Entry], None]:
         """Return a generator of a generation's entries after an offset, as `Following.follow`."""
         return self._following.follow(generation_id, after_offset, max_batch_bytes)
+
+    def get_live(self, generation_id: str) -> LiveGeneration | None:
+        """Return a generation whose FINISHED entry is not on disk yet; None for any other."""
+        return self._log.get_live(generation_id)
+
+    def check_following(self, live: LiveGeneration | None) -> None:
+        """Raise if a follower waits in vain, as `Following.check` does."""
+        self._following.check(live)
 
     def follow_all(
         self, after_position: int | None = None, max_batch_bytes: int = BATCH_BYTES

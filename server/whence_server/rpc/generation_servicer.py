@@ -1,18 +1,20 @@
 """GenerationService: starts, follows and stops generations."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 from whence.v1 import generation_pb2
+from whence_server.domain.content import ContentPolicy
 from whence_server.domain.entries import Entry
 from whence_server.domain.identity import Scope
 from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
+from whence_server.generation.arrival import Arrival
+from whence_server.generation.content.following import WholeEntries
 from whence_server.generation.progress import Phase, Progress
 from whence_server.generation.readers import Reader
-from whence_server.generation.service import Arrival
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import convert_request, require_generation_id
 from whence_server.rpc.progress import ProgressTeller
@@ -84,10 +86,14 @@ class GenerationServicer:
             call.generation_id, call.identity, Scope.READ_ALL, Scope.READ_CONTENT
         )
         after = request.after_offset
-        following = self._serving.follow(call.generation_id, after, _make_reader(call))
+        # A stream goes on; a reader that has nothing yet reads the record.
+        is_own = after > 0 and await self._serving.is_own(call.generation_id, call.identity)
+        policy = await self._serving.find_policy(call.generation_id)
+        reader = _make_reader(call, is_own=is_own)
+        following = self._serving.follow(call.generation_id, after, reader)
         progress = ProgressTeller(lambda: self._find_progress(call), after)
         call.make_filler = progress.make_message
-        async for message in _read_messages(following, progress, after, require_readable):
+        async for message in _read_messages(following, progress, after, policy):
             yield message
 
     async def cancel(self, request: generation_pb2.CancelGenerationRequest, call: Call) -> bytes:
@@ -98,19 +104,28 @@ class GenerationServicer:
         return generation_pb2.CancelGenerationResponse().SerializeToString()
 
 
-def _make_reader(call: Call) -> Reader:
-    return Reader(call.caller, call.was_ended_by_deadline)
+def _make_reader(call: Call, *, is_own: bool = True) -> Reader:
+    return Reader(call.caller, call.was_ended_by_deadline, is_own)
 
 
 async def _read_messages(
     following: AsyncGenerator[list[Entry], None],
     progress: ProgressTeller,
     after_offset: int = 0,
-    check: Callable[[list[Entry]], None] = lambda _: None,
+    policy: ContentPolicy | None = None,
 ) -> AsyncGenerator[bytes, None]:
+    """Yield the messages of a stream; of a resumed one if the record's policy is given."""
     async with aclosing(following) as batches:
         async for entries in batches:
-            check(entries)
-            for message in build_responses(entries, after_offset):
+            if policy is not None:
+                require_readable(entries)
+            for message in build_responses(entries, after_offset, _find_mark(entries, policy)):
                 yield message
             progress.last_offset = entries[-1].offset
+
+
+def _find_mark(entries: list[Entry], policy: ContentPolicy | None) -> int:
+    """Return the policy by which entries of a resumed stream lack content; 0 if they are whole."""
+    if policy is None or policy.is_whole or isinstance(entries, WholeEntries):
+        return 0
+    return policy.value

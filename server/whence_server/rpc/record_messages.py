@@ -141,9 +141,10 @@ def convert_start(
         )
     violations: list[FieldViolation] = []
     decoding = _convert_decoding(message, violations)
-    trace = TraceOptions(
-        **{k: v for k, v in read_options(TRACE_OPTIONS, message, violations).items() if v}
-    )
+    given = {k: v for k, v in read_options(TRACE_OPTIONS, message, violations).items() if v}
+    trace = TraceOptions(**({"content": limits.content} | given))
+    if above := trace.content.find_fault(limits.content):
+        violations.append(FieldViolation("begun.trace.content", above))
     if trace.num_candidates > limits.max_candidates:
         violations.append(
             FieldViolation("begun.trace.num_candidates", f"is above {limits.max_candidates}")
@@ -165,12 +166,12 @@ def convert_start(
     if violations:
         raise InvalidRequestError(*violations)
     carrier = (("traceparent", message.traceparent), ("tracestate", message.tracestate))
-    given = [(key, value) for key, value in carrier if value]
+    told = [(key, value) for key, value in carrier if value]
     return BatchStart(
         number=message.batch_number,
         model_number=message.model_number,
         start_time_ns=message.start_time.ToNanoseconds(),
-        trace_contexts=[read_trace_context(given, method, sampler) for _ in message.prompts],
+        trace_contexts=[read_trace_context(told, method, sampler) for _ in message.prompts],
         decoding=decoding,
         trace=trace,
         processor_names=names,

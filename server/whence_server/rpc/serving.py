@@ -2,13 +2,20 @@
 
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 
-from whence_server.domain.entries import Entry
+from google.protobuf.message import DecodeError
+
+from whence.v1.generation_pb2 import GenerationStarted
+from whence_server.domain.content import ContentPolicy
+from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
     ConfigurationError,
+    GenerationNotFoundError,
     ModelFailedError,
     ModelNotFoundError,
     ModelNotReadyError,
+    RecordDamagedError,
     WhenceError,
 )
 from whence_server.domain.identity import Identity, Scope
@@ -105,6 +112,21 @@ class Serving:
         """Check that a generation exists for a caller, as `visibility.require_access` does."""
         rows = self._generations or self._journal
         await require_access(rows, generation_id, identity, *others)
+
+    async def is_own(self, generation_id: str, identity: Identity) -> bool:
+        """Return whether a caller started a generation; True for all without authentication."""
+        row = await (self._generations or self._journal).look_up(generation_id)
+        return row is not None and row.index.owner == identity.id
+
+    async def find_policy(self, generation_id: str) -> ContentPolicy:
+        """Return the content policy of a recorded generation; FULL if it is not known."""
+        with suppress(GenerationNotFoundError, RecordDamagedError, DecodeError, ValueError):
+            for entry in await self._journal.read(
+                generation_id, limit=1, kinds=(EntryKind.STARTED,)
+            ):
+                started = GenerationStarted.FromString(entry.payload)
+                return ContentPolicy(started.content or ContentPolicy.FULL.value)
+        return ContentPolicy.FULL
 
     async def cancel(self, generation_id: str, caller: Caller) -> None:
         """Stop a generation at once; do nothing if it has finished. Without a model, none runs.

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
-from whence.v1 import generation_pb2, step_pb2, trace_pb2
+from whence.v1 import generation_pb2, trace_pb2
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import RecordDamagedError
 from whence_server.domain.varint import encode_varint
+from whence_server.journal.entry_messages import MESSAGES
 
 _EVENT_FIELDS = generation_pb2.GenerationEvent.DESCRIPTOR.fields_by_name
 _KINDS: dict[EntryKind, str] = {
@@ -25,14 +26,6 @@ _KINDS: dict[EntryKind, str] = {
     EntryKind.FINISHED: "finished",
 }
 _BATCHED = frozenset({EntryKind.PROMPT_STEP, EntryKind.STEP})
-MESSAGES: dict[EntryKind, type[Message]] = {
-    EntryKind.STARTED: generation_pb2.GenerationStarted,
-    EntryKind.PROMPT_STEP: step_pb2.Step,
-    EntryKind.STEP: step_pb2.Step,
-    EntryKind.BEAM_ROUND: generation_pb2.BeamRound,
-    EntryKind.FINISHED: generation_pb2.GenerationFinished,
-}
-"""Messages of a generation's own entries."""
 
 
 def require_readable(entries: Sequence[Entry]) -> None:
@@ -67,6 +60,9 @@ _UNRECORDED = _encode_tag(
         "num_unrecorded_offsets"
     ].number,
     _VARINT,
+)
+_LEFT_OUT = _encode_tag(
+    generation_pb2.ResumeGenerationResponse.DESCRIPTOR.fields_by_name["content"].number, _VARINT
 )
 _WATCH = trace_pb2.WatchGenerationsResponse.DESCRIPTOR.fields_by_name
 _WATCH_ID = _encode_tag(_WATCH["generation_id"].number, _LEN)
@@ -115,11 +111,15 @@ def _build_event(run: list[Entry]) -> bytes:
     )
 
 
-def build_responses(entries: Sequence[Entry], after_offset: int = 0) -> Iterator[bytes]:
+def build_responses(
+    entries: Sequence[Entry], after_offset: int = 0, content: int = 0
+) -> Iterator[bytes]:
     """Yield serialised GenerateResponses, whose form ResumeGenerationResponse shares.
 
     Args:
         entries: entries of one generation.
+        content: for a ResumeGenerationResponse, the content policy by which the entries lack
+            content; 0 if they are whole.
         after_offset: last offset that the reader has. If FINISHED is no later, the record ends
             before it, and a ResumeGenerationResponse says by how much.
     """
@@ -127,6 +127,8 @@ def build_responses(entries: Sequence[Entry], after_offset: int = 0) -> Iterator
         response = _encode_field(_RESPONSE, event.content)
         if event.last.kind is EntryKind.FINISHED and event.last.offset <= after_offset:
             response += _UNRECORDED + encode_varint(after_offset - event.last.offset + 1)
+        if content:
+            response += _LEFT_OUT + encode_varint(content)
         yield response
 
 

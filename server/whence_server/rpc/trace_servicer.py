@@ -18,10 +18,10 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.identity import Scope
 from whence_server.domain.limits import Limits
+from whence_server.journal.content_hiding import READER
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.rpc.calls import Call, Method
-from whence_server.rpc.content_hiding import hide_content, hide_entry
 from whence_server.rpc.conversions import choose_page_size, require_generation_id
 from whence_server.rpc.splice import (
     build_events,
@@ -100,7 +100,7 @@ class TraceServicer:
         if response.started.generation_id != call.generation_id:
             raise RecordDamagedError(call.generation_id, "its STARTED entry has another id")
         if not sees_content(call.identity):
-            hide_content(response)
+            READER.hide(response)
         return response.SerializeToString()
 
     async def list_generations(
@@ -117,7 +117,7 @@ class TraceServicer:
             next_page_token=next_page_token,
         )
         if not sees_content(call.identity):
-            hide_content(response)
+            READER.hide(response)
         return response.SerializeToString()
 
     async def list_steps(self, request: trace_pb2.ListStepsRequest, call: Call) -> bytes:
@@ -143,7 +143,7 @@ class TraceServicer:
                 call.generation_id, f"a step is not a message: {error}"
             ) from error
         if not sees_content(call.identity):
-            page = list(map(hide_entry, page))
+            page = list(map(READER.hide_entry, page))
         return build_list_steps_response(page, f"after:{page[-1].offset}" if more else "")
 
     async def watch_generations(
@@ -169,7 +169,7 @@ class TraceServicer:
         ) as batches:
             async for entries in batches:
                 for run in await wanted.select_runs(entries):
-                    shown = run if shows_content else list(map(hide_entry, run))
+                    shown = run if shows_content else list(map(READER.hide_entry, run))
                     for event in build_events(shown):
                         position = make_position_token(journal_id, event.last.position)
                         yield build_watch_response(event, position)

@@ -23,9 +23,11 @@ from whence_server.domain.recorded import (
     BatchStep,
     RecordedPrompt,
 )
+from whence_server.generation.content.forms import StoredForms
+from whence_server.generation.content.record import create_record
 from whence_server.generation.recording.grades import grade
 from whence_server.generation.running import RunningGeneration
-from whence_server.journal.codec import encode_call, encode_started
+from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import PREVIEW_CHARACTERS, GenerationIndex
 from whence_server.text.tokenizer import TextTokenizer
@@ -80,6 +82,7 @@ class RecordedBatch:
         journal: Journal,
         library: str,
         owner: str = "",
+        forms: StoredForms | None = None,
     ) -> None:
         """Write the starts of the generations.
 
@@ -93,6 +96,7 @@ class RecordedBatch:
         self._observation = grade(start.decoding, model.weights)
         self._owner = owner
         self._journal = journal
+        self._forms = forms or StoredForms()
         self._arrival_ns = time.monotonic_ns() - max(time.time_ns() - start.start_time_ns, 0)
         self._next_indices = [0] * start.num_rows
         """Index of each row's next step; -1 once the row has ended."""
@@ -138,12 +142,13 @@ class RecordedBatch:
             num_prompt_tokens=len(started.prompt_token_ids),
             owner=started.owner,
         )
-        self._journal.create(index, encode_started(started))
+        # Nobody reads the stream here: the other process has its output.
+        record = create_record(self._journal, self._forms, index, started)
         return RunningGeneration(
             started,
             arrival_ns=self._arrival_ns,
             grace_s=0.0,
-            journal=self._journal,
+            journal=record,
             tokenizer=tokenizer,
         )
 

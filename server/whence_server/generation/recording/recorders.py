@@ -27,6 +27,7 @@ from whence_server.domain.recorded import (
     RecordedModel,
     Refusal,
 )
+from whence_server.generation.content.forms import StoredForms
 from whence_server.generation.recording.batches import (
     ReadyModel,
     RecordedBatch,
@@ -121,6 +122,7 @@ class Recorders:
         is_taken: tells if a served generation that the journal does not know has an id.
         max_generations: maximum number of generations of one caller that are being recorded; 0 for
             no limit. A batch is recorded whole.
+        forms: stored forms of generations whose record holds less than all.
     """
 
     def __init__(
@@ -132,7 +134,9 @@ class Recorders:
         *,
         is_taken: Callable[[str], bool] = lambda _: False,
         max_generations: int = 0,
+        forms: StoredForms | None = None,
     ) -> None:
+        self._forms = forms
         self._journal = journal
         self._vocabularies = vocabularies
         self._find_served = find_served
@@ -279,6 +283,7 @@ class Recorders:
                     journal=self._journal,
                     library=recorder.library,
                     owner=recorder.owner,
+                    forms=self._forms,
                 )
         except JournalError:
             raise

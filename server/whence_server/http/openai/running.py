@@ -11,8 +11,8 @@ from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import Code, WhenceError
 from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
+from whence_server.generation.arrival import Arrival
 from whence_server.generation.readers import Reader
-from whence_server.generation.service import Arrival
 from whence_server.http.exchange import Exchange
 from whence_server.rpc.serving import Serving
 

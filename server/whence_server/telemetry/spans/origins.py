@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from google.protobuf.message import DecodeError
 
-from whence.v1.generation_pb2 import GenerationStarted
+from whence.v1.generation_pb2 import ContentPolicy, GenerationStarted
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError
 from whence_server.telemetry.journal import GenerationReader
@@ -13,6 +13,9 @@ from whence_server.telemetry.spans.token_names import NameBook
 
 _MAX_ORIGINS = 4_096
 _STARTED = frozenset({EntryKind.STARTED})
+_WITH_TEXT = frozenset(
+    {ContentPolicy.CONTENT_POLICY_UNSPECIFIED, ContentPolicy.CONTENT_POLICY_FULL}
+)
 
 
 class Origins:
@@ -61,7 +64,10 @@ class Origins:
 
     async def _read(self, entry: Entry) -> Origin:
         started = GenerationStarted.FromString(entry.payload)
-        words = await self._names.find(started.tokenizer_digest, entry.position)
+        # Under a policy without text, the vocabulary must not turn ids into text again.
+        keeps_text = started.content in _WITH_TEXT
+        digest = started.tokenizer_digest if keeps_text else ""
+        words = await self._names.find(digest, entry.position)
         return read_origin(started, words)
 
     def _remember(self, generation_id: str, origin: Origin | None) -> None:

@@ -6,8 +6,8 @@ from google.protobuf.message import Message
 
 from whence.v1 import generation_pb2, step_pb2, trace_pb2
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.rpc.content_hiding import hide_content, hide_entry, is_content
-from whence_server.rpc.splice import MESSAGES
+from whence_server.journal.content_hiding import READER
+from whence_server.journal.entry_messages import MESSAGES
 
 SECRET_TEXT, SECRET_ID = "secret-text", 987_654_321
 RESPONSES = (
@@ -63,7 +63,7 @@ def test_no_text_and_no_token_id_is_left(response: type[Message], first: bool) -
     filled = response()
     fill(filled, first=first)
     assert SECRET_TEXT in str(filled)
-    hide_content(filled)
+    READER.hide(filled)
     shown = [
         line.strip().partition(":")[0] for line in str(filled).splitlines() if SECRET_TEXT in line
     ]
@@ -80,7 +80,7 @@ def test_numbers_stay() -> None:
     step.candidates.logprobs.append(-0.5)
     step.draw.runner_up_token_id = 9
     step.draw.margin = 0.25
-    hide_content(step)
+    READER.hide(step)
     kept = step_pb2.Step(index=3, logprob=-0.5, rank=1, entropy=2.0)
     kept.draw.margin = 0.25
     assert step == kept
@@ -88,17 +88,17 @@ def test_numbers_stay() -> None:
 
 def test_new_text_is_hidden_until_it_is_listed() -> None:
     fields = generation_pb2.GenerationStarted.DESCRIPTOR.fields_by_name
-    assert is_content(fields["prompt"])
-    assert is_content(fields["request_digest"]), "short prompts can be guessed from it"
-    assert not is_content(fields["owner"])
+    assert READER.is_content(fields["prompt"])
+    assert READER.is_content(fields["request_digest"]), "short prompts can be guessed from it"
+    assert not READER.is_content(fields["owner"])
     unlisted = generation_pb2.GenerateRequest.DESCRIPTOR.fields_by_name
-    assert is_content(unlisted["model"])
+    assert READER.is_content(unlisted["model"])
 
 
 def test_arguments_of_a_template_are_hidden_in_both_forms() -> None:
     chat = generation_pb2.ChatInput(template_arguments_json='{"a": 1}', template_name="default")
     chat.template_arguments.update({"customer": SECRET_TEXT})
-    hide_content(chat)
+    READER.hide(chat)
     assert chat == generation_pb2.ChatInput()
 
 
@@ -108,7 +108,7 @@ def test_message_of_a_failure_is_hidden_because_an_upstream_may_quote_the_prompt
     finished.failure.message = f"vllm refused the request (400): input: {SECRET_TEXT}"
     finished.failure.retry_delay.seconds = 2
     finished.end_time.seconds = 5
-    hide_content(finished)
+    READER.hide(finished)
     kept = generation_pb2.GenerationFinished()
     kept.failure.code, kept.failure.reason = 3, "UPSTREAM_REFUSED"
     kept.failure.retry_delay.seconds = 2
@@ -120,7 +120,7 @@ def test_fields_of_a_later_version_are_hidden() -> None:
     later = step_pb2.Step(index=1).SerializeToString() + b"\xfa\x7f" + b"\x06secret"
     entry = Entry(1, "g", 1, EntryKind.STEP, later)
     assert step_pb2.Step.FromString(later).SerializeToString() == later
-    assert hide_entry(entry).payload == step_pb2.Step(index=1).SerializeToString()
+    assert READER.hide_entry(entry).payload == step_pb2.Step(index=1).SerializeToString()
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
@@ -128,5 +128,5 @@ def test_entries_of_every_kind_are_hidden(kind: EntryKind) -> None:
     message = MESSAGES[kind]()
     fill(message)
     assert str(SECRET_ID) in str(message)
-    entry = hide_entry(Entry(1, "g", 1, kind, message.SerializeToString()))
+    entry = READER.hide_entry(Entry(1, "g", 1, kind, message.SerializeToString()))
     assert str(SECRET_ID) not in str(MESSAGES[kind].FromString(entry.payload))

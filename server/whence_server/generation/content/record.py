@@ -1,0 +1,112 @@
+"""Holder of a generation's entries whose record holds less than its caller's stream."""
+
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.generation import Started
+from whence_server.generation.content.forms import Stored, StoredForm, StoredForms
+from whence_server.generation.content.held import HeldContent, HeldContents
+from whence_server.journal.codec import encode_started
+from whence_server.journal.derive import derive_finished_index, derive_started_index
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import FinishIndex, GenerationIndex
+
+
+def create_record(  # noqa: PLR0917 - a start and where it goes
+    journal: Journal,
+    forms: StoredForms,
+    index: GenerationIndex,
+    started: Started,
+    contents: HeldContents | None = None,
+    kept_s: float = 0.0,
+) -> "Journal | ContentRecord":
+    """Append STARTED to the journal; return the holder of the generation's entries.
+
+    Args:
+        journal: the journal.
+        forms: stored forms of generations whose record holds less than their stream.
+        index: columns of the generation's row, if everything is stored.
+        started: its start.
+        contents: holder of the entries of streams; None if no caller reads the generation's.
+        kept_s: seconds after its end for which its caller may come back for the whole stream.
+
+    Raises:
+        GenerationExistsError: the id was used before.
+        JournalUnwritableError: the disk is full or failing at present.
+        JournalError: nothing more can be written.
+    """
+    form, payload = forms.make(started), encode_started(started)
+    if form is None:
+        journal.create(index, payload)
+        return journal
+    record = ContentRecord(journal, form)
+    record.create(payload, contents, kept_s)
+    return record
+
+
+class ContentRecord:
+    """Holder of one generation's entries: the journal gets the stored form, readers the whole.
+
+    Args:
+        journal: the journal.
+        form: maker of the stored entries.
+    """
+
+    def __init__(self, journal: Journal, form: StoredForm) -> None:
+        self._journal = journal
+        self._form = form
+        self._held: HeldContent | None = None
+        self._offset = 1
+
+    def create(
+        self, payload: bytes, contents: HeldContents | None = None, kept_s: float = 0.0
+    ) -> None:
+        """Append STARTED, whose stored form gives the columns of the generation's row.
+
+        Args:
+            payload: the entry of the stream.
+            contents: holder of the entries of streams; None if no caller reads them.
+            kept_s: seconds after the generation's end for which its caller may come back.
+
+        Raises:
+            GenerationExistsError: the id was used before.
+            JournalUnwritableError: the disk is full or failing at present.
+            JournalError: nothing more can be written.
+        """
+        (stored,) = self._form.take(EntryKind.STARTED, payload)
+        index = derive_started_index(stored.payload)
+        self._journal.create(index, stored.payload)
+        live = self._journal.get_live(index.generation_id)
+        if contents is not None and live is not None:
+            self._held = contents.hold(index.generation_id, live, kept_s)
+            self._held.push(EntryKind.STARTED, payload)
+
+    def append(self, generation_id: str, kind: EntryKind, payload: bytes) -> int:
+        """Append an entry of a running generation; return its offset in the stream."""
+        for stored in self._form.take(kind, payload):
+            self._journal.append(generation_id, *stored)
+        return self._push(kind, payload)
+
+    def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
+        """Append FINISHED, whose stored form gives the columns; return its offset."""
+        del index
+        *others, last = self._form.take(EntryKind.FINISHED, payload)
+        for stored in others:
+            self._journal.append(generation_id, *stored)
+        self._finish(generation_id, last)
+        offset = self._push(EntryKind.FINISHED, payload)
+        if self._held is not None:
+            self._held.finish()
+        return offset
+
+    def _finish(self, generation_id: str, stored: Stored) -> None:
+        index = derive_finished_index(stored.payload)
+        self._journal.finish(generation_id, stored.payload, index)
+
+    def record_occurrence(self, generation_id: str, payload: bytes) -> None:
+        """Append OCCURRENCE, outside the generation's offsets."""
+        self._journal.record_occurrence(generation_id, payload)
+
+    def _push(self, kind: EntryKind, payload: bytes) -> int:
+        self._offset += 1
+        if self._held is not None:
+            self._held.push(kind, payload)
+        return self._offset
