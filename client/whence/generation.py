@@ -225,13 +225,13 @@ class GenerationState:
 
     def _make_sequence(self, result: pb.SequenceResult) -> GeneratedSequence:
         sequence = _convert_sequence(result)
-        if not self.lacks_content:
+        if not self.lacks_content or sequence.text:
             return sequence
-        # What came before the stream broke is whole.
+        # What came before the stream broke is whole, and no message to send back.
         index = result.sequence_index
-        text = sequence.text or "".join(self._texts.get(index, ()))
+        text = "".join(self._texts.get(index, ()))
         token_ids = sequence.token_ids or tuple(self._token_ids.get(index, ()))
-        return replace(sequence, text=text, token_ids=token_ids)
+        return replace(sequence, text=text, token_ids=token_ids, message=None)
 
     def tokens_of(self, event: pb.GenerationEvent) -> list[Token]:
         """Return the generated tokens of one of this generation's events."""

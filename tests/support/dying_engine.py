@@ -34,6 +34,7 @@ from whence_server.domain.requests import GenerationRequest
 from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.arrival import Arrival
+from whence_server.generation.content.held import HeldContents
 from whence_server.generation.readers import Reader
 from whence_server.generation.record_failure import RecordFailure
 from whence_server.generation.service import Generations
@@ -161,6 +162,7 @@ class Service:
         engine: DyingEngine,
         limits: Limits,
         record_failure: RecordFailure = RecordFailure.CLOSED,
+        contents: HeldContents | None = None,
     ) -> None:
         self.journal = journal
         tokenizer = TextTokenizer(MODEL.text, MODEL.vocabulary_size)
@@ -172,6 +174,7 @@ class Service:
             texts=TextProcesses(MODEL, limits),
             limits=limits,
             record_failure=record_failure,
+            contents=contents,
         )
         self.running = asyncio.create_task(self.generations.run())
 

@@ -39,6 +39,7 @@ REST = {
     "num_candidates": 0,
     "trace_prompt": True,
     "logprob_token_ids": [3, 1],
+    "content": "tokens",
     "generation_id": uuid.UUID(int=1),
     "labels": {"k": "v"},
     "disconnect_grace_s": 1.5,
@@ -132,6 +133,7 @@ def test_values_arrive_as_given():
     assert request.decoding.HasField("add_special_tokens")
     assert request.trace.HasField("num_candidates")
     assert list(request.trace.logprob_token_ids) == [3, 1]
+    assert request.trace.content == pb.CONTENT_POLICY_TOKENS
     assert request.decoding.num_return_sequences == 2
     assert list(request.decoding.bad_words) == ["w"]
     assert request.disconnect_grace.ToMilliseconds() == 1500

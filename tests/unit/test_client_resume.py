@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from whence.backoff import Backoff, RetryPolicy
 from whence.errors import InternalError, NotFoundError, Origin, UnavailableError
-from whence.generation import FinishReason
+from whence.generation import FinishReason, GenerationState
 from whence.resume import GenerationStream, Resumable, TrainingRunStream, WatchStream
 from whence.v1 import generation_pb2 as pb
 from whence.v1.model_pb2 import GetVocabularyRequest, GetVocabularyResponse
@@ -97,6 +97,26 @@ def test_finished_ends_the_stream_whatever_its_offset_and_once(offset):
     assert stream.receive(response) == end
     assert stream.complete
     assert stream.receive(response) is None
+
+
+def test_a_stream_that_goes_on_from_the_record_says_so_and_keeps_what_came_before():
+    stream, _ = stream_and_clock()
+    state = GenerationState("g", lambda *_: "", stream)
+    begin, *given, end = journal([step(index, 1, str(index)) for index in range(4)])
+    end.finished.sequences[0].ClearField("text")
+    end.finished.sequences[0].ClearField("token_ids")
+    for event in (begin, *given[:2]):
+        state._observe(stream.receive(pb.GenerateResponse(event=event)))
+    assert not state.lacks_content
+    for event in given[2:]:
+        event.steps.steps[0].ClearField("text")
+        event.steps.steps[0].ClearField("token_id")
+    for event in (*given[2:], end):
+        response = pb.ResumeGenerationResponse(event=event, content=pb.CONTENT_POLICY_NONE)
+        state._observe(stream.receive(response))
+    assert state.lacks_content
+    (sequence,) = state.sequences
+    assert (sequence.text, sequence.token_ids, sequence.message) == ("01", (1, 1), None)
 
 
 def test_an_end_beyond_a_gap_is_an_error():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from whence_server.config import ServeConfig, add_arguments, make_serve_config
+from whence_server.domain.content import ContentPolicy
 from whence_server.domain.errors import ConfigurationError
 
 
@@ -33,6 +34,14 @@ def test_progress_interval_is_0_or_at_least_a_tenth_of_a_second() -> None:
     assert read("--model", "a", "--progress-interval", "0").progress_interval == 0.0
     with pytest.raises(ConfigurationError, match=r"expected seconds, from 0\.1 on, or 0"):
         read("--model", "a", "--progress-interval", "0.01")
+
+
+def test_content_policy_is_full_unless_it_is_lowered() -> None:
+    assert read("--model", "a").content_policy is ContentPolicy.FULL
+    assert read("--model", "a", "--journal-content", "none").content_policy is ContentPolicy.NONE
+    assert read(WHENCE_MODEL="a", WHENCE_JOURNAL_CONTENT="tokens").content_policy.value == 2
+    with pytest.raises(ConfigurationError, match="expected one of full, tokens, none"):
+        read("--model", "a", "--journal-content", "text")
 
 
 def test_listen_takes_several_addresses() -> None:

@@ -1,12 +1,13 @@
-"""Hiding of content: a caller with `read` sees numbers, and neither text nor token ids."""
+"""Hiding of content: from a caller with `read`, and by the content policy from the record."""
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from whence.v1 import generation_pb2, step_pb2, trace_pb2
+from whence_server.domain.content import ContentPolicy
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.journal.content_hiding import READER
+from whence_server.journal.content_hiding import READER, RECORD, Hiding
 from whence_server.journal.entry_messages import MESSAGES
 
 SECRET_TEXT, SECRET_ID = "secret-text", 987_654_321
@@ -49,7 +50,7 @@ def fill(message: Message, depth: int = 0, *, first: bool = False) -> None:
                 FieldDescriptor.CPPTYPE_FLOAT: 1.5,
                 FieldDescriptor.CPPTYPE_DOUBLE: 1.5,
             }.get(field.cpp_type, 7)
-            if "token_id" in field.name:
+            if "token_id" in field.name and field.enum_type is None:
                 value = SECRET_ID
             if field.is_repeated:
                 getattr(message, field.name).append(value)
@@ -59,19 +60,62 @@ def fill(message: Message, depth: int = 0, *, first: bool = False) -> None:
 
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("response", RESPONSES)
-def test_no_text_and_no_token_id_is_left(response: type[Message], first: bool) -> None:
+@pytest.mark.parametrize("hiding", [READER, RECORD[ContentPolicy.NONE]])
+def test_no_text_and_no_token_id_is_left(
+    hiding: Hiding, response: type[Message], first: bool
+) -> None:
     filled = response()
     fill(filled, first=first)
     assert SECRET_TEXT in str(filled)
-    READER.hide(filled)
+    hiding.hide(filled)
     shown = [
         line.strip().partition(":")[0] for line in str(filled).splitlines() if SECRET_TEXT in line
     ]
     assert str(SECRET_ID) not in str(filled)
     for content in ("prompt", "text", "content", "arguments_json", "stop", "regex", "tools_json"):
         assert content not in shown
-    for secret in ("prompt_preview", "text_preview", "request_digest", "reasoning_content"):
+    for secret in ("prompt_preview", "text_preview", "reasoning_content", "noise"):
         assert secret not in str(filled)
+    if hiding is READER:
+        assert "request_digest" not in str(filled)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("response", RESPONSES)
+def test_a_record_of_tokens_has_ids_and_no_text(response: type[Message], first: bool) -> None:
+    filled = response()
+    fill(filled, first=first)
+    whole = str(filled)
+    RECORD[ContentPolicy.TOKENS].hide(filled)
+    shown = [
+        line.strip().partition(":")[0] for line in str(filled).splitlines() if SECRET_TEXT in line
+    ]
+    assert str(filled).count(str(SECRET_ID)) == whole.count(str(SECRET_ID))
+    for text in ("prompt", "text", "content", "arguments_json", "stop", "regex", "tools_json"):
+        assert text not in shown
+    for text in ("prompt_preview", "text_preview", "reasoning_content", "message", "bad_words"):
+        assert text not in shown
+
+
+def test_a_record_of_tokens_has_the_draw_and_the_byte_ranges() -> None:
+    step = step_pb2.Step(token_id=5, text="x", text_begin_byte=3, text_end_byte=4, token_text="x")
+    step.draw.noise = 0.5
+    step.candidates.token_ids.append(5)
+    step.candidates.texts.append("x")
+    RECORD[ContentPolicy.TOKENS].hide(step)
+    kept = step_pb2.Step(token_id=5, text_begin_byte=3, text_end_byte=4)
+    kept.draw.noise = 0.5
+    kept.candidates.token_ids.append(5)
+    assert step == kept
+
+
+def test_a_record_of_numbers_has_nothing_that_tells_a_token() -> None:
+    step = step_pb2.Step(token_id=5, text="x", text_begin_byte=3, text_end_byte=4, logprob=-0.5)
+    step.draw.noise, step.draw.margin = 0.5, 0.25
+    RECORD[ContentPolicy.NONE].hide(step)
+    kept = step_pb2.Step(logprob=-0.5)
+    kept.draw.margin = 0.25
+    assert step == kept
 
 
 def test_numbers_stay() -> None:
@@ -130,3 +174,18 @@ def test_entries_of_every_kind_are_hidden(kind: EntryKind) -> None:
     assert str(SECRET_ID) in str(message)
     entry = READER.hide_entry(Entry(1, "g", 1, kind, message.SerializeToString()))
     assert str(SECRET_ID) not in str(MESSAGES[kind].FromString(entry.payload))
+
+
+def test_the_kind_of_a_constraint_stays_without_its_text() -> None:
+    decoding = generation_pb2.Decoding(constraint=generation_pb2.Constraint(regex=SECRET_TEXT))
+    decoding.forced.text = SECRET_TEXT
+    READER.hide(decoding)
+    assert SECRET_TEXT not in str(decoding)
+    assert decoding.constraint.WhichOneof("language") == "regex"
+    assert decoding.forced.WhichOneof("continuation") == "text"
+
+
+def test_an_optional_text_is_absent() -> None:
+    message = generation_pb2.ChatMessage(tool_call_id=SECRET_TEXT, name=SECRET_TEXT)
+    READER.hide(message)
+    assert message == generation_pb2.ChatMessage()

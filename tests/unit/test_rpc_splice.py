@@ -90,6 +90,17 @@ def test_finished_says_how_many_offsets_of_its_reader_are_not_on_record(
     assert (raw == plain) == (num_unrecorded == 0)
 
 
+def test_entries_that_lack_content_say_by_which_policy() -> None:
+    entries = entries_of([EntryKind.STEP, EntryKind.FINISHED])
+    none = generation_pb2.CONTENT_POLICY_NONE
+    for raw in build_responses(entries, after_offset=3, content=none):
+        response = generation_pb2.ResumeGenerationResponse.FromString(raw)
+        assert response.content == none
+        assert response.SerializeToString(deterministic=True) == raw
+    for raw in build_responses(entries):
+        assert not generation_pb2.ResumeGenerationResponse.FromString(raw).content
+
+
 def test_watch_responses_carry_id_and_position() -> None:
     (event,) = build_events(entries_of([EntryKind.FINISHED]))
     raw = build_watch_response(event, "some-position")

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from whence_server.domain.content import ContentPolicy
 from whence_server.domain.decoding import (
     GenerationDefaults,
     TraceDetail,
@@ -97,3 +98,20 @@ def test_ids_that_cannot_be_traced_are_refused_by_field(
     with pytest.raises(InvalidRequestError) as caught:
         resolve_trace(TraceRequest(detail, logprob_token_ids=ids), MODEL, Limits())
     assert {fault.field: fault.description for fault in caught.value.violations} == faults
+
+
+@pytest.mark.parametrize("most", ContentPolicy)
+@pytest.mark.parametrize("asked", [None, *ContentPolicy])
+def test_content_can_be_lowered_and_never_raised(
+    most: ContentPolicy, asked: ContentPolicy | None
+) -> None:
+    request, limits = TraceRequest(content=asked), Limits(content=most)
+    if asked is None or asked.value >= most.value:
+        granted, _ = resolve_trace(request, MODEL, limits)
+        assert granted.content is (asked or most)
+        return
+    with pytest.raises(InvalidRequestError) as caught:
+        resolve_trace(request, MODEL, limits)
+    (violation,) = caught.value.violations
+    assert violation.field == "trace.content"
+    assert f"this server keeps '{most.spelling}' (--journal-content)" in violation.description

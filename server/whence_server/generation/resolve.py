@@ -69,8 +69,9 @@ def resolve_trace(
     """
     asked = {option.name: getattr(request, option.name) for option in TRACE_OPTIONS}
     given = {name: value for name, value in asked.items() if value is not None}
-    defaults = {"num_candidates": limits.default_candidates, "content": limits.content}
-    trace = TraceOptions(**(defaults | given))
+    trace = TraceOptions(
+        **{"num_candidates": limits.default_candidates, "content": limits.content, **given}
+    )
     faults = Faults()
     above = trace.content.find_fault(limits.content)
     faults.expect(not above, "trace.content", above)

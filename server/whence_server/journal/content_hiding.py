@@ -77,7 +77,7 @@ class Hiding:
     def __init__(self, *, keeps_ids: bool, shown: frozenset[str]) -> None:
         self._keeps_ids = keeps_ids
         self._shown = shown
-        self._fields: dict[str, tuple[list[str], frozenset[str]]] = {}
+        self._fields: dict[str, tuple[list[tuple[str, bool]], frozenset[str]]] = {}
 
     def is_content(self, field: FieldDescriptor) -> bool:
         """Return whether a field is removed: it holds text, or token ids, of prompt or output."""
@@ -88,12 +88,15 @@ class Hiding:
         return not self._keeps_ids and (_is_token(field) or field.full_name in _TELLING)
 
     def hide(self, message: Message) -> None:
-        """Clear every field of a message, and of those within it, that holds content."""
+        """Empty every field of a message, and of those within it, that holds content."""
         # Fields of a later version may hold content too.
         message.DiscardUnknownFields()
         hidden, nested = self._list_fields(message.DESCRIPTOR)
-        for name in hidden:
-            message.ClearField(name)
+        for name, is_kind in hidden:
+            if not is_kind:
+                message.ClearField(name)
+            elif message.HasField(name):
+                setattr(message, name, "")
         for field, value in message.ListFields():
             if field.name not in nested:
                 continue
@@ -106,11 +109,19 @@ class Hiding:
         self.hide(message)
         return entry._replace(payload=message.SerializeToString())
 
-    def _list_fields(self, descriptor: Any) -> tuple[list[str], frozenset[str]]:
-        """Return the names of the fields to clear, and of those with messages to look into."""
+    def _list_fields(self, descriptor: Any) -> tuple[list[tuple[str, bool]], frozenset[str]]:
+        """Return the names of the fields to clear, and of those with messages to look into.
+
+        A text that is one of several kinds, as a regular expression is of constraints, stays as an
+        empty text: which kind it was is no content.
+        """
         found = self._fields.get(descriptor.full_name)
         if found is None:
-            hidden = [field.name for field in descriptor.fields if self.is_content(field)]
+            hidden = [
+                (field.name, _is_kind(field))
+                for field in descriptor.fields
+                if self.is_content(field)
+            ]
             nested = frozenset(
                 field.name
                 for field in descriptor.fields
@@ -120,6 +131,14 @@ class Hiding:
             )
             found = self._fields[descriptor.full_name] = hidden, nested
         return found
+
+
+def _is_kind(field: FieldDescriptor) -> bool:
+    """Return whether a field is a text that is one member of a oneof."""
+    oneof = field.containing_oneof
+    # Protobuf puts an optional field into a oneof of its own, "_" and its name.
+    is_optional = oneof is None or oneof.name == f"_{field.name}"
+    return not is_optional and field.type == FieldDescriptor.TYPE_STRING
 
 
 def _is_map(field: FieldDescriptor) -> bool:

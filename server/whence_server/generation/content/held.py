@@ -13,7 +13,8 @@ MAX_BYTES = 64 << 20
 MAX_GENERATION_BYTES = 8 << 20
 """Unread bytes of one generation, above which it waits for its reader."""
 KEPT_S = 10.0
-"""Seconds after a generation's end for which its entries are held at least."""
+"""Seconds after a generation's end for which its entries are held, and longer if nobody has read
+the end."""
 
 
 class HeldContent:
@@ -77,8 +78,15 @@ class HeldContent:
     def finish(self) -> None:
         """Forget the entries after the time for which the caller may come back."""
         self._finished = True
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._kept_s, self._contents.forget, self)
+        asyncio.get_running_loop().call_later(KEPT_S, self._expire, self._kept_s - KEPT_S)
+
+    def _expire(self, left_s: float) -> None:
+        """Forget the entries, unless their end was not read and there is time left."""
+        if self.was_read or left_s <= 0:
+            self._contents.forget(self)
+        else:
+            wait_s = min(KEPT_S, left_s)
+            asyncio.get_running_loop().call_later(wait_s, self._expire, left_s - wait_s)
 
     def read_after(self, offset: int, max_bytes: int) -> list[Entry] | None:
         """Return entries that readers may see, or FINISHED; None if some are held no longer."""
@@ -104,8 +112,9 @@ class HeldContent:
 
     def move(self, reader: object, offset: int) -> None:
         """Note the offset up to which a call has written entries to its connection."""
-        self._cursors[reader] = offset
-        self._read_offset = max(self._read_offset, offset)
+        # A caller may claim to have more than there is.
+        self._cursors[reader] = min(offset, self._last_offset)
+        self._read_offset = max(self._read_offset, self._cursors[reader])
         self._contents.note_read(self)
 
     def leave(self, reader: object) -> None:

@@ -13,6 +13,7 @@ from whence.summary import OutputPart, list_output_parts
 from whence.v1.generation_pb2 import (
     ChatMessage,
     ChatRecord,
+    ContentPolicy,
     GenerationFinished,
     GenerationStarted,
     ParsedReasoning,
@@ -24,8 +25,19 @@ Message: TypeAlias = dict[str, Any]
 """JSON object of the schemas."""
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_WITH_TEXT = frozenset(
+    {ContentPolicy.CONTENT_POLICY_UNSPECIFIED, ContentPolicy.CONTENT_POLICY_FULL}
+)
 _TOOL = "tool"
 """Role of a message that answers a tool call."""
+
+
+def keeps_text(started: GenerationStarted) -> bool:
+    """Return whether a generation's content policy keeps text on record.
+
+    Otherwise spans have none either: ids must not become text again by the vocabulary.
+    """
+    return started.content in _WITH_TEXT
 
 
 def make_input_messages(started: GenerationStarted) -> list[Message]:

@@ -3,7 +3,7 @@
 The GenAI conventions define a log record, and not an event of the span.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
@@ -20,6 +20,7 @@ from whence_server.telemetry.spans import names
 from whence_server.telemetry.spans.bounds import read_sequence_bounds
 from whence_server.telemetry.spans.content import (
     Message,
+    keeps_text,
     make_input_messages,
     make_output_messages,
     make_tool_definitions,
@@ -89,14 +90,20 @@ class EventEncoder:
             event_name=names.OPERATION_DETAILS,
             attributes=[
                 *encode_attributes(make_generation_attributes(started, finished, bounds)),
-                *_make_attribute(names.GEN_AI_INPUT_MESSAGES, make_input_messages(started)),
-                *_make_attribute(names.GEN_AI_OUTPUT_MESSAGES, make_output_messages(finished)),
-                *_make_attribute(names.GEN_AI_TOOL_DEFINITIONS, make_tool_definitions(started)),
+                *_make_content(started, finished),
             ],
             flags=origin.trace_flags,
             trace_id=origin.trace_id,
             span_id=origin.ids.get_generation_id(),
         )
+
+
+def _make_content(started: GenerationStarted, finished: GenerationFinished) -> Iterator[KeyValue]:
+    """Yield the attributes with content; none if the content policy keeps no text."""
+    if keeps_text(started):
+        yield from _make_attribute(names.GEN_AI_INPUT_MESSAGES, make_input_messages(started))
+        yield from _make_attribute(names.GEN_AI_OUTPUT_MESSAGES, make_output_messages(finished))
+        yield from _make_attribute(names.GEN_AI_TOOL_DEFINITIONS, make_tool_definitions(started))
 
 
 def _make_attribute(key: str, messages: list[Message]) -> list[KeyValue]:

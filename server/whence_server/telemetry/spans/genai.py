@@ -15,6 +15,7 @@ from whence_server.telemetry.spans.constraints import (
     make_constraint_attributes,
 )
 from whence_server.telemetry.spans.content import (
+    keeps_text,
     make_input_messages,
     make_output_messages,
     make_tool_definitions,
@@ -116,7 +117,7 @@ def _encode_whole(
     """Serialise a span with arrays, content and the names of what was cut, as a ScopeSpans."""
     added = arrays.attributes
     shortened = list(arrays.shortened)
-    if content:
+    if content and keeps_text(started):
         left = MAX_SPAN_BYTES - _RESERVED_BYTES - span.ByteSize() - len(added)
         messages, cut = _encode_content(started, finished, left)
         added = messages + added

@@ -4,18 +4,16 @@ from collections import OrderedDict
 
 from google.protobuf.message import DecodeError
 
-from whence.v1.generation_pb2 import ContentPolicy, GenerationStarted
+from whence.v1.generation_pb2 import GenerationStarted
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError
 from whence_server.telemetry.journal import GenerationReader
+from whence_server.telemetry.spans.content import keeps_text
 from whence_server.telemetry.spans.origin import Origin, read_origin
 from whence_server.telemetry.spans.token_names import NameBook
 
 _MAX_ORIGINS = 4_096
 _STARTED = frozenset({EntryKind.STARTED})
-_WITH_TEXT = frozenset(
-    {ContentPolicy.CONTENT_POLICY_UNSPECIFIED, ContentPolicy.CONTENT_POLICY_FULL}
-)
 
 
 class Origins:
@@ -64,9 +62,7 @@ class Origins:
 
     async def _read(self, entry: Entry) -> Origin:
         started = GenerationStarted.FromString(entry.payload)
-        # Under a policy without text, the vocabulary must not turn ids into text again.
-        keeps_text = started.content in _WITH_TEXT
-        digest = started.tokenizer_digest if keeps_text else ""
+        digest = started.tokenizer_digest if keeps_text(started) else ""
         words = await self._names.find(digest, entry.position)
         return read_origin(started, words)
 

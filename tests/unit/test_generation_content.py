@@ -1,0 +1,271 @@
+"""Content policies: the caller's stream is whole, and the record holds what the policy keeps."""
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dying_engine import DyingEngine, Service, make_reader, request, token_of
+from journal_cases import collect
+from scripted_upstream import END, chunk, finish, token
+from scripted_upstream import request as ask_upstream
+from scripted_upstream import serve as serve_upstream
+from waiting import wait_until
+
+from whence.v1 import generation_pb2 as g
+from whence.v1.step_pb2 import Step
+from whence_server.domain.content import ContentPolicy
+from whence_server.domain.decoding import TraceRequest
+from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.errors import GenerationExistsError
+from whence_server.domain.limits import Limits
+from whence_server.domain.requests import GenerationRequest
+from whence_server.generation.content.following import WholeEntries
+from whence_server.generation.content.held import HeldContents
+from whence_server.generation.readers import Reader
+from whence_server.journal.entry_messages import MESSAGES
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import Durability, ListFilter
+
+BELOW_FULL = (ContentPolicy.TOKENS, ContentPolicy.NONE)
+ID = "00000000-0000-4000-8000-000000000001"
+OTHER = Reader(make_reader("2" * 16, "ResumeGeneration").caller, lambda: False, is_own=False)
+"""A reader of the record."""
+
+
+def wanted(
+    policy: ContentPolicy | None, first: int = 1, num_tokens: int = 20, **more: Any
+) -> GenerationRequest:
+    plain = request(first, num_tokens)
+    return GenerationRequest(
+        plain.input,
+        more.pop("digest", "d" * 64),
+        decoding=plain.decoding,
+        trace=TraceRequest(content=policy, prompt=True),
+        labels={"team": "blue"},
+        **more,
+    )
+
+
+async def serve(
+    tmp_path: Path,
+    engine: DyingEngine | None = None,
+    *,
+    durability: Durability = Durability.GROUP,
+    **bounds: int,
+) -> Service:
+    journal = await Journal.open(tmp_path, durability=durability)
+    contents = HeldContents(strict=durability is Durability.STRICT, **bounds)
+    return Service(journal, engine or DyingEngine([]), Limits(), contents=contents)
+
+
+async def read(
+    run: Service, generation_id: str, after: int = 0, reader: Reader | None = None
+) -> list[Entry]:
+    reader = reader or make_reader()
+    return await collect(run.generations.follow(generation_id, after, reader))
+
+
+def parse(entries: list[Entry], kind: EntryKind = EntryKind.STEP) -> list[Any]:
+    return [MESSAGES[kind].FromString(it.payload) for it in entries if it.kind is kind]
+
+
+def spell(steps: list[Step]) -> tuple[list[int], str]:
+    return [step.token_id for step in steps], "".join(step.text for step in steps)
+
+
+@pytest.mark.parametrize("durability", Durability)
+@pytest.mark.parametrize("policy", BELOW_FULL)
+async def test_the_stream_is_that_of_full_and_the_record_is_not(
+    tmp_path: Path, policy: ContentPolicy, durability: Durability
+) -> None:
+    run = await serve(tmp_path, durability=durability)
+    full = await read(run, await run.start(wanted(ContentPolicy.FULL)))
+    generation_id = await run.start(wanted(policy))
+    stream = await read(run, generation_id)
+
+    assert [entry.kind for entry in stream] == [entry.kind for entry in full]
+    assert [entry.offset for entry in stream] == list(range(1, len(full) + 1))
+    ids, text = spell(parse(stream))
+    assert (ids, text) == spell(parse(full))
+    assert ids == [token_of([1], index) for index in range(20)]
+    assert len(text) >= 20
+    (started,), (finished,) = parse(stream, EntryKind.STARTED), parse(stream, EntryKind.FINISHED)
+    assert started.content == policy.value
+    assert (started.prompt, started.num_prompt_tokens) != ("", 0)
+    assert finished.sequences[0].text == text
+
+    record = await run.journal.read(generation_id)
+    assert [entry.kind for entry in record] == [entry.kind for entry in stream]
+    (kept,), (end,) = parse(record, EntryKind.STARTED), parse(record, EntryKind.FINISHED)
+    keeps_ids = policy is ContentPolicy.TOKENS
+    assert (kept.prompt, kept.num_prompt_tokens) == ("", 3)
+    assert (kept.content, dict(kept.labels)) == (policy.value, {"team": "blue"})
+    assert list(kept.prompt_token_ids) == ([1, 5, 6] if keeps_ids else [])
+    assert spell(parse(record)) == (ids if keeps_ids else [0] * 20, "")
+    assert all(step.HasField("token_id") is keeps_ids for step in parse(record))
+    assert [step.logprob for step in parse(record)] == [step.logprob for step in parse(stream)]
+    assert end.sequences[0].text == ""
+    assert end.num_generated_tokens == 20
+    (row, _), _ = await run.journal.list(ListFilter(), 10)
+    assert (row.index.prompt_preview, row.finish.text_preview) == ("", "")  # type: ignore[union-attr]
+    assert row.index.num_prompt_tokens == 3
+    assert (await run.journal.verify()).intact
+    await run.close()
+
+
+@pytest.mark.parametrize("policy", BELOW_FULL)
+async def test_a_stream_goes_on_whole_and_others_read_the_record(
+    tmp_path: Path, policy: ContentPolicy
+) -> None:
+    run = await serve(tmp_path)
+    generation_id = await run.start(wanted(policy))
+    stream = await read(run, generation_id)
+    again = await read(run, generation_id, 7)
+    assert [entry.payload for entry in again] == [entry.payload for entry in stream[7:]]
+    assert [entry.payload for entry in await read(run, generation_id, 2**40)] == [
+        stream[-1].payload
+    ]
+    theirs = await read(run, generation_id, 7, OTHER)
+    assert [entry.payload for entry in theirs] == [
+        entry.payload for entry in (await run.journal.read(generation_id))[7:]
+    ]
+    contents = run.generations.recording.contents
+    held = contents.find(generation_id)
+    assert held is not None
+    contents.forget(held)
+    late = await collect(run.generations.recording.follow(generation_id, 7))
+    assert [entry.payload for entry in late] == [entry.payload for entry in theirs]
+    await run.close()
+
+
+async def test_a_follower_goes_on_from_the_record_when_its_content_is_dropped(
+    tmp_path: Path,
+) -> None:
+    run = await serve(tmp_path)
+    generation_id = await run.start(wanted(ContentPolicy.NONE, num_tokens=100))
+    contents = run.generations.recording.contents
+    async with aclosing(run.generations.recording.follow(generation_id, 0)) as batches:
+        first = await anext(batches)
+        assert isinstance(first, WholeEntries)
+        await wait_until(lambda: not run.generations.num_running)
+        held = contents.find(generation_id)
+        assert held is not None
+        contents.forget(held)
+        rest = [entry async for batch in batches for entry in batch]
+    assert [entry.offset for entry in rest] == list(range(first[-1].offset + 1, 103))
+    assert spell(parse(rest))[1] == ""
+    await run.close()
+
+
+async def test_generations_go_on_whole_after_the_engines_death(tmp_path: Path) -> None:
+    engine = DyingEngine(deaths=[5, 22])
+    run = await serve(tmp_path, engine)
+    ids = [await run.start(wanted(ContentPolicy.NONE, first)) for first in range(1, 4)]
+    for first, entries in zip(
+        range(1, 4), await asyncio.gather(*(read(run, it) for it in ids)), strict=True
+    ):
+        assert spell(parse(entries))[0] == [token_of([first], index) for index in range(20)]
+    assert engine.num_restarts == 2
+    await run.close()
+
+
+async def test_a_generation_waits_for_its_slow_reader_and_others_do_not(tmp_path: Path) -> None:
+    engine = DyingEngine([])
+    run = await serve(tmp_path, engine, max_generation_bytes=4_000)
+    slow = await run.start(wanted(ContentPolicy.NONE, 1, 900))
+    async with aclosing(run.generations.follow(slow, 0, make_reader())) as batches:
+        entries = list(await anext(batches))
+        await wait_until(lambda: slow not in engine._jobs)
+        held = run.generations.recording.contents.find(slow)
+        assert held is not None
+        assert 4_000 < held.num_bytes < 8_000
+        # The engine is free for another caller's generation, whose reader is not slow.
+        other = await read(run, await run.start(wanted(ContentPolicy.NONE, 2, 900)))
+        assert spell(parse(other))[0] == [token_of([2], index) for index in range(900)]
+        assert slow not in engine._jobs
+        assert held.num_bytes < 8_000
+        async for batch in batches:
+            assert isinstance(batch, WholeEntries)
+            entries += batch
+    assert spell(parse(entries))[0] == [token_of([1], index) for index in range(900)]
+    assert [entry.offset for entry in entries] == list(range(1, 903))
+    record = await run.journal.read(slow)
+    assert [entry.offset for entry in record] == list(range(1, 903))
+    assert (await run.journal.verify()).intact
+    await run.close()
+
+
+async def test_a_reader_that_comes_back_gets_the_whole_of_what_waited(tmp_path: Path) -> None:
+    engine = DyingEngine([])
+    run = await serve(tmp_path, engine, max_generation_bytes=4_000)
+    asked = wanted(ContentPolicy.NONE, 1, 300, disconnect_grace_s=60.0)
+    generation_id = await run.start(asked)
+    async with aclosing(run.generations.follow(generation_id, 0, make_reader())) as batches:
+        entries = list(await anext(batches))
+    await wait_until(lambda: generation_id not in engine._jobs)
+    entries += await read(run, generation_id, entries[-1].offset)
+    assert spell(parse(entries))[0] == [token_of([1], index) for index in range(300)]
+    await run.close()
+
+
+async def test_memory_for_all_is_bounded_and_ended_generations_give_way(tmp_path: Path) -> None:
+    run = await serve(tmp_path, max_bytes=30_000)
+    contents = run.generations.recording.contents
+    ids = [await run.start(wanted(ContentPolicy.NONE, first, 100)) for first in range(1, 6)]
+    for first, entries in zip(
+        range(1, 6), await asyncio.gather(*(read(run, it) for it in ids)), strict=True
+    ):
+        assert spell(parse(entries))[0] == [token_of([first], index) for index in range(100)]
+    held = [contents.find(generation_id) for generation_id in ids]
+    assert sum(it.num_bytes for it in held if it is not None) <= 30_000
+    await run.close()
+
+
+async def test_an_upstreams_generation_fails_where_it_would_have_to_wait(tmp_path: Path) -> None:
+    parts = [*(chunk(token(" a", 5)) for _ in range(300)), finish(), END]
+    run = await serve_upstream(tmp_path, [parts])
+    contents = run.generations.recording.contents
+    contents._max_generation_bytes = 4_000
+    asked = replace(
+        ask_upstream(), trace=TraceRequest(content=ContentPolicy.NONE), disconnect_grace_s=60.0
+    )
+    generation_id = await run.start(asked)
+    await wait_until(lambda: not run.generations.num_running)
+    recorded = await run.read(generation_id)
+    assert recorded.finished.failure.reason == "CONTENT_NOT_READ"
+    assert recorded.steps[0].text == " a"
+    await run.close()
+
+
+async def test_the_digest_of_a_request_cannot_be_guessed_and_still_joins(tmp_path: Path) -> None:
+    run = await serve(tmp_path)
+    first = await run.start(wanted(ContentPolicy.NONE, generation_id=ID))
+    assert await run.start(wanted(ContentPolicy.NONE, generation_id=ID)) == first
+    with pytest.raises(GenerationExistsError):
+        await run.start(wanted(ContentPolicy.NONE, generation_id=ID, digest="e" * 64))
+    second = await run.start(wanted(ContentPolicy.NONE))
+    for generation_id in (first, second):
+        await run.finished(generation_id)
+    digests = {(await run.journal.get(it)).request_digest for it in (first, second)}
+    assert len(digests) == 2
+    assert "d" * 64 not in digests
+    assert all(len(digest) == 64 for digest in digests)
+    await run.close()
+
+
+async def test_after_a_restart_an_equal_request_is_not_known(tmp_path: Path) -> None:
+    run = await serve(tmp_path)
+    await run.finished(await run.start(wanted(ContentPolicy.TOKENS, generation_id=ID)))
+    await run.close()
+    run = await serve(tmp_path)
+    with pytest.raises(GenerationExistsError):
+        await run.start(wanted(ContentPolicy.TOKENS, generation_id=ID))
+    await run.close()
+
+
+def test_policies_have_the_numbers_of_the_contract() -> None:
+    for policy in ContentPolicy:
+        assert g.ContentPolicy.Name(policy.value) == f"CONTENT_POLICY_{policy.name}"
