@@ -31,7 +31,7 @@ def models(tiny_model: Callable[..., Path]) -> Models:
     def get(way: str) -> LoadedModel:
         if way not in loaded:
             architecture, _, modules = way.partition(" ")
-            model = loaded_model(tiny_model(architecture))
+            model = loaded_model(tiny_model(architecture), findings_cache="")
             loaded[way] = model._replace(graph=None) if modules else model
         return loaded[way]
 

@@ -165,7 +165,7 @@ def loaded_model(directory: Path, **changes: object) -> LoadedModel:
     """Load a model as a later start of the engine does: the first test that loads it tries it out.
 
     The trials take three quarters of the time. What they found counts only under the same weights,
-    code, settings and versions.
+    code, settings and versions. A test that changes what the trials see gives `findings_cache=""`.
     """
     # A file for each kind of model, because one holds the findings of a few.
     kept = FINDINGS / f"{directory.name.rstrip('0123456789')}.json"

@@ -125,7 +125,7 @@ def test_a_model_whose_logits_ours_would_change_keeps_its_attention(tiny_model: 
     ours = AttentionInterface()["whence_sdpa"]
     AttentionInterface.register("whence_sdpa", wrong)
     try:
-        loaded = loaded_model(tiny_model("jamba"))
+        loaded = loaded_model(tiny_model("jamba"), findings_cache="")
     finally:
         AttentionInterface.register("whence_sdpa", ours)
     assert attention.get_implementation(loaded.model) == "sdpa"

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.jit._trace import is_tracing
 
 
 def lay_out_head_input(model: Any) -> None:
@@ -24,7 +25,8 @@ def lay_out_head_input(model: Any) -> None:
 def _fold(_head: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Return the input with the strides of its shape; None if it has them."""
     hidden, *others = given
-    if not isinstance(hidden, torch.Tensor) or hidden.dim() != 3:
+    # A traced step reads one token of each row, whose strides are those of its shape.
+    if is_tracing() or not isinstance(hidden, torch.Tensor) or hidden.dim() != 3:
         return None
     if hidden.stride(0) == hidden.stride(1) * hidden.shape[1]:
         return None
