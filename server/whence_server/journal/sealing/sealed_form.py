@@ -59,7 +59,10 @@ class SealedForm:
 
     def store(self, position: int, offset: int, kind: EntryKind, payload: bytes) -> bytes:
         """Return a sealed entry."""
-        return ENTRY_MARK + self._seal(payload, place_entry(position, offset, kind))
+        count = self._count
+        self._count = count + 1
+        nonce = self._prefix + count.to_bytes(_COUNT_BYTES, "big")
+        return ENTRY_MARK + self._key.encrypt(nonce, payload, place_entry(position, offset, kind))
 
     def store_finish(
         self, position: int, offset: int, payload: bytes, index: FinishIndex

@@ -18,7 +18,7 @@ from whence_server.journal.rows import GenerationIndex, GenerationRow, ListFilte
 from whence_server.journal.sealing.data_key import DataKey
 from whence_server.journal.sealing.keyring import Keyring
 from whence_server.journal.sealing.pages import merge_pages
-from whence_server.journal.sealing.stored_form import is_sealed_entry
+from whence_server.journal.sealing.stored_form import ENTRY_MARK, is_sealed_entry
 from whence_server.journal.sealing.unwrapping import KeyMissingError
 from whence_server.journal.store import Batch, Page, State, Store, Unfinished
 
@@ -182,11 +182,12 @@ class SealedStore:
         One that cannot be decrypted is returned as UNREADABLE; one whose generation is deleted
         meanwhile without content.
         """
-        found: dict[str, DataKey | None] = {}
-        return [
-            self._open_any(entry, found) if is_sealed_entry(entry.kind, entry.payload) else entry
-            for entry in self._store.read_all(after_position, limit=limit, max_bytes=max_bytes)
-        ]
+        entries = self._store.read_all(after_position, limit=limit, max_bytes=max_bytes)
+        keys: dict[str, DataKey] = {}
+        for place, entry in enumerate(entries):
+            if is_sealed_entry(entry.kind, entry.payload):
+                entries[place] = self._open_any(entry, keys)
+        return entries
 
     def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
         """Read entries with everything that their hashes cover, as they are stored."""
@@ -203,14 +204,11 @@ class SealedStore:
 
     def _open_own(self, generation_id: str, entries: list[Entry]) -> list[Entry]:
         key: DataKey | None = None
-        opened = []
-        for entry in entries:
-            if not is_sealed_entry(entry.kind, entry.payload):
-                opened.append(entry)
-                continue
-            key = key or self._find_key(generation_id)
-            opened.append(_open_entry(key, entry))
-        return opened
+        for place, entry in enumerate(entries):
+            if is_sealed_entry(entry.kind, entry.payload):
+                key = key or self._find_key(generation_id)
+                entries[place] = _open_entry(key, entry)
+        return entries
 
     def _find_key(self, generation_id: str) -> DataKey:
         """Return the key of a generation that is encrypted.
@@ -230,12 +228,12 @@ class SealedStore:
             raise RecordDamagedError(generation_id, "its key is not in the database of keys")
         return key
 
-    def _open_any(self, entry: Entry, found: dict[str, DataKey | None]) -> Entry:
+    def _open_any(self, entry: Entry, keys: dict[str, DataKey]) -> Entry:
         """Open an entry with the keys that were found for this batch, in which more are put."""
-        generation_id = entry.generation_id
         try:
-            key = found.get(generation_id) or self._find_key(generation_id)
-            found[generation_id] = key
+            key = keys.get(entry.generation_id)
+            if key is None:
+                key = keys[entry.generation_id] = self._find_key(entry.generation_id)
             return _open_entry(key, entry)
         except GenerationNotFoundError:
             return entry._replace(payload=b"")
@@ -269,11 +267,15 @@ def has_sealed(store: Store) -> bool:
 
 
 def _open_entry(key: DataKey, entry: Entry) -> Entry:
-    position, generation_id, offset, kind, _ = entry
+    position, generation_id, offset, kind, payload = entry
     try:
-        return Entry(position, generation_id, offset, kind, key.open_entry(entry))
+        if payload[:2] == ENTRY_MARK:
+            message = key.open_step(position, offset, kind, payload)
+        else:
+            message = key.open_entry(entry)
     except ValueError as error:
         raise RecordDamagedError(generation_id, f"its entry {offset}: {error}") from None
+    return Entry(position, generation_id, offset, kind, message)
 
 
 def _hide(index: GenerationIndex) -> GenerationIndex:
