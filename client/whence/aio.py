@@ -12,6 +12,7 @@ import grpc
 from whence.aio_calls import AsyncCalls
 from whence.aio_following import AsyncFollowing, Reads
 from whence.aio_training import AsyncTrainingRuns
+from whence.audit import AuditOptions, make_audit_request
 from whence.backoff import Backoff, RetryPolicy
 from whence.errors import DeadlineExceededError, FailedPreconditionError, WhenceError
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
@@ -22,7 +23,7 @@ from whence.requests import make_filter
 from whence.resume import GenerationStream, WatchStream
 from whence.security import FilePath, choose_server
 from whence.tokens import Token
-from whence.v1 import generation_pb2, model_pb2, trace_pb2
+from whence.v1 import audit_pb2, generation_pb2, model_pb2, trace_pb2
 from whence.vocabulary import Vocabulary, VocabularyBuilder, VocabularyStream
 
 CLOSE_TIMEOUT_S = 5.0
@@ -132,6 +133,20 @@ class AsyncClient:
         request = model_pb2.GetModelRequest(model=model)
         answer = await self._calls.call_unary(self._calls.model.GetModel, request)
         return answer.model
+
+    async def audit(
+        self, *, page_size: int = 0, **options: Unpack[AuditOptions]
+    ) -> AsyncIterator[audit_pb2.AuditRecord]:
+        """Yield audit records, newest first; pages are fetched when needed.
+
+        Raises:
+            TypeError: an unknown option, or a value of the wrong type.
+            ValueError: a time without a time zone, or an unknown action.
+        """
+        request = make_audit_request(options, page_size)
+        async for page in self._calls.list_pages(self._calls.audit.ListAudit, request):
+            for record in page.records:
+                yield record
 
     async def wait_ready(
         self, timeout_s: float | None = None, *, model: str = ""

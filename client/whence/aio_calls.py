@@ -21,12 +21,14 @@ from whence.resume import Resumable
 from whence.security import Server
 from whence.status import convert_error
 from whence.stubs import make_stream_methods
+from whence.v1.audit_pb2_grpc import AuditServiceStub
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2_grpc import ModelServiceStub
 from whence.v1.trace_pb2_grpc import TraceServiceStub
 from whence.v1.training_pb2_grpc import TrainingServiceStub
 
 if TYPE_CHECKING:
+    from whence.v1.audit_pb2_grpc import AuditServiceAsyncStub
     from whence.v1.generation_pb2_grpc import GenerationServiceAsyncStub
     from whence.v1.model_pb2_grpc import ModelServiceAsyncStub
     from whence.v1.trace_pb2_grpc import TraceServiceAsyncStub
@@ -84,6 +86,11 @@ class AsyncCalls:
     def training(self) -> "TrainingServiceAsyncStub":
         """Stub of the training service."""
         return self._connect().training
+
+    @property
+    def audit(self) -> "AuditServiceAsyncStub":
+        """Stub of the audit service."""
+        return self._connect().audit
 
     def _add_token(self, metadata: Metadata) -> Metadata:
         """Return metadata with the token, which may have been renewed since the last call."""
@@ -211,6 +218,7 @@ class _Connections:
         self.trace = cast("TraceServiceAsyncStub", TraceServiceStub(others))
         self.model = cast("ModelServiceAsyncStub", ModelServiceStub(others))
         self.training = cast("TrainingServiceAsyncStub", TrainingServiceStub(others))
+        self.audit = cast("AuditServiceAsyncStub", AuditServiceStub(others))
 
     @classmethod
     def _check_process(cls) -> None:

@@ -19,6 +19,7 @@ from whence.resume import Resumable
 from whence.security import Server
 from whence.status import convert_error
 from whence.stubs import make_stream_methods
+from whence.v1.audit_pb2_grpc import AuditServiceStub
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2_grpc import ModelServiceStub
 from whence.v1.trace_pb2_grpc import TraceServiceStub
@@ -61,6 +62,7 @@ class Calls:
         self.trace = TraceServiceStub(self._channel)
         self.model = ModelServiceStub(self._channel)
         self.training = TrainingServiceStub(self._channel)
+        self.audit = AuditServiceStub(self._channel)
         self._streams = make_stream_methods(self._followed_channel, self._channel)
 
     def close(self) -> None:

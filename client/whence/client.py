@@ -10,6 +10,7 @@ from typing import Self, Unpack
 
 import grpc
 
+from whence.audit import AuditOptions, make_audit_request
 from whence.backoff import Backoff, RetryPolicy
 from whence.calls import Calls
 from whence.errors import DeadlineExceededError, WhenceError
@@ -23,7 +24,7 @@ from whence.resume import GenerationStream, WatchStream
 from whence.security import FilePath, choose_server
 from whence.tokens import Token
 from whence.training import TrainingRuns
-from whence.v1 import generation_pb2, model_pb2, trace_pb2
+from whence.v1 import audit_pb2, generation_pb2, model_pb2, trace_pb2
 from whence.vocabulary import Vocabulary, VocabularyBuilder, VocabularyStream
 
 CLOSE_TIMEOUT_S = 5.0
@@ -130,6 +131,19 @@ class Client:
         """
         request = model_pb2.GetModelRequest(model=model)
         return self._calls.call_unary(self._calls.model.GetModel, request).model
+
+    def audit(
+        self, *, page_size: int = 0, **options: Unpack[AuditOptions]
+    ) -> Iterator[audit_pb2.AuditRecord]:
+        """Yield audit records, newest first; pages are fetched when needed.
+
+        Raises:
+            TypeError: an unknown option, or a value of the wrong type.
+            ValueError: a time without a time zone, or an unknown action.
+        """
+        request = make_audit_request(options, page_size)
+        pages = self._calls.list_pages(self._calls.audit.ListAudit, request)
+        return (record for page in pages for record in page.records)
 
     def wait_ready(self, timeout_s: float | None = None, *, model: str = "") -> model_pb2.Model:
         """Wait until the server is reachable and has loaded its model; return the model.

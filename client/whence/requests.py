@@ -90,6 +90,17 @@ def make_filter(options: FilterOptions) -> trace_pb2.GenerationFilter:
         trace_id=require_text("trace_id", given.get("trace_id", "")),
     )
     _set_labels(wanted.labels, given)
+    set_times(wanted, given)
+    return wanted
+
+
+def set_times(message: Any, given: Mapping[str, object]) -> None:
+    """Set `start_after` and `start_before` of a filter's message.
+
+    Raises:
+        TypeError: a value is no datetime.
+        ValueError: a time without a time zone.
+    """
     for name in ("start_after", "start_before"):
         time = given.get(name)
         if not isinstance(time, datetime):
@@ -98,8 +109,7 @@ def make_filter(options: FilterOptions) -> trace_pb2.GenerationFilter:
         elif time.tzinfo is None:
             raise ValueError(f"{name}: {time!r} has no time zone; give one, such as datetime.UTC")
         else:
-            getattr(wanted, name).FromDatetime(time)
-    return wanted
+            getattr(message, name).FromDatetime(time)
 
 
 def _refuse_unknown(given: Mapping[str, object], known: Mapping[str, object]) -> None:

@@ -3,19 +3,24 @@
 PyJWT and cryptography are imported only if they are needed: they take a tenth of a second.
 """
 
+import asyncio
 import logging
 import ssl
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from whence_server.access.audit import AuditTrail
 from whence_server.access.failures import Failures
 from whence_server.access.gate import Gate
 from whence_server.access.ssl_contexts import make_ssl_context
 from whence_server.access.tls_files import TlsFiles, TlsPaths
 from whence_server.access.token_file import TokenFile
 from whence_server.config import ServeConfig
+from whence_server.domain.audit import AuditAction, AuditEntry, Deed
 from whence_server.domain.identity import Scope
 from whence_server.http.credentials import read_credentials
 from whence_server.telemetry.metrics.http import PageAccess
@@ -35,11 +40,13 @@ class Access:
         tls: files of TLS; None for plain text.
         gate: admits calls.
         keys: keys of an identity provider; None without one.
+        watch: task that ends calls whose credentials become invalid.
     """
 
     tls: TlsFiles | None
     gate: Gate
     keys: "KeySet | None"
+    watch: "asyncio.Task[None]"
 
     def make_http_context(self) -> ssl.SSLContext | None:
         """Return the TLS of the HTTP server; None for plain text."""
@@ -54,8 +61,22 @@ class Access:
 
         return PageAccess(tls, None if self.gate.is_open else admit)
 
+    def open_audit(self, write: Callable[[AuditEntry], None], exports: Sequence[str]) -> None:
+        """Begin to write the audit.
+
+        Args:
+            write: puts an entry on record.
+            exports: destinations to which the server sends its record.
+        """
+        trail = self.gate.trail
+        trail.open(write)
+        for destination in exports:
+            trail.note(Deed(AuditAction.EXPORT, time.time_ns(), detail=destination))
+
     async def close(self) -> None:
-        """Stop fetching keys."""
+        """Stop watching calls and fetching keys."""
+        self.watch.cancel()
+        await asyncio.gather(self.watch, return_exceptions=True)
         if self.keys is not None:
             await self.keys.close()
 
@@ -71,6 +92,11 @@ async def open_access(settings: ServeConfig, failures: Failures) -> Access:
     if settings.tls_cert is not None and settings.tls_key is not None:
         tls = TlsFiles(TlsPaths(settings.tls_cert, settings.tls_key, settings.tls_client_ca))
     tokens = None if settings.auth_tokens is None else TokenFile(settings.auth_tokens)
+    trail = AuditTrail(settings.audit_level)
+    if tokens is not None:
+        tokens.on_change = lambda path: trail.note(
+            Deed(AuditAction.CHANGE, time.time_ns(), detail=path)
+        )
     keys, jwts = (None, None) if not settings.auth_jwks else await _open_keys(settings)
     gate = Gate(
         tokens,
@@ -78,8 +104,10 @@ async def open_access(settings: ServeConfig, failures: Failures) -> Access:
         socket_scopes=settings.socket_scopes,
         public=settings.public_services,
         failures=failures,
+        trail=trail,
+        max_calls=settings.caller_max_calls,
     )
-    return Access(tls, gate, keys)
+    return Access(tls, gate, keys, asyncio.create_task(gate.watch(), name="access-watch"))
 
 
 def _warn_if_open(settings: ServeConfig) -> None:

@@ -46,12 +46,14 @@ from whence_server.lineage.emergence import EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
 from whence_server.rpc import (
+    audit_servicer,
     generation_servicer,
     model_servicer,
     record_servicer,
     trace_servicer,
     training_servicer,
 )
+from whence_server.rpc.audit_servicer import AuditServicer
 from whence_server.rpc.calls import CallLog
 from whence_server.rpc.descriptors import compute_max_connections, raise_descriptor_limit
 from whence_server.rpc.generation_servicer import GenerationServicer
@@ -119,6 +121,7 @@ async def _serve_with(settings: ServeConfig, engine: ServedEngine, access: Acces
             live,
             access.make_page_access(),
         )
+        access.open_audit(journal.audit.record, observability.list_destinations())
         try:
             await observability.start()
             await close_interrupted(journal)
@@ -126,6 +129,7 @@ async def _serve_with(settings: ServeConfig, engine: ServedEngine, access: Acces
                 settings, engine, access, journal, vocabularies, live, observability.sampler
             )
         finally:
+            access.gate.trail.write_due(at_end=True)
             await observability.close()
     finally:
         await journal.close()
@@ -200,6 +204,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             training_servicer.SERVICE: TrainingServicer(
                 library, serving, tracer, closing
             ).list_methods(),
+            audit_servicer.SERVICE: AuditServicer(journal.audit).list_methods(),
             model_servicer.SERVICE: ModelServicer(serving, vocabularies).list_methods(),
             record_servicer.SERVICE: RecordServicer(
                 recorders, journal, limits, sampler

@@ -16,7 +16,9 @@ from whence_server.config.telemetry import (
     warn_of_old_capture,
 )
 from whence_server.domain.addresses import parse_host_port
+from whence_server.domain.audit import AuditLevel
 from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.otlp import OtlpSettings
 from whence_server.domain.telemetry import ContentCapture, StepForm
 from whence_server.journal.journal import Journal
 from whence_server.journal.vocabularies import Vocabularies
@@ -33,14 +35,16 @@ from whence_server.telemetry.metrics.metrics import Metrics
 from whence_server.telemetry.metrics.otlp import make_otlp_exporter
 from whence_server.telemetry.metrics.push import choose_temporality
 from whence_server.telemetry.sampling import make_sampler
+from whence_server.telemetry.spans.audit import AuditEncoder
 from whence_server.telemetry.spans.encoder import SpanEncoder
 from whence_server.telemetry.spans.events import EventEncoder
 
 _log = logging.getLogger(__name__)
 
-SPANS, EVENTS = "otlp-spans", "otlp-events"
+SPANS, EVENTS, AUDIT = "otlp-spans", "otlp-events", "otlp-audit"
 """Names of the journal's cursors, one for each export."""
 _FLUSH_S = 5.0
+_LOGS_VARIABLES = ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "OTEL_LOGS_EXPORTER")
 
 
 class Observability:
@@ -90,7 +94,7 @@ class Observability:
             if push is None
             else make_otlp_exporter(push.destination, choose_temporality(push.preference))
         )
-        exports = self._make_span_export() | self._make_event_export()
+        exports = self._make_span_export() | self._make_event_export() | self._make_audit_export()
         self._followers = {name: export.follower for name, export in exports.items()}
         self._metrics = Metrics(
             journal,
@@ -173,6 +177,26 @@ class Observability:
             EVENTS: self._make_export(EVENTS, make_sink(destination, EXPORT_LOGS_METHOD), encoder)
         }
 
+    def _make_audit_export(self) -> "dict[str, _Export]":
+        settings = self._settings
+        # A collector for spans alone would refuse each record: log records are asked for by name.
+        is_named = not settings.opentelemetry.keys().isdisjoint(_LOGS_VARIABLES)
+        destination = read_otlp_settings(settings.opentelemetry, "logs") if is_named else None
+        if settings.audit_level is AuditLevel.OFF or destination is None:
+            return {}
+        sink = make_sink(destination, EXPORT_LOGS_METHOD)
+        return {AUDIT: self._make_export(AUDIT, sink, AuditEncoder())}
+
+    def list_destinations(self) -> list[str]:
+        """Return what the server exports, and to where: "otlp-spans to http://collector:4317"."""
+        logs = read_otlp_settings(self._settings.opentelemetry, "logs")
+        found = {SPANS: self._settings.span_destination, EVENTS: logs, AUDIT: logs}
+        return [
+            f"{name} to {_name_destination(destination)}"
+            for name, destination in found.items()
+            if name in self._followers and destination is not None
+        ]
+
     def _make_export(self, name: str, sink: SpanSink, encoder: EntryEncoder) -> "_Export":
         exporter = JournalExporter(
             self._journal,
@@ -184,6 +208,13 @@ class Observability:
         )
         cursor = DurableCursor(self._journal, name)
         return _Export(exporter, JournalFollower(self._journal, exporter, cursor, name=name))
+
+
+def _name_destination(destination: OtlpSettings | str) -> str:
+    """Return an exporter's name, or an endpoint without a password that its URL may have."""
+    endpoint = destination if isinstance(destination, str) else destination.endpoint
+    scheme, found, rest = endpoint.rpartition("://")
+    return scheme + found + rest.rpartition("@")[2]
 
 
 def make_span_encoder(

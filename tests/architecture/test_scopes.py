@@ -7,7 +7,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 import whence.v1
-from whence.v1 import generation_pb2, model_pb2, record_pb2, trace_pb2, training_pb2
+from whence.v1 import audit_pb2, generation_pb2, model_pb2, record_pb2, trace_pb2, training_pb2
 from whence_server.access.scope_table import PUBLIC, ROUTES, RPCS, TABLE, Rule
 from whence_server.config.access import PUBLIC_SERVICES
 from whence_server.domain.identity import Scope
@@ -19,7 +19,7 @@ from whence_server.telemetry.metrics.http import HEALTH_PATH, PATH
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "access.md").read_text(encoding="utf-8")
-CONTRACT = (generation_pb2, model_pb2, record_pb2, trace_pb2, training_pb2)
+CONTRACT = (audit_pb2, generation_pb2, model_pb2, record_pb2, trace_pb2, training_pb2)
 FILES = (*CONTRACT, health_pb2, reflection_pb2)
 
 

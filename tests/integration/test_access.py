@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from jwt.algorithms import ECAlgorithm
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from otlp_collector import Collected, collecting
 from rpc_errors import failure_of
 from server_process import ServerProcess, socket_target
 
@@ -34,8 +36,9 @@ from whence import (
     UnauthenticatedError,
     WhenceError,
 )
+from whence.audit import get_action_name
 from whence.cli.main import main
-from whence.v1 import generation_pb2, generation_pb2_grpc
+from whence.v1 import generation_pb2, generation_pb2_grpc, trace_pb2, trace_pb2_grpc
 
 SCOPES = {
     "alice": ["generate", "delete"],
@@ -45,6 +48,7 @@ SCOPES = {
     "scraper": ["metrics"],
     "admin": ["admin"],
 }
+BOB = ("authorization", "Bearer bob-secret")
 ISSUER_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
@@ -66,6 +70,8 @@ class Site:
         callers: path of the server's file of callers.
         socket: target of its Unix socket.
         metrics_url: URL of the metrics page, without a path.
+        certificate: a client's certificate and key, which name no caller.
+        collected: log records that the server has sent.
     """
 
     server: ServerProcess
@@ -74,6 +80,7 @@ class Site:
     socket: str
     metrics_url: str
     certificate: tuple[Path, Path]
+    collected: Collected
 
     def connect(self, token: str | None = None, **arguments: Any) -> Client:
         certificate, key = self.certificate
@@ -139,10 +146,14 @@ def site(
         "--model-name": "tiny",
     }
     flat = [part for pair in flags.items() for part in pair]
-    with ServerProcess(tiny_model("gpt2"), folder / "data", *flat) as server:
-        (line,) = [line for line in server.log if "metrics are on" in line]
-        url = line.rstrip().rpartition(" ")[2].removesuffix("/metrics")
-        yield Site(server, authority, callers, socket, url, stranger)
+    with collecting() as (collected, logs):
+        environment = {"OTEL_EXPORTER_OTLP_LOGS_ENDPOINT": logs}
+        with ServerProcess(
+            tiny_model("gpt2"), folder / "data", *flat, environment=environment
+        ) as server:
+            (line,) = [line for line in server.log if "metrics are on" in line]
+            url = line.rstrip().rpartition(" ")[2].removesuffix("/metrics")
+            yield Site(server, authority, callers, socket, url, stranger, collected)
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +230,8 @@ def test_generations_of_others_do_not_exist(site: Site, of_alice: str) -> None:
         told = []
         for generation_id in (of_alice, unknown):
             request = generation_pb2.ResumeGenerationRequest(generation_id=generation_id)
-            bob = (("authorization", "Bearer bob-secret"),)
             with pytest.raises(grpc.RpcError) as caught:
-                list(stub.ResumeGeneration(request, metadata=bob))
+                list(stub.ResumeGeneration(request, metadata=(BOB,)))
             failure = failure_of(caught.value)
             told.append((failure.code, failure.message.replace(generation_id, "ID")))
         assert told[0] == told[1]
@@ -314,6 +324,84 @@ def test_openai_client_uses_its_key_as_the_token(site: Site) -> None:
             client.models.list()
     with connect("auditor-secret") as client, pytest.raises(openai.PermissionDeniedError):
         client.completions.create(model="tiny", prompt="The")
+
+
+def test_audit_tells_who_did_what_and_why(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    why = {"whence-reason": "L%C3%B6schung 4711"}
+    with site.connect("alice", metadata=why) as alice:
+        done = alice.generate("The", max_new_tokens=1).result().id
+        with site.connect("auditor") as auditor, site.connect("counter") as counter:
+            for _ in range(5):
+                auditor.generations.get(done)
+            counter.generations.get(done)
+        alice.generations.delete(done)
+        with pytest.raises(NotFoundError):
+            alice.generations.delete(done)
+        with pytest.raises(PermissionDeniedError):
+            list(alice.audit())
+    with site.connect("admin") as admin:
+        records = list(admin.audit(generation_id=done))
+        told = [
+            (get_action_name(it.action), it.caller_id, it.status_code, it.reason)
+            for it in reversed(records)
+        ]
+        reason = "Löschung 4711"
+        assert told == [
+            ("generate", "alice", 0, reason),
+            ("read_content", "auditor", 0, ""),
+            ("read", "counter", 0, ""),
+            ("delete", "alice", 0, reason),
+            ("delete", "alice", 5, reason),
+        ], "equal calls are counted at the minute's end, and the record survives the deletion"
+        assert {it.address for it in records} == {"127.0.0.1"}
+        refusals = list(admin.audit(actions=["refused"], caller_id="alice"))
+        assert [(it.detail, it.method.rpartition("/")[2]) for it in refusals] == [
+            ("scope", "ListAudit")
+        ]
+        assert list(admin.audit(actions=["read_audit"], caller_id="admin"))
+        (export,) = admin.audit(actions=["export"])
+        assert export.detail.startswith("otlp-audit to http://127.0.0.1:")
+    certificate, key = (str(path) for path in site.certificate)
+    flags = ["--target", site.server.target, "--ca", str(site.authority.ca), "--cert", certificate]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WHENCE_TOKEN", "admin-secret")
+        command = ["audit", *flags, "--key", key, "--generation", done, "--action", "delete"]
+        assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "NOT_FOUND" in lines[0]
+    assert f"DeleteGeneration  {done}  from 127.0.0.1  reason: {reason}" in lines[1]
+
+
+def test_audit_is_sent_as_log_records(site: Site, of_alice: str) -> None:
+    with site.connect("admin") as admin:
+        (record,) = admin.audit(generation_id=of_alice, caller_id="alice", actions=["generate"])
+
+    def find() -> list[LogRecord]:
+        return [it for it in site.collected.records if it.span_id.hex() == record.span_id]
+
+    deadline = time.monotonic() + 30
+    while not find() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (sent,) = find()
+    assert (sent.event_name, sent.trace_id.hex()) == ("whence.audit", record.trace_id)
+    values = {it.key: it.value for it in sent.attributes}
+    assert values["whence.audit.action"].string_value == "generate"
+    assert values["whence.audit.caller"].string_value == "alice"
+    assert values["whence.generation.id"].string_value == of_alice
+
+
+def test_refused_resume_puts_nothing_on_anothers_record(site: Site, of_alice: str) -> None:
+    """Expect no CALL entry: a deletion names the number of the generation's entries."""
+    with site.open_channel() as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        request = generation_pb2.ResumeGenerationRequest(generation_id=of_alice)
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError):
+                list(stub.ResumeGeneration(request, metadata=(BOB,)))
+    with site.connect("admin") as admin:
+        (tried,) = admin.audit(caller_id="bob", generation_id=of_alice, actions=["read_content"])
+    assert tried.status_code == 5
 
 
 def test_unix_socket_has_the_scopes_that_are_set(site: Site) -> None:
@@ -415,11 +503,27 @@ def test_token_is_not_sent_unencrypted_to_another_machine() -> None:
     assert "sec ret" not in str(caught.value)
 
 
+def test_jwt_that_expires_ends_the_calls_that_it_began(site: Site) -> None:
+    # A clock may be off by 30 s.
+    token = make_jwt(scope="read", exp=time.time() - 27)
+    with site.open_channel() as channel:
+        stub = trace_pb2_grpc.TraceServiceStub(channel)
+        watch = stub.WatchGenerations(
+            trace_pb2.WatchGenerationsRequest(),
+            metadata=(("authorization", f"Bearer {token}"),),
+            timeout=60,
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            list(watch)
+    assert failure_of(caught.value).reason == "UNAUTHENTICATED"
+
+
 # The last test, because it changes the callers.
 def test_line_that_is_gone_revokes_its_token(site: Site) -> None:
     lines = site.callers.read_text().splitlines()
-    with site.connect("bob") as client:
+    with site.connect("bob") as client, site.connect("auditor") as auditor:
         client.models()
+        ended, going_on = client.generations.watch(), auditor.generations.watch()
         kept = [line for line in lines if '"bob"' not in line]
         (site.callers.parent / "next").write_text("\n".join(kept))
         (site.callers.parent / "next").chmod(0o600)
@@ -427,5 +531,12 @@ def test_line_that_is_gone_revokes_its_token(site: Site) -> None:
         with pytest.raises(UnauthenticatedError) as caught:
             client.models()
         assert isinstance(caught.value, WhenceError)
-    with site.connect("alice") as client:
-        client.models()
+        with pytest.raises(UnauthenticatedError):
+            list(ended)
+        with site.connect("alice") as alice:
+            alice.generate("The", max_new_tokens=1).result()
+        assert next(going_on).event.started.owner == "alice", "calls of others go on"
+        going_on.close()
+    with site.connect("admin") as admin:
+        (change,) = admin.audit(actions=["change"])
+        assert change.detail == str(site.callers)

@@ -18,7 +18,7 @@ from telemetry_journal import (
     timestamp,
 )
 
-from whence.v1 import call_pb2, model_pb2, step_pb2, training_pb2
+from whence.v1 import audit_pb2, call_pb2, model_pb2, step_pb2, training_pb2
 from whence.v1 import generation_pb2 as g
 from whence.v1 import observation_pb2 as ob
 from whence.v1 import occurrence_pb2 as o
@@ -55,7 +55,33 @@ def make_eventful_journal() -> MemoryJournal:
     )
     journal.append("", EntryKind.CALL, call("", status_code=3, error=error))
     _append_http(journal)
+    _append_audit(journal)
     return journal
+
+
+def _append_audit(journal: MemoryJournal) -> None:
+    """Append a read with everything that can be on record, and a refusal of an unknown caller."""
+    read = audit_pb2.AuditRecord(
+        num_calls=3,
+        action=audit_pb2.AUDIT_ACTION_READ_CONTENT,
+        method="whence.v1.TraceService/GetGeneration",
+        caller_id="alice",
+        address="192.0.2.7",
+        generation_id="sampled",
+        reason="erasure request 4711",
+        trace_id=TRACE_ID,
+        span_id=records.SPAN_ID,
+    )
+    refused = audit_pb2.AuditRecord(
+        num_calls=1,
+        action=audit_pb2.AUDIT_ACTION_REFUSED,
+        address="192.0.2.7",
+        detail="expired",
+        status_code=16,
+        is_summary=True,
+    )
+    for record in (read, refused):
+        journal.append("", EntryKind.AUDIT, record)
 
 
 def _append_http(journal: MemoryJournal) -> None:

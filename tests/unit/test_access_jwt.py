@@ -79,7 +79,7 @@ async def test_token_of_the_provider_names_the_caller_and_its_scopes(
     tmp_path: Path, key: Any, algorithm: str, key_id: str
 ) -> None:
     verifier = await make_verifier(tmp_path)
-    identity = await verifier.verify(sign(key, algorithm, key_id))
+    identity = (await verifier.verify(sign(key, algorithm, key_id))).identity
     assert identity.id == "alice"
     assert identity.scopes == {Scope.GENERATE, Scope.READ_CONTENT}, "other words are passed over"
 
@@ -89,10 +89,12 @@ async def test_groups_are_mapped_to_scopes(tmp_path: Path) -> None:
     rules = JwtRules(RULES.issuer, RULES.audience, "client", "groups", scopes)
     verifier = await make_verifier(tmp_path, rules)
     token = sign(client="svc", groups=["staff", "ops", "generate", 7])
-    identity = await verifier.verify(token)
+    identity = (await verifier.verify(token)).identity
     assert (identity.id, identity.scopes) == ("svc", {Scope.READ, Scope.GENERATE, Scope.METRICS})
     for groups in (None, "staffs", {"staff": 1}, ["admin"]):
-        assert (await verifier.verify(sign(client="svc", groups=groups))).scopes == frozenset()
+        assert (
+            await verifier.verify(sign(client="svc", groups=groups))
+        ).identity.scopes == frozenset()
 
 
 REFUSED: dict[str, tuple[Callable[[], str], Cause]] = {
@@ -173,7 +175,7 @@ async def test_file_of_keys_is_read_again(tmp_path: Path) -> None:
     rotated = {"keys": [make_jwk(OTHER_RSA_KEY, RSAAlgorithm, "new")]}
     (tmp_path / "next").write_text(json.dumps(rotated))
     (tmp_path / "next").rename(tmp_path / "jwks")
-    assert (await verifier.verify(sign(OTHER_RSA_KEY, key_id="new"))).id == "alice"
+    assert (await verifier.verify(sign(OTHER_RSA_KEY, key_id="new"))).identity.id == "alice"
     with pytest.raises(RefusedError):
         await verifier.verify(sign())
 
@@ -229,7 +231,7 @@ async def test_unknown_key_is_fetched_at_most_once_in_a_while() -> None:
     assert provider.num_fetches == 1, "strangers cause no fetches"
     provider.now_s += PAUSE_S + 1
     for _ in range(20):
-        assert (await verifier.verify(sign(EC_KEY, "ES256", "ec"))).id == "alice"
+        assert (await verifier.verify(sign(EC_KEY, "ES256", "ec"))).identity.id == "alice"
         with pytest.raises(RefusedError):
             await verifier.verify(sign(key_id="unheard-of"))
     assert provider.num_fetches == 2
@@ -244,11 +246,11 @@ async def test_keys_stay_valid_while_the_provider_is_down() -> None:
     provider.error = OSError("down")
     provider.now_s += FRESH_S + 1
     for _ in range(3):
-        assert (await verifier.verify(sign())).id == "alice"
+        assert (await verifier.verify(sign())).identity.id == "alice"
     assert keys._refreshing is not None
     await keys._refreshing
     assert provider.num_fetches == 2
-    assert (await verifier.verify(sign())).id == "alice"
+    assert (await verifier.verify(sign())).identity.id == "alice"
     provider.error, provider.keys = None, [make_jwk(EC_KEY, ECAlgorithm, "ec")]
     provider.now_s += FRESH_S + 1
     await verifier.verify(sign())

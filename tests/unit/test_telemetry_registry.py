@@ -39,6 +39,7 @@ from whence_server.domain.telemetry import ContentCapture, PushOptions, StepForm
 from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.spans import genai, names
+from whence_server.telemetry.spans.audit import AuditEncoder
 from whence_server.telemetry.spans.events import EventEncoder
 from whence_server.telemetry.spans.finish_reasons import get_reason_name
 from whence_server.telemetry.training import metrics as training_metrics
@@ -100,10 +101,10 @@ async def hold_everything() -> Held:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(genai, "MAX_SPAN_BYTES", 4_000)  # as if it had a long prompt
         held.add_spans(await spans_of(journal, **content))
-    encoder = EventEncoder(journal, ContentCapture.EVENT_ONLY)
-    for entry in journal.entries:
-        for piece in await encoder.encode(entry):
-            held.add_records(ScopeLogs.FromString(piece).log_records)
+    for encoder in (EventEncoder(journal, ContentCapture.EVENT_ONLY), AuditEncoder()):
+        for entry in journal.entries:
+            for piece in await encoder.encode(entry):
+                held.add_records(ScopeLogs.FromString(piece).log_records)
     trace = TrainingTrace()
     held.add_spans(span for event in make_eventful_training() for span in trace.make_spans(event))
     held.add_metrics(await collect_metrics())
@@ -179,7 +180,7 @@ TRAINING_SPAN_NAMES = {
     *("OPTIMIZER_STEP", "EVALUATION", "CHECKPOINT"),
 }
 EVENT_NAMES = {
-    *("EXCEPTION", "OPERATION_DETAILS", "TOKEN_SCHEDULED", "TOKEN_GENERATED"),
+    *("AUDIT", "EXCEPTION", "OPERATION_DETAILS", "TOKEN_SCHEDULED", "TOKEN_GENERATED"),
     *("FIRST_TOKEN", "READER_LEFT", "READER_JOINED", "ENGINE_ENDED", "ENGINE_RESUMED"),
     *("CANCELLED", "MAX_DURATION_PASSED", "SEQUENCE_STOPPED"),
 }

@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from whence.audit import make_reason_metadata
 from whence.channel import DEFAULT_TARGET, TARGET_VARIABLE
 from whence.cli.exits import UsageError
 from whence.client import Client
@@ -29,6 +30,7 @@ def connect(arguments: argparse.Namespace) -> Client:
             cert=arguments.cert,
             key=arguments.key,
             token_file=arguments.token_file,
+            metadata=make_reason_metadata(arguments.reason),
             connect_timeout_s=arguments.connect_timeout,
         )
     except ValueError as error:
@@ -64,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="file with the caller's token "
         f"(default: ${TOKEN_VARIABLE}, which is the token, else ${TOKEN_FILE_VARIABLE}, else none)",
+    )
+    parser.add_argument(
+        "--reason",
+        metavar="TEXT",
+        help="reason for the call, which the server's audit records, at most 256 characters",
     )
     parser.add_argument(
         "--connect-timeout",

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from whence.cli import connection, exits, generate, generations, model, training
+from whence.cli import audit, connection, exits, generate, generations, model, training
 from whence.errors import WhenceError
 from whence.summary import escape
 
@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     generations.add_commands(commands, common)
     training.add_commands(commands, common)
     model.add_command(commands, common)
+    audit.add_command(commands, common)
     return whole
 
 

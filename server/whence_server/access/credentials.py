@@ -1,7 +1,9 @@
 """Credentials: a token, a certificate, or a place on the same machine."""
 
+import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 _KINDS = {"DNS": "DNS", "URI": "URI", "email": "EMAIL", "IP Address": "IP"}
@@ -17,12 +19,14 @@ class Credentials:
             a certificate.
         is_local_socket: True if the call came over a Unix socket.
         address: address that the call came from, for the log.
+        certificate_ends_s: Unix time at which the client's certificate expires; None without one.
     """
 
     authorization: str = ""
     names: tuple[str, ...] = ()
     is_local_socket: bool = False
     address: str = ""
+    certificate_ends_s: float | None = None
 
     @property
     def token(self) -> str:
@@ -47,6 +51,23 @@ def list_certificate_names(certificate: Any) -> tuple[str, ...]:
         if key == "commonName"
     ]
     return (*alternative, *common)
+
+
+def read_certificate_end(certificate: Any) -> float | None:
+    """Return the Unix time at which a certificate of `getpeercert` expires; None without one."""
+    return ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else None
+
+
+@lru_cache(maxsize=1_024)
+def parse_certificate_end(pem: bytes) -> float | None:
+    """Return the Unix time at which a certificate in PEM format expires; None if unreadable."""
+    # Imported here, because cryptography takes long to import, and many servers have no TLS.
+    from cryptography.x509 import load_pem_x509_certificate
+
+    try:
+        return load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+    except ValueError:
+        return None
 
 
 def list_peer_names(properties: Iterable[tuple[str, Iterable[bytes]]]) -> tuple[str, ...]:

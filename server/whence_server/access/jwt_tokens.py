@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jwt
 
@@ -35,6 +35,14 @@ class JwtRules:
     scopes: Mapping[str, frozenset[Scope]] = field(default_factory=dict)
 
 
+class Verified(NamedTuple):
+    """The caller that a token names, and the time from which the token is refused."""
+
+    identity: Identity
+    ends_s: float
+    """Unix time."""
+
+
 class JwtVerifier:
     """Verifier of tokens against a provider's keys."""
 
@@ -47,8 +55,8 @@ class JwtVerifier:
         """Return whether a token has the three parts of a signed JWT."""
         return token.count(".") == 2
 
-    async def verify(self, token: str) -> Identity:
-        """Return the caller that a token names.
+    async def verify(self, token: str) -> Verified:
+        """Return the caller that a token names, and the token's end.
 
         Raises:
             RefusedError: the token is malformed, forged, expired, or not for this server.
@@ -66,7 +74,8 @@ class JwtVerifier:
         key = await self._keys.find(key_id) if isinstance(key_id, str) and key_id else None
         if key is None:
             raise RefusedError(Cause.UNKNOWN, f"a JWT with the unknown kid {str(key_id)[:64]!r}")
-        return self._read_claims(self._decode(token, key))
+        claims = self._decode(token, key)
+        return Verified(self._read_claims(claims), float(claims["exp"]) + _LEEWAY_S)
 
     def _decode(self, token: str, key: jwt.PyJWK) -> dict[str, Any]:
         rules = self._rules

@@ -7,11 +7,17 @@ docs/access.md shows the same table.
 from dataclasses import dataclass
 from typing import Final
 
-from whence_server.domain.identity import Scope
+from whence_server.domain.audit import AuditAction
+from whence_server.domain.identity import Identity, Scope
 
 _READ = (Scope.READ, Scope.READ_CONTENT)
 _NUMBERS = "text and token ids only with `read:content`; of one's own, with `read:all` of all"
 _SERVICE = "whence.v1."
+
+
+_GENERATES = (Scope.GENERATE,)
+# Recorders bring vocabularies of their own; callers that neither generate nor read need none.
+_MODEL_USERS = (Scope.GENERATE, *_READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,43 +28,70 @@ class Rule:
         scopes: scopes of which the caller needs one; empty for every authenticated caller.
         note: what the scopes show or allow, for the documentation.
         public: name by which `--public-services` opens it to everybody; "" if that cannot be.
+        action: action that the audit records; None for calls that tell of nobody's data.
+        shows_content: True if the method shows content to callers with `read:content`, and
+            numbers to others.
     """
 
     scopes: tuple[Scope, ...] = ()
     note: str = ""
     public: str = ""
+    action: AuditAction | None = None
+    shows_content: bool = False
+
+    def find_action(self, identity: Identity) -> AuditAction | None:
+        """Return the action of a caller that calls the method; None if the audit leaves it out."""
+        if self.shows_content and identity.has(Scope.READ_CONTENT):
+            return AuditAction.READ_CONTENT
+        return self.action
+
+
+def _read_record() -> Rule:
+    return Rule(_READ, _NUMBERS, action=AuditAction.READ, shows_content=True)
+
+
+def _read_training() -> Rule:
+    return Rule(_READ, action=AuditAction.READ)
+
+
+def _read_document() -> Rule:
+    return Rule((Scope.READ_CONTENT,), action=AuditAction.READ_CONTENT)
 
 
 RPCS: Final[dict[str, Rule]] = {
-    _SERVICE + "GenerationService/Generate": Rule((Scope.GENERATE,)),
+    _SERVICE + "GenerationService/Generate": Rule(_GENERATES, action=AuditAction.GENERATE),
     _SERVICE + "GenerationService/ResumeGeneration": Rule(
         (Scope.GENERATE, Scope.READ_CONTENT),
         "one's own; others' with `read:content` and `read:all`",
+        action=AuditAction.READ_CONTENT,
     ),
     _SERVICE + "GenerationService/CancelGeneration": Rule(
-        (Scope.GENERATE, Scope.ADMIN), "one's own; others' with `admin`"
+        (Scope.GENERATE, Scope.ADMIN),
+        "one's own; others' with `admin`",
+        action=AuditAction.CANCEL,
     ),
     _SERVICE + "RecordService/RecordGenerations": Rule(
-        (Scope.GENERATE,), "the generations are the caller's"
+        _GENERATES, "the generations are the caller's", action=AuditAction.RECORD
     ),
-    _SERVICE + "TraceService/GetGeneration": Rule(_READ, _NUMBERS),
-    _SERVICE + "TraceService/ListGenerations": Rule(_READ, _NUMBERS),
-    _SERVICE + "TraceService/ListSteps": Rule(_READ, _NUMBERS),
-    _SERVICE + "TraceService/WatchGenerations": Rule(_READ, _NUMBERS),
+    _SERVICE + "TraceService/GetGeneration": _read_record(),
+    _SERVICE + "TraceService/ListGenerations": _read_record(),
+    _SERVICE + "TraceService/ListSteps": _read_record(),
+    _SERVICE + "TraceService/WatchGenerations": _read_record(),
     _SERVICE + "TraceService/DeleteGeneration": Rule(
-        (Scope.DELETE,), "one's own; others' with `read:all`"
+        (Scope.DELETE,), "one's own; others' with `read:all`", action=AuditAction.DELETE
     ),
     _SERVICE + "ModelService/ListModels": Rule(),
     _SERVICE + "ModelService/GetModel": Rule(),
-    _SERVICE + "ModelService/GetVocabulary": Rule(),
-    _SERVICE + "TrainingService/ListTrainingRuns": Rule(_READ),
-    _SERVICE + "TrainingService/GetTrainingRun": Rule(_READ),
-    _SERVICE + "TrainingService/ListTrainingSteps": Rule(_READ),
-    _SERVICE + "TrainingService/WatchTrainingRun": Rule(_READ),
-    _SERVICE + "TrainingService/GetInclusionProof": Rule(_READ),
-    _SERVICE + "TrainingService/GetDocument": Rule((Scope.READ_CONTENT,)),
-    _SERVICE + "TrainingService/ReadDocument": Rule((Scope.READ_CONTENT,)),
-    _SERVICE + "TrainingService/TraceEmergence": Rule((Scope.EXPLAIN,)),
+    _SERVICE + "ModelService/GetVocabulary": Rule(_MODEL_USERS),
+    _SERVICE + "TrainingService/ListTrainingRuns": _read_training(),
+    _SERVICE + "TrainingService/GetTrainingRun": _read_training(),
+    _SERVICE + "TrainingService/ListTrainingSteps": _read_training(),
+    _SERVICE + "TrainingService/WatchTrainingRun": _read_training(),
+    _SERVICE + "TrainingService/GetInclusionProof": _read_training(),
+    _SERVICE + "TrainingService/GetDocument": _read_document(),
+    _SERVICE + "TrainingService/ReadDocument": _read_document(),
+    _SERVICE + "TrainingService/TraceEmergence": Rule((Scope.EXPLAIN,), action=AuditAction.EXPLAIN),
+    _SERVICE + "AuditService/ListAudit": Rule((Scope.ADMIN,), action=AuditAction.READ_AUDIT),
     "grpc.health.v1.Health/Check": Rule(public="health"),
     "grpc.health.v1.Health/List": Rule(public="health"),
     "grpc.health.v1.Health/Watch": Rule(public="health"),
@@ -68,9 +101,9 @@ RPCS: Final[dict[str, Rule]] = {
 """Rules by the method's full name."""
 
 ROUTES: Final[dict[str, Rule]] = {
-    "POST /v1/chat/completions": Rule((Scope.GENERATE,)),
-    "POST /v1/completions": Rule((Scope.GENERATE,)),
-    "POST /v1/responses": Rule((Scope.GENERATE,)),
+    "POST /v1/chat/completions": Rule(_GENERATES, action=AuditAction.GENERATE),
+    "POST /v1/completions": Rule(_GENERATES, action=AuditAction.GENERATE),
+    "POST /v1/responses": Rule(_GENERATES, action=AuditAction.GENERATE),
     "GET /v1/models": Rule(),
     "GET /v1/models/{model:.+}": Rule(),
     "GET /metrics": Rule((Scope.METRICS,), public="metrics"),

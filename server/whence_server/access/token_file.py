@@ -73,6 +73,9 @@ class TokenFile:
         path: path of the file.
         clock: monotonic seconds.
 
+    Attributes:
+        on_change: called with the path after other callers were read.
+
     Raises:
         ConfigurationError: the file cannot be read, or a line is malformed.
     """
@@ -80,6 +83,7 @@ class TokenFile:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._clock = clock
+        self.on_change: Callable[[str], None] = lambda _: None
         self._retry_at_s: float | None = None
         """Time of the next try to read the file; None while it has been read."""
         # Look-ups compare keyed digests: their time tells nothing about a stored one.
@@ -102,6 +106,13 @@ class TokenFile:
         found = (self._callers.by_certificate.get(name) for name in names)
         return next((entry for entry in found if entry is not None), None)
 
+    def find_again(self, entry: Entry) -> Entry | None:
+        """Return the present entry of the same token or certificate; None if its line is gone."""
+        self._refresh()
+        if entry.sha256:
+            return self._callers.by_digest.get(self._make_key(entry.sha256))
+        return self._callers.by_certificate.get(entry.certificate)
+
     def _refresh(self) -> None:
         seen = take_fingerprint(self._path)
         has_changed, self._seen = seen != self._seen, seen
@@ -117,6 +128,7 @@ class TokenFile:
         else:
             self._retry_at_s = None
             _log.info("the callers were read again from %s", self._path)
+            self.on_change(str(self._path))
 
     def _read(self) -> _Callers:
         callers = _Callers()

@@ -6,6 +6,7 @@ from pathlib import Path
 from whence_server.config.fields import declare_setting
 from whence_server.config.spelling import (
     MAX_GRACE_S,
+    accept_choice,
     accept_whole,
     parse_grace_seconds,
     parse_permissions,
@@ -14,6 +15,7 @@ from whence_server.config.spelling import (
     parse_text,
 )
 from whence_server.domain.addresses import NEEDS_GUARD, is_loopback, parse_host_port
+from whence_server.domain.audit import AuditLevel
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.identity import Scope
 
@@ -159,6 +161,13 @@ class AccessSettings:
         "maximum number of generations of one caller that run or wait; 0 is no limit",
         "N",
     )
+    caller_max_calls: int = declare_setting(
+        0,
+        accept_whole(0),
+        "maximum number of calls of one caller that run at one time, watches and other streams "
+        "among them, if callers are authenticated; 0 is no limit",
+        "N",
+    )
     caller_max_queue: int = declare_setting(
         0,
         accept_whole(0),
@@ -178,6 +187,21 @@ class AccessSettings:
         "more get this",
         "S",
     )
+
+    audit: str = declare_setting(
+        "auto",
+        accept_choice("auto", *AuditLevel),
+        "what callers do that is put on record, for `whence audit`: off, writes (all but reads), "
+        "or all; auto is all if callers are authenticated, else off (default: auto)",
+    )
+
+    @property
+    def audit_level(self) -> AuditLevel:
+        """Deeds that the audit records."""
+        if self.audit != "auto":
+            return AuditLevel(self.audit)
+        is_on = bool(self.auth_tokens or self.auth_jwks)
+        return AuditLevel.ALL if is_on else AuditLevel.OFF
 
     @property
     def is_guarded(self) -> bool:

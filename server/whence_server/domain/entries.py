@@ -26,9 +26,13 @@ class EntryKind(IntEnum):
     the generation. Empty in journals of earlier versions."""
     OCCURRENCE = 8
     """whence.v1.Occurrence; has no offset in the generation"""
+    AUDIT = 9
+    """whence.v1.AuditRecord; belongs to no generation, and stays when one is deleted"""
 
 
-OUTSIDE_OFFSETS = frozenset({EntryKind.CALL, EntryKind.DELETED, EntryKind.OCCURRENCE})
+OUTSIDE_OFFSETS = frozenset(
+    {EntryKind.CALL, EntryKind.DELETED, EntryKind.OCCURRENCE, EntryKind.AUDIT}
+)
 """Kinds that have no offset, and that streams of a generation leave out."""
 
 

@@ -20,7 +20,7 @@ class Scope(StrEnum):
     METRICS = "metrics"
     """Read the metrics page."""
     ADMIN = "admin"
-    """Cancel generations of other callers."""
+    """Cancel generations of other callers; read the audit."""
     READ_ALL = "read:all"
     """Read and delete generations of other callers too, by the other scopes."""
 

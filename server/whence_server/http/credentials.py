@@ -2,7 +2,11 @@
 
 from aiohttp import web
 
-from whence_server.access.credentials import Credentials, list_certificate_names
+from whence_server.access.credentials import (
+    Credentials,
+    list_certificate_names,
+    read_certificate_end,
+)
 
 
 def read_credentials(request: web.Request) -> Credentials:
@@ -14,4 +18,5 @@ def read_credentials(request: web.Request) -> Credentials:
         request.headers.get("Authorization", ""),
         list_certificate_names(certificate),
         address=peer[0] if peer else "",
+        certificate_ends_s=read_certificate_end(certificate),
     )

@@ -11,11 +11,14 @@ from typing import Protocol
 from aiohttp import web
 
 from whence_server import logs
+from whence_server.access.audit import REASON_KEY, parse_reason
+from whence_server.access.deeds import make_deed
 from whence_server.access.gate import OPEN_GATE, Gate
+from whence_server.access.sessions import ANYBODY, Admission
 from whence_server.domain.errors import Code, WhenceError
 from whence_server.domain.errors.panics import is_panic
 from whence_server.domain.generation import CallError, CallRecord, HttpExchange
-from whence_server.domain.identity import ANYONE, Identity
+from whence_server.domain.identity import Identity
 from whence_server.domain.occurrences import Caller
 from whence_server.domain.tracing import TraceContext
 from whence_server.http.credentials import read_credentials
@@ -40,8 +43,8 @@ class Exchange:
     time_ns: int
     """Unix time of the request's arrival."""
     monotonic_ns: int
-    identity: Identity = ANYONE
-    """The caller, once it is admitted."""
+    admission: Admission = ANYBODY
+    """Admission of the caller."""
     generation_id: str = ""
     """Id of the generation that the request starts; "" before it is started."""
     unrecorded_reason: str = ""
@@ -53,6 +56,11 @@ class Exchange:
     """The error's status; None without an error."""
     response: web.StreamResponse | None = field(default=None, repr=False)
     """The streamed answer, once it has begun."""
+
+    @property
+    def identity(self) -> Identity:
+        """The caller."""
+        return self.admission.identity
 
     @property
     def caller(self) -> Caller:
@@ -114,16 +122,17 @@ def guard(
         context = exchange.trace_context
         with logs.add_ids(trace_id=context.trace_id, span_id=context.span_id):
             try:
-                exchange.identity = await _admit(gate, exchange)
+                exchange.admission = await _admit(gate, exchange)
             except WhenceError as error:
                 # Strangers put nothing on record.
                 return await _answer_error(exchange, error, errors)
             try:
-                return await _answer(exchange, handle, errors)
+                return await _answer(exchange, handle, errors, gate)
             except ConnectionResetError:
                 # Nobody reads an answer, and aiohttp would log a client that went as a fault.
                 return exchange.response or web.Response(status=CLIENT_CLOSED_REQUEST)
             finally:
+                _note(gate, exchange)
                 if recorded:
                     calls.record(_make_record(exchange))
 
@@ -137,16 +146,19 @@ def _begin(request: web.Request, route: str, calls: CallLog) -> Exchange:
     return Exchange(request, route, context, time.time_ns(), time.monotonic_ns())
 
 
-async def _admit(gate: Gate, exchange: Exchange) -> Identity:
+async def _admit(gate: Gate, exchange: Exchange) -> Admission:
     if gate.is_open:
-        return ANYONE
+        return ANYBODY
     request = exchange.request
     return await gate.admit(f"{request.method} {exchange.route}", read_credentials(request))
 
 
-async def _answer(exchange: Exchange, handle: Handler, errors: ErrorRenderer) -> web.StreamResponse:
+async def _answer(
+    exchange: Exchange, handle: Handler, errors: ErrorRenderer, gate: Gate
+) -> web.StreamResponse:
     try:
-        return await handle(exchange)
+        with gate.sessions.keep(exchange.admission):
+            return await handle(exchange)
     except (asyncio.CancelledError, ConnectionResetError):
         # An answer that has begun keeps its status.
         exchange.code = Code.CANCELLED
@@ -159,6 +171,21 @@ async def _answer(exchange: Exchange, handle: Handler, errors: ErrorRenderer) ->
         if not (isinstance(error, Exception) or is_panic(error)):
             raise
         return await _answer_error(exchange, error, errors)
+
+
+def _note(gate: Gate, exchange: Exchange) -> None:
+    if not gate.trail.is_on:
+        return
+    deed = make_deed(
+        exchange.caller,
+        exchange.identity,
+        exchange.time_ns,
+        0 if exchange.code is None else exchange.code.value,
+        generation_id=exchange.generation_id,
+        reason=parse_reason(exchange.request.headers.get(REASON_KEY, "")),
+    )
+    if deed is not None:
+        gate.trail.note(deed)
 
 
 async def _answer_error(

@@ -67,6 +67,9 @@ class Audit:
                 self._take_deletion(row, name)
             elif row.kind == EntryKind.CALL and row.payload is not None:
                 self._take_call(row, row.payload, name)
+            elif row.kind == EntryKind.AUDIT and row.generation:
+                # A deletion of that generation would destroy it.
+                self._add_difference(name, "generation", row.generation, 0, table="entries")
 
     def compare(self) -> None:
         """Check all other tables; an unreadable table does not prevent the check of the others."""

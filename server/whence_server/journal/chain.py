@@ -3,10 +3,10 @@
     hash_0 = SHA-256("whence journal v1" || writer id)
     hash_i = SHA-256(hash_(i-1) || kind || HMAC-SHA-256(key, payload))
 
-The key is the generation's random secret. Calls and deletions have an empty key: they may refer to
-a generation whose secret is gone. Deleting a generation destroys its payloads and its secret and
-keeps the HMACs: the chain still verifies, and nobody can test a guess at prompt or tokens against
-the HMACs. (Calls hold neither.)
+The key is the generation's random secret. Calls, deletions and audit records have an empty key:
+they may refer to a generation whose secret is gone. Deleting a generation destroys its payloads and
+its secret and keeps the HMACs: the chain still verifies, and nobody can test a guess at prompt or
+tokens against the HMACs. (Calls and audit records hold neither.)
 
 The walk detects an entry that was removed, inserted or moved, or whose payload, kind, generation
 or offset was changed, and content that was removed without a DELETED entry.
@@ -30,7 +30,7 @@ from whence_server.domain.entries import OUTSIDE_OFFSETS, EntryKind
 
 SECRET_BYTES = 32
 _KINDS = {kind: bytes([kind]) for kind in EntryKind}
-_KEYLESS = frozenset({EntryKind.CALL, EntryKind.DELETED})
+_KEYLESS = frozenset({EntryKind.CALL, EntryKind.DELETED, EntryKind.AUDIT})
 
 
 def hash_genesis(writer_id: bytes) -> bytes:

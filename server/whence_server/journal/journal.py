@@ -10,6 +10,7 @@ from whence_server.domain.errors import (
     GenerationRunningError,
     JournalError,
 )
+from whence_server.journal.audit_log import AuditLog
 from whence_server.journal.chain import ChainReport, ChainWalk
 from whence_server.journal.deletion import Deletion
 from whence_server.journal.following import BATCH_BYTES, BATCH_ENTRIES, Following
@@ -44,6 +45,7 @@ class Journal:
     Attributes:
         id: random identity of the log.
         forms: forms in which entries and labels are stored.
+        audit: its audit records.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Journal:
         self._following = Following(self._log, store, self._readers)
         self._lookup = Lookup(self._log, store, self._readers)
         self._deletion = Deletion(self._log, store, self._readers, forms.find_key_id)
+        self.audit = AuditLog(self._log, store, self._readers)
         self._release = release
 
     @classmethod

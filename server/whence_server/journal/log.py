@@ -214,6 +214,18 @@ class Log:
         )
         self.writer.submit()
 
+    def record_audit(self, payload: bytes) -> None:
+        """Append AUDIT, which belongs to no generation; left out and counted as calls are.
+
+        Raises:
+            JournalError: nothing more can be written.
+        """
+        if self.writer.stall is not None and self.writer.overfull:
+            self._num_left_out += 1
+            return
+        self._append_outside(EntryKind.AUDIT, "", payload)
+        self.writer.submit()
+
     async def flush(self) -> None:
         """Wait until everything appended so far is committed.
 
@@ -300,7 +312,7 @@ class Log:
     def _on_commit(self, batch: Batch) -> None:
         if self._num_left_out:
             _log.error(
-                "%d calls were not recorded: they ended while the journal could not be written",
+                "%d calls or audit records are missing: the journal could not be written",
                 self._num_left_out,
             )
             self._num_left_out = 0

@@ -34,6 +34,7 @@ _OLDEST_SQLITE = (3, 51, 3)
 # Only a checkpoint waits, for a reader.
 _BUSY_MS = 1_000
 _MAX_LOG_BYTES = 64 << 20
+_ALL_BYTES = 2**62
 # Number of the writer: each database has one.
 _WRITER = 1
 
@@ -65,6 +66,13 @@ _READ_ALL = f"""
     FROM entries e LEFT JOIN generations g
         ON g.writer = e.writer AND g.started_position = e.generation
     WHERE e.writer = {_WRITER} AND position > ? ORDER BY position LIMIT ?
+"""  # noqa: S608  # constants only
+# The index over generations has kind and position at its end: AUDIT entries have generation 0.
+READ_AUDIT = f"""
+    SELECT position, x'', 0, kind, coalesce(payload, x'') FROM entries
+    INDEXED BY entries_by_generation
+    WHERE writer = {_WRITER} AND generation = 0 AND "offset" = 0
+        AND kind = {EntryKind.AUDIT:d} AND position < ? ORDER BY position DESC LIMIT ?
 """  # noqa: S608  # constants only
 _CHAIN = f"""
     SELECT position, generation, "offset", kind, payload, inner_digest, hash, secret
@@ -266,6 +274,12 @@ class SqliteStore:
         """Read entries of all kinds by position, up to either bound."""
         with self._open_snapshot() as connection:
             return read_entries(connection.execute(_READ_ALL, (after_position, limit)), max_bytes)
+
+    def read_audit(self, before_position: int, limit: int) -> list[Entry]:
+        """Read AUDIT entries before a position, the newest first."""
+        with self._open_snapshot() as connection:
+            rows = connection.execute(READ_AUDIT, (before_position, limit))
+            return read_entries(rows, _ALL_BYTES)
 
     def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
         """Read entries with everything that their hashes cover."""

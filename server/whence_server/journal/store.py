@@ -160,6 +160,9 @@ class Store(Protocol):
     def read_all(self, after_position: int, *, limit: int, max_bytes: int) -> list[Entry]:
         """Read entries of all kinds by position, up to either bound."""
 
+    def read_audit(self, before_position: int, limit: int) -> list[Entry]:
+        """Read AUDIT entries before a position, the newest first."""
+
     def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
         """Read entries with everything that their hashes cover."""
 

@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Sampler
 
 from whence_server import logs
 from whence_server.access.gate import OPEN_GATE, Gate
+from whence_server.access.sessions import ANYBODY, Admission
 from whence_server.domain.errors import (
     DeadlinePassedError,
     FieldViolation,
@@ -23,9 +24,10 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.errors.panics import is_panic
 from whence_server.domain.generation import CallError, CallRecord
-from whence_server.domain.identity import ANYONE, Identity
+from whence_server.domain.identity import Identity
 from whence_server.domain.occurrences import Caller
 from whence_server.domain.tracing import TraceContext
+from whence_server.rpc.auditing import note_call, read_reason
 from whence_server.rpc.call_errors import make_call_error
 from whence_server.rpc.callers import parse_peer
 from whence_server.rpc.credentials import read_credentials
@@ -56,8 +58,12 @@ class Call:
     """Unix time of the call's arrival."""
     monotonic_ns: int
     peer: str
-    identity: Identity = ANYONE
-    """The caller, once it is admitted."""
+    admission: Admission = ANYBODY
+    """Admission of the caller."""
+    reason: str = ""
+    """Reason that the caller gave, for the audit."""
+    is_noted: bool = False
+    """True once the audit has the call."""
     method: str = ""
     """Fully qualified name of the method."""
     read_remaining_s: Callable[[], float | None] = lambda: None
@@ -71,6 +77,11 @@ class Call:
     read_next: Callable[[], Awaitable[Any]] | None = None
     """Returns the next request message of a stream, None after the last; None before the call
     runs, and for unary methods."""
+
+    @property
+    def identity(self) -> Identity:
+        """The caller."""
+        return self.admission.identity
 
     @property
     def caller(self) -> Caller:
@@ -236,6 +247,8 @@ class _GuardedMethod:
             with StreamWriter(context.write, make_filler, self._progress_interval_s) as writer:
                 async with aclosing(self._method.stream(parsed, call)) as messages:
                     async for message in messages:
+                        # A watch may last for days: it is noted before it shows anything.
+                        note_call(self._gate.trail, call, parsed, 0)
                         await writer.write(message)
 
         await self._run(context, run)
@@ -263,12 +276,14 @@ class _GuardedMethod:
         with logs.add_ids(trace_id=context_of_trace.trace_id, span_id=context_of_trace.span_id):
             # Strangers put nothing on record, and nobody reads their messages.
             if not self._gate.is_open:
-                call.identity = await self._admit(context)
+                call.admission = await self._admit(context)
+            if self._gate.trail.is_on:
+                call.reason = read_reason(context.invocation_metadata() or ())
             # A call without a message is not put on record: it has cost its caller nothing.
             request: Parsed = await read_one_message(context)
             await self._run_call(request, context, call, run)
 
-    async def _admit(self, context: Context) -> Identity:
+    async def _admit(self, context: Context) -> Admission:
         try:
             return await self._gate.admit(self._name, read_credentials(context))
         except WhenceError as error:
@@ -283,7 +298,8 @@ class _GuardedMethod:
     ) -> None:
         code = grpc.StatusCode.OK
         try:
-            await run(self._check(request, call), call)
+            with self._gate.sessions.keep(call.admission):
+                await run(self._check(request, call), call)
         except WhenceError as error:
             code = GRPC_CODES[error.code]
             call.error = make_call_error(error)
@@ -303,6 +319,7 @@ class _GuardedMethod:
             _log.exception("%s failed", self._name, extra=_make_log_fields(call))
             await abort(context, _make_internal_error(call.trace_context.trace_id))
         finally:
+            note_call(self._gate.trail, call, request, code.value[0])
             if self._method.recorded:
                 self._record(call, code)
 

@@ -2,7 +2,11 @@
 
 from typing import Any
 
-from whence_server.access.credentials import Credentials, list_peer_names
+from whence_server.access.credentials import (
+    Credentials,
+    list_peer_names,
+    parse_certificate_end,
+)
 from whence_server.rpc.callers import parse_peer
 
 
@@ -13,9 +17,12 @@ def read_credentials(context: Any) -> Credentials:
         if key == "authorization":
             authorization = value if isinstance(value, str) else value.decode(errors="replace")
     peer = context.peer()
+    shown = context.auth_context()
+    pem = next(iter(shown.get("x509_pem_cert", ())), b"")
     return Credentials(
         authorization,
-        list_peer_names(context.auth_context().items()),
+        list_peer_names(shown.items()),
         peer.startswith("unix:"),
         parse_peer(peer)[0],
+        parse_certificate_end(pem) if pem else None,
     )

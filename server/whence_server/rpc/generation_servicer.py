@@ -81,10 +81,12 @@ class GenerationServicer:
         self, request: generation_pb2.ResumeGenerationRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
         """Follow a running or recorded generation after an offset; no model is needed."""
-        call.generation_id = require_generation_id(request.generation_id)
+        generation_id = require_generation_id(request.generation_id)
         await self._serving.require_access(
-            call.generation_id, call.identity, Scope.READ_ALL, Scope.READ_CONTENT
+            generation_id, call.identity, Scope.READ_ALL, Scope.READ_CONTENT
         )
+        # Not before: a refused call is no entry of another caller's generation.
+        call.generation_id = generation_id
         after = request.after_offset
         # A stream goes on; a reader that has nothing yet reads the record.
         is_own = after > 0 and await self._serving.is_own(call.generation_id, call.identity)

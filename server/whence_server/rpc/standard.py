@@ -7,6 +7,7 @@ implement would end with a traceback in the log and the status UNKNOWN.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from whence_server.access.gate import OPEN_GATE, Gate
+from whence_server.access.sessions import ANYBODY, Admission
 from whence_server.domain.errors import (
     FieldViolation,
     HealthNotFoundError,
@@ -90,15 +92,16 @@ def make_reflection_handlers(
 
     async def reflect(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         # Both names have one rule.
-        await _admit(gate, f"{REFLECTION_V1}/ServerReflectionInfo", context)
+        admission = await _admit(gate, f"{REFLECTION_V1}/ServerReflectionInfo", context)
 
         async def read_sound() -> AsyncIterator[Any]:
             async for request in requests:
                 await _refuse_malformed(request, context)
                 yield request
 
-        async for answer in servicer.ServerReflectionInfo(read_sound(), context):
-            yield answer
+        async with _keep(gate, admission, context):
+            async for answer in servicer.ServerReflectionInfo(read_sound(), context):
+                yield answer
 
     method = grpc.stream_stream_rpc_method_handler(
         reflect, _make_parser(reflection_pb2.ServerReflectionRequest), _serialize
@@ -121,19 +124,30 @@ def _describe_v1() -> None:
         pool.Add(text_format.Parse(str(file).replace("v1alpha", "v1"), type(file)()))
 
 
-async def _admit(gate: Gate, name: str, context: Context) -> None:
+async def _admit(gate: Gate, name: str, context: Context) -> Admission:
     if gate.is_open:
-        return
+        return ANYBODY
     try:
-        await gate.admit(name, read_credentials(context))
+        return await gate.admit(name, read_credentials(context))
+    except WhenceError as error:
+        await abort(context, error)
+
+
+@asynccontextmanager
+async def _keep(gate: Gate, admission: Admission, context: Context) -> AsyncIterator[None]:
+    """Run a call until its end, or until its credentials become invalid."""
+    try:
+        with gate.sessions.keep(admission):
+            yield
     except WhenceError as error:
         await abort(context, error)
 
 
 def _adapt_to_stream(method: Callable[[Any, Any], Awaitable[Any]], name: str, gate: Gate) -> Any:
     async def run(_messages: object, context: Context) -> Any:
-        await _admit(gate, name, context)
-        return await method(await read_one_message(context), context)
+        admission = await _admit(gate, name, context)
+        async with _keep(gate, admission, context):
+            return await method(await read_one_message(context), context)
 
     return run
 

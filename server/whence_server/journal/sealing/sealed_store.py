@@ -189,6 +189,10 @@ class SealedStore:
                 entries[place] = self._open_any(entry, keys)
         return entries
 
+    def read_audit(self, before_position: int, limit: int) -> list[Entry]:
+        """Read AUDIT entries before a position, the newest first; they are in clear."""
+        return self._store.read_audit(before_position, limit)
+
     def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
         """Read entries with everything that their hashes cover, as they are stored."""
         return self._store.read_chain(after_position, limit)
