@@ -165,6 +165,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             settings.caller_max_generations,
             settings.caller_max_queue,
             settings.caller_tokens_per_minute,
+            settings.caller_max_stored_bytes,
         ),
     )
     serving = Serving(settings.served_name, journal)
@@ -179,6 +180,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         is_taken=serving.is_taken,
         max_generations=settings.caller_max_generations,
         forms=forms,
+        max_stored_bytes=settings.caller_max_stored_bytes,
     )
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call), sampler=sampler)

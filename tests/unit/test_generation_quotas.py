@@ -9,8 +9,10 @@ import pytest
 from dying_engine import DyingEngine, request, service
 from waiting import wait_until
 
+from whence_server.domain.decoding import DecodingRequest
 from whence_server.domain.errors import CallerLimitError, GenerationExistsError
 from whence_server.domain.limits import CallerLimits
+from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.quotas import Quotas
 
 
@@ -96,6 +98,21 @@ def test_tokens_are_reserved_and_given_back() -> None:
     refuse(account, "a")
     account.now_s += 1
     account.start("a")
+
+
+def test_requests_that_are_prepared_reserve_what_they_may_need() -> None:
+    account = Account(tokens_per_minute=60)
+    wanted = GenerationRequest("x", "", decoding=DecodingRequest(max_new_tokens=20))
+    with account.quotas.start("a", 2, wanted):
+        account.start("a")
+        with account.quotas.start("a", 1, dataclasses.replace(wanted, size_bytes=80)):
+            assert "used its tokens of this minute" in refuse(account, "a").message
+        account.start("b")
+    account.start("a")
+    assert not account.quotas._starting_tokens
+    # Without a number of its own, a request may generate as many as the default.
+    with account.quotas.start("a", 1, GenerationRequest("x", "")):
+        refuse(account, "a")
 
 
 def test_tokens_beyond_a_reservation_are_taken_at_the_end() -> None:

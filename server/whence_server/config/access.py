@@ -180,6 +180,13 @@ class AccessSettings:
         "maximum number of tokens of one caller in a minute, of prompts and outputs; 0 is no limit",
         "N",
     )
+    caller_max_stored_bytes: int = declare_setting(
+        0,
+        accept_whole(0),
+        "size in bytes of the record of one caller, from which no further generation of it is "
+        "accepted until some are deleted; 0 is no limit",
+        "BYTES",
+    )
     max_disconnect_grace: float = declare_setting(
         float(MAX_GRACE_S),
         parse_grace_seconds,

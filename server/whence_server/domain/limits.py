@@ -18,6 +18,8 @@ class CallerLimits:
     """Sequences that wait for prefill at one time."""
     tokens_per_minute: int = 0
     """Tokens of prompts and outputs."""
+    max_stored_bytes: int = 0
+    """Bytes on record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +79,8 @@ class Limits:
     content: ContentPolicy = ContentPolicy.FULL
     """Most content of a generation that is stored and exported."""
     per_caller: CallerLimits = CallerLimits()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that one caller may have on record; 0 for no limit."""
+        return self.per_caller.max_stored_bytes

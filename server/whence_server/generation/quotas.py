@@ -6,20 +6,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from whence_server.domain.errors import CallerLimitError
-from whence_server.domain.limits import CallerLimits
+from whence_server.domain.limits import CallerLimits, Limits
+from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.running import RunningGeneration
 
 _RETRY_AFTER_S = 1.0
 _MINUTE_S = 60.0
+_BYTES_A_TOKEN = 4
 
 
 class Quotas:
     """Accounts of the callers.
 
     Tokens are accounted as a bucket that holds a minute's tokens and fills evenly. A generation is
-    admitted if anything is left, reserves its prompt and the most that it may generate, and gives
-    back at its end what it did not generate. One of an upstream may have no known bound, or a
-    prompt that only the upstream counts: what it used beyond its reservation is taken at its end.
+    admitted if anything is left, reserves its prompt and the most that it may generate (an estimate
+    while it is being prepared), and gives back at its end what it did not generate. One of an
+    upstream may have no known bound, or a prompt that only the upstream counts: what it used beyond
+    its reservation is taken at its end.
 
     Args:
         limits: the limits of each caller.
@@ -38,14 +41,22 @@ class Quotas:
         self._clock = clock
         self._starting: Counter[str] = Counter()
         self._starting_rows: Counter[str] = Counter()
+        self._starting_tokens: Counter[str] = Counter()
         self._missing: dict[str, tuple[float, float]] = {}
         """Tokens that a caller's bucket lacks, and the time of that; absent for a full bucket."""
         self._reserved: dict[str, int] = {}
         """Tokens reserved by each running generation."""
 
     @contextmanager
-    def start(self, caller: str, num_sequences: int) -> Iterator[None]:
-        """Count a generation that is being prepared.
+    def start(
+        self, caller: str, num_sequences: int, request: GenerationRequest | None = None
+    ) -> Iterator[None]:
+        """Count a generation that is being prepared, and reserve the tokens that it may need.
+
+        Args:
+            caller: id of the caller.
+            num_sequences: sequences or beams of the generation.
+            request: its request; without it no tokens are reserved.
 
         Raises:
             CallerLimitError: the caller is at a limit.
@@ -53,14 +64,18 @@ class Quotas:
         self._check(caller, num_sequences)
         self._starting[caller] += 1
         self._starting_rows[caller] += num_sequences
+        num_tokens = _estimate_tokens(request, num_sequences)
+        self._starting_tokens[caller] += num_tokens
         try:
             yield
         finally:
             self._starting[caller] -= 1
             self._starting_rows[caller] -= num_sequences
+            self._starting_tokens[caller] -= num_tokens
             if not self._starting[caller]:
                 # Callers come and go: nothing is kept of one that has nothing here.
-                del self._starting[caller], self._starting_rows[caller]
+                for counter in (self._starting, self._starting_rows, self._starting_tokens):
+                    del counter[caller]
 
     def reserve(self, generation: RunningGeneration) -> None:
         """Take the most tokens that a generation may need from its caller's bucket."""
@@ -106,7 +121,7 @@ class Quotas:
 
     def _check_tokens(self, caller: str) -> None:
         most = self._limits.tokens_per_minute
-        over = self._measure_missing(caller) - most
+        over = self._measure_missing(caller) + self._starting_tokens[caller] - most
         if most and over >= 0:
             raise CallerLimitError(
                 "used its tokens of this minute",
@@ -131,3 +146,11 @@ class Quotas:
         if filled >= missing:
             del self._missing[caller]
         return max(missing - filled, 0.0)
+
+
+def _estimate_tokens(request: GenerationRequest | None, num_sequences: int) -> int:
+    """Return about the most tokens that a request needs, before its text is made into tokens."""
+    if request is None:
+        return 0
+    most = request.decoding.max_new_tokens or Limits().default_max_new_tokens
+    return request.size_bytes // _BYTES_A_TOKEN + most * num_sequences

@@ -148,8 +148,10 @@ class RunningGeneration:
 
     @property
     def num_used_tokens(self) -> int:
-        """Number of tokens of the prompt and of all outputs, as the finish tells them."""
-        num_generated = max(self._count_generated_tokens(), self.num_generated_tokens)
+        """Number of tokens of the prompt, and of the steps of all sequences or beams."""
+        # Each round of a search made a token for each of its beams, of which few are returned.
+        num_searched = len(self._rounds) * self.started.decoding.num_rows
+        num_generated = max(self._count_generated_tokens(), self.num_generated_tokens, num_searched)
         return self._count_prompt_tokens() + num_generated
 
     def make_admission(self) -> Admit:

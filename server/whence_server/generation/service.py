@@ -162,7 +162,8 @@ class Generations:
         try:
             if not (request.generation_id and await self._has_begun(request, arrival.caller_id)):
                 self._check_admission(request)
-                with self._quotas.start(arrival.caller_id, num_sequences):
+                await self._journal.stored.check(arrival.caller_id, self._limits.stored_bytes)
+                with self._quotas.start(arrival.caller_id, num_sequences, request):
                     await self._start_new(generation_id, request, arrival)
         finally:
             self._num_starting -= num_sequences

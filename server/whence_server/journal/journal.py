@@ -30,6 +30,7 @@ from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.journal.signal import Signal
 from whence_server.journal.sqlite_store import SqliteStore
 from whence_server.journal.store import State, Store
+from whence_server.journal.stored_bytes import StoredBytes
 from whence_server.journal.tail import LiveGeneration
 from whence_server.journal.writer import DEFAULT_PATIENCE_S
 
@@ -46,6 +47,7 @@ class Journal:
         id: random identity of the log.
         forms: forms in which entries and labels are stored.
         audit: its audit records.
+        stored: bytes that each caller has in it.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class Journal:
         self._lookup = Lookup(self._log, store, self._readers)
         self._deletion = Deletion(self._log, store, self._readers, forms.find_key_id)
         self.audit = AuditLog(self._log, store, self._readers)
+        self.stored = StoredBytes(store, self._readers, self._lookup.flush_pending)
+        self._log.on_append = self.stored.add
         self._release = release
 
     @classmethod
@@ -288,7 +292,9 @@ class Journal:
         # A generation that is not running and has no finish is damaged: it can be deleted.
         if row.finish is None and self._log.get_live(generation_id) is not None:
             raise GenerationRunningError(generation_id)
-        if not await self._deletion.delete(generation_id, caller_id):
+        is_cleared = await self._deletion.delete(generation_id, caller_id)
+        self.stored.note_deletion(row.index.owner)
+        if not is_cleared:
             raise DeletionPendingError(generation_id)
 
     async def wait_cleared(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import GenerationExistsError, GenerationNotFoundError, JournalError
@@ -33,6 +34,7 @@ class Log:
 
     Attributes:
         writer: commits what is appended.
+        on_append: called with the owner and the size of each entry of a generation.
 
     Appending is synchronous and touches no disk. While the disk is full or failing, running
     generations may append and no new one starts. Every later write or wait raises a final error
@@ -61,6 +63,7 @@ class Log:
         """CALL entries appended during the deletion of a generation, by generation id."""
         self._num_left_out = 0
         self._forms = forms
+        self.on_append: Callable[[str, int], None] = lambda *_: None
         self._live = {
             u.index.generation_id: LiveGeneration(
                 u.index,
@@ -279,6 +282,7 @@ class Log:
     def _append(self, live: LiveGeneration, kind: EntryKind, payload: bytes, stored: bytes) -> int:
         """Append an entry whose readers get `payload`, and which is stored as `stored`."""
         position = self._extend_chain(kind, live.secret, stored)
+        self.on_append(live.index.owner, len(stored))
         live.offset = offset = live.offset + 1
         self.writer.pending.entries.append(
             NewEntry(position, live.started_position, offset, kind, stored, self._hash)

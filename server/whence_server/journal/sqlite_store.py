@@ -28,7 +28,7 @@ from whence_server.journal.sqlite_rows import (
     read_own_entries,
 )
 from whence_server.journal.sqlite_state import load_state
-from whence_server.journal.store import Batch, Page, State
+from whence_server.journal.store import Batch, Owned, Page, State
 
 _OLDEST_SQLITE = (3, 51, 3)
 # Only a checkpoint waits, for a reader.
@@ -280,6 +280,11 @@ class SqliteStore:
         with self._open_snapshot() as connection:
             rows = connection.execute(READ_AUDIT, (before_position, limit))
             return read_entries(rows, _ALL_BYTES)
+
+    def measure_owner(self, owner: str) -> Owned:
+        """Count the bytes of the entries of a caller's generations."""
+        with self._open_snapshot() as connection:
+            return owner_index.measure_owner(connection, owner)
 
     def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
         """Read entries with everything that their hashes cover."""

@@ -80,6 +80,15 @@ class Page(NamedTuple):
     """Key after which the next page begins; None at the list's end."""
 
 
+class Owned(NamedTuple):
+    """Record of one caller: its size, and where to begin to delete."""
+
+    num_bytes: int
+    """Bytes of the entries of its generations."""
+    oldest: tuple[str, ...]
+    """Ids of its oldest generations."""
+
+
 class State(NamedTuple):
     """State of a writer's log when it is opened."""
 
@@ -162,6 +171,9 @@ class Store(Protocol):
 
     def read_audit(self, before_position: int, limit: int) -> list[Entry]:
         """Read AUDIT entries before a position, the newest first."""
+
+    def measure_owner(self, owner: str) -> Owned:
+        """Count the bytes of the entries of a caller's generations."""
 
     def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
         """Read entries with everything that their hashes cover."""

@@ -29,6 +29,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── UnauthenticatedError        UNAUTHENTICATED
 ├── ScopeMissingError           PERMISSION_DENIED
 ├── CallerLimitError            RESOURCE_EXHAUSTED, gives a retry delay
+├── StoredBytesError            RESOURCE_EXHAUSTED: the caller has to delete generations
 ├── RecordersFullError          RESOURCE_EXHAUSTED, gives a retry delay
 ├── VocabulariesFullError       RESOURCE_EXHAUSTED: too many bytes of recorders' vocabularies
 ├── DeadlinePassedError         DEADLINE_EXCEEDED
@@ -54,6 +55,7 @@ WhenceError                     a code, a machine-readable reason, a message
 from whence_server.domain.errors.access import (
     CallerLimitError,
     ScopeMissingError,
+    StoredBytesError,
     UnauthenticatedError,
 )
 from whence_server.domain.errors.base import (
@@ -156,6 +158,7 @@ __all__ = [
     "RequestTooLargeError",
     "RouteNotFoundError",
     "ScopeMissingError",
+    "StoredBytesError",
     "TextProcessError",
     "TextQueueFullError",
     "TrainingRunNotFoundError",

@@ -1,6 +1,6 @@
 """Errors of callers that may not do what they ask; they say nothing about what exists."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from whence_server.domain.errors.base import Code, WhenceError
 
@@ -37,6 +37,22 @@ class CallerLimitError(WhenceError):
             flag=flag,
         )
         self.retry_after_s = retry_after_s
+
+
+class StoredBytesError(WhenceError):
+    """The caller has as much on record as each caller may have; only deletions help."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "CALLER_STORED_BYTES"
+
+    def __init__(self, num_bytes: int, limit: int, oldest: Sequence[str]) -> None:
+        ids = ", ".join(oldest)
+        super().__init__(
+            f"this caller has {num_bytes} bytes on record, and {limit} is the limit of each caller "
+            f"(--caller-max-stored-bytes); delete generations first, the oldest are {ids}",
+            limit=str(limit),
+            num_bytes=str(num_bytes),
+        )
 
 
 class ScopeMissingError(WhenceError):

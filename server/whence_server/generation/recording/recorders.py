@@ -135,6 +135,7 @@ class Recorders:
         is_taken: Callable[[str], bool] = lambda _: False,
         max_generations: int = 0,
         forms: StoredForms | None = None,
+        max_stored_bytes: int = 0,
     ) -> None:
         self._forms = forms
         self._journal = journal
@@ -148,6 +149,7 @@ class Recorders:
         self._starting: set[str] = set()
         """Ids of the batches that are about to begin."""
         self._max_generations = max_generations
+        self._max_stored_bytes = max_stored_bytes
         # By owner and id: a caller cannot go on with another caller's recorder.
         self._recorders: dict[tuple[str, str], Recorder] = {}
 
@@ -274,6 +276,7 @@ class Recorders:
             with self._reserve_ids(start):
                 texts = await decode_prompts(model.tokenizer, start.prompts)
                 await self._check_ids(start)
+                await self._journal.stored.check(recorder.owner, self._max_stored_bytes)
                 await self._keep_vocabulary(model, recorder.owner)
                 self._journal.check_writable()
                 recorder.batches[start.number] = RecordedBatch(

@@ -20,7 +20,7 @@ from whence_server.journal.sealing.keyring import Keyring
 from whence_server.journal.sealing.pages import merge_pages
 from whence_server.journal.sealing.stored_form import ENTRY_MARK, is_sealed_entry
 from whence_server.journal.sealing.unwrapping import KeyMissingError
-from whence_server.journal.store import Batch, Page, State, Store, Unfinished
+from whence_server.journal.store import Batch, Owned, Page, State, Store, Unfinished
 
 _log = logging.getLogger(__name__)
 
@@ -192,6 +192,10 @@ class SealedStore:
     def read_audit(self, before_position: int, limit: int) -> list[Entry]:
         """Read AUDIT entries before a position, the newest first; they are in clear."""
         return self._store.read_audit(before_position, limit)
+
+    def measure_owner(self, owner: str) -> Owned:
+        """Count the bytes of the entries of a caller's generations, as they are stored."""
+        return self._store.measure_owner(owner)
 
     def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
         """Read entries with everything that their hashes cover, as they are stored."""
