@@ -217,6 +217,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     )
     http = _make_http_server(settings, access, serving, limits, calls, max_connections)
     await rpc.server.start()
+    rpc.watch_addresses(settings.max_connections_per_address)
     serving.note_opened()
     library.start()
     stop = asyncio.Event()
@@ -367,6 +368,7 @@ def _make_http_server(  # noqa: PLR0917 - the parts of a server
         port,
         make_not_found(calls, origins),
         max_connections=max_connections,
+        max_per_address=settings.max_connections_per_address,
         tls=access.make_http_context(),
         origins=origins,
     )

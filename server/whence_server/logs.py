@@ -33,6 +33,7 @@ def configure(level: str, log_format: str) -> None:
     handler.addFilter(_add_context_ids)
     handler.setFormatter(_make_json_formatter() if log_format == "json" else _ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("aiohttp.server").addFilter(_leave_malformed_requests_out)
 
 
 @contextmanager
@@ -50,6 +51,12 @@ def _add_context_ids(record: logging.LogRecord) -> bool:
         # An id that the call to the logger gave takes precedence.
         record.__dict__.setdefault(name, value)
     return True
+
+
+def _leave_malformed_requests_out(record: logging.LogRecord) -> bool:
+    """Return False for bytes that are no HTTP: strangers send them, and would fill the log."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__module__ != "aiohttp.http_exceptions"
 
 
 class _ConsoleFormatter(logging.Formatter):

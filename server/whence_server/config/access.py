@@ -155,6 +155,14 @@ class AccessSettings:
         "reflection and metrics, with commas between (default: health)",
         "SERVICES",
     )
+    max_connections_per_address: int = declare_setting(
+        1_024,
+        accept_whole(0),
+        "maximum number of connections from one address (IPv4, or an IPv6 /64) to each of --listen "
+        "and --http-listen; further ones are closed; loopback and Unix sockets have no limit; 0 is "
+        "no limit",
+        "N",
+    )
     caller_max_generations: int = declare_setting(
         0,
         accept_whole(0),

@@ -39,3 +39,21 @@ def is_ip_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def group_address(host: str) -> str:
+    """Return what the connections of one client have in common: an IPv4 address, or an IPv6 /64.
+
+    Returns:
+        "" for loopback, where proxies connect for many clients, and for what is no IP address.
+    """
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            network = ipaddress.ip_network((address, 64), strict=False)
+            return "" if address.is_loopback else str(network)
+        address = address.ipv4_mapped
+    return "" if address.is_loopback else str(address)

@@ -1,8 +1,10 @@
 """Bounds on the connections of the web server: their number, and their time without a request."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
+from whence_server.domain.addresses import group_address
 from whence_server.telemetry.metrics.connections import RegisteredProtocol
 
 FIRST_REQUEST_S = 10.0
@@ -21,6 +23,7 @@ class Connections:
     Args:
         make: makes the web server's protocol of a connection.
         max_connections: most connections that are open at once.
+        max_per_address: most of them that come from one address; 0 for no limit. Loopback has none.
         first_request_s: longest time of a new connection without a request.
     """
 
@@ -29,10 +32,15 @@ class Connections:
         make: Callable[[], asyncio.Protocol],
         max_connections: int,
         first_request_s: float = FIRST_REQUEST_S,
+        *,
+        max_per_address: int = 0,
     ) -> None:
         self._make = make
         self._max_connections = max_connections
         self._first_request_s = first_request_s
+        self._max_per_address = max_per_address
+        self._addresses: dict[asyncio.Transport, str] = {}
+        self._num_of_address: Counter[str] = Counter()
         self._busy: set[asyncio.Transport] = set()
         # In the order in which they became idle, which a dict keeps.
         self._idle: dict[asyncio.Transport, asyncio.TimerHandle] = {}
@@ -46,12 +54,19 @@ class Connections:
         return RegisteredProtocol(self, self._make())
 
     def add(self, transport: asyncio.Transport) -> None:
-        """Add a connection, or abort it if all others are busy."""
+        """Add a connection; abort it if all others are busy, or its address has too many."""
+        address = _get_address(transport) if self._max_per_address else ""
+        if address and self._num_of_address[address] >= self._max_per_address:
+            transport.abort()
+            return
         if len(self) >= self._max_connections:
             if not self._idle:
                 transport.abort()
                 return
             self._end(next(iter(self._idle)))
+        if address:
+            self._addresses[transport] = address
+            self._num_of_address[address] += 1
         self._set_idle(transport, self._first_request_s)
 
     def set_busy(self, transport: asyncio.Transport) -> None:
@@ -70,6 +85,11 @@ class Connections:
     def remove(self, transport: asyncio.Transport) -> None:
         """Forget a connection."""
         self._busy.discard(transport)
+        address = self._addresses.pop(transport, None)
+        if address is not None:
+            self._num_of_address[address] -= 1
+            if not self._num_of_address[address]:
+                del self._num_of_address[address]
         timer = self._idle.pop(transport, None)
         if timer is not None:
             timer.cancel()
@@ -81,3 +101,8 @@ class Connections:
     def _end(self, transport: asyncio.Transport) -> None:
         self.remove(transport)
         transport.abort()
+
+
+def _get_address(transport: asyncio.Transport) -> str:
+    peer = transport.get_extra_info("peername")
+    return group_address(peer[0]) if isinstance(peer, tuple) else ""

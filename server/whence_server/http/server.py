@@ -28,6 +28,7 @@ class HttpServer:
         port: port to listen on; 0 chooses a free one.
         not_found: handler of every other path.
         max_connections: most connections that are open at once.
+        max_per_address: most of them that come from one address; 0 for no limit.
         tls: TLS of the connections; None for plain text.
         origins: rule for requests of browsers; their answers get its headers.
     """
@@ -40,6 +41,7 @@ class HttpServer:
         not_found: Answer,
         *,
         max_connections: int,
+        max_per_address: int = 0,
         tls: ssl.SSLContext | None = None,
         origins: Origins = OWN_PAGES,
     ) -> None:
@@ -48,6 +50,7 @@ class HttpServer:
         self._port = port
         self._not_found = not_found
         self._max_connections = max_connections
+        self._max_per_address = max_per_address
         self._tls = tls
         self._origins = origins
         self._connections: Connections | None = None
@@ -80,7 +83,9 @@ class HttpServer:
         await runner.setup()
         if runner.server is None:
             raise RuntimeError("aiohttp made no server after setup")
-        connections = Connections(runner.server, self._max_connections)
+        connections = Connections(
+            runner.server, self._max_connections, max_per_address=self._max_per_address
+        )
         try:
             listening = await asyncio.get_running_loop().create_server(
                 connections,

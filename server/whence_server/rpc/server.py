@@ -17,6 +17,7 @@ from whence_server.domain.addresses import (
     parse_host_port,
 )
 from whence_server.domain.errors import ConfigurationError
+from whence_server.rpc.address_bound import AddressBound
 from whence_server.rpc.calls import (
     MAX_MESSAGE_BYTES,
     CallLog,
@@ -98,6 +99,8 @@ class RpcServer:
     """True if its TCP ports speak TLS."""
     is_serving: bool = False
     """True if health reports SERVING."""
+    address_bound: AddressBound | None = None
+    """Bound on the connections of each address; None without a limit."""
 
     @property
     def targets(self) -> list[str]:
@@ -110,8 +113,17 @@ class RpcServer:
             for e in self.endpoints
         ]
 
+    def watch_addresses(self, max_per_address: int) -> None:
+        """Close connections of an address that has too many, from now on; 0 is no limit."""
+        ports = {endpoint.port for endpoint in self.endpoints if endpoint.port is not None}
+        if ports and max_per_address:
+            self.address_bound = AddressBound(ports, max_per_address)
+            self.address_bound.start()
+
     async def stop(self, grace_s: float) -> None:
         """Remove the Unix sockets, and end the calls that still run after the grace."""
+        if self.address_bound is not None:
+            await self.address_bound.close()
         # While the sockets are open, no other file can have their inode numbers.
         self.remove_sockets()
         await self.server.stop(grace_s)

@@ -1,0 +1,114 @@
+"""Bounds on the connections of one address, on gRPC's ports and on HTTP's."""
+
+import asyncio
+import socket
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from waiting import wait_until
+
+from whence_server.domain.addresses import group_address
+from whence_server.http import connections
+from whence_server.http.connections import Connections
+from whence_server.rpc.address_bound import AddressBound
+
+
+@pytest.mark.parametrize(
+    ("address", "group"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("127.0.0.1", ""),
+        ("127.9.9.9", ""),
+        ("::1", ""),
+        ("::ffff:127.0.0.1", ""),
+        ("", ""),
+        ("unix", ""),
+    ],
+)
+def test_connections_are_counted_by_the_network_of_a_client(address: str, group: str) -> None:
+    assert group_address(address) == group
+
+
+def list_descriptors() -> set[str]:
+    """Return the numbers of the process's descriptors, and of the one that reads them."""
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Return whether the other end has shut the connection down."""
+    client.setblocking(False)
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_newest_connections_of_an_address_with_too_many_are_shut_down() -> None:
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        address, elsewhere = listening.getsockname(), other.getsockname()
+
+        def connect(source: str, to: tuple[str, int] = address) -> socket.socket:
+            client = stack.enter_context(socket.create_connection(to, source_address=(source, 0)))
+            server = listening if to == address else other
+            accepted.append(stack.enter_context(server.accept()[0]))
+            return client
+
+        accepted: list[socket.socket] = []
+        bound = AddressBound({address[1]}, 2, lambda host: "" if host == "127.0.0.3" else host)
+        first, second = connect("127.0.0.2"), connect("127.0.0.2")
+        unlimited = [connect("127.0.0.3") for _ in range(4)]
+        of_other_port = [connect("127.0.0.2", elsewhere) for _ in range(4)]
+        assert bound.close_excess() == 0
+        third = connect("127.0.0.2")
+        alone = connect("127.0.0.4")
+        assert bound.close_excess() == 1
+        assert is_closed(third)
+        kept = [first, second, alone, *unlimited, *of_other_port]
+        assert not any(map(is_closed, kept))
+        accepted[-2].close()
+        descriptors = list_descriptors()
+        assert bound.close_excess() == 0
+        assert list_descriptors() == descriptors, "it opens and closes nothing"
+        first.sendall(b"x")
+        assert accepted[0].recv(1) == b"x", "the others work as before"
+
+
+async def test_web_server_refuses_further_connections_of_an_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Every connection of a test comes from loopback, which has no limit.
+    monkeypatch.setattr(connections, "group_address", lambda host: host)
+    bounded = Connections(asyncio.Protocol, 10, max_per_address=2)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(bounded, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+
+    async def open_from(source: str) -> asyncio.StreamWriter:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
+        readers.append(reader)
+        return writer
+
+    readers: list[asyncio.StreamReader] = []
+    writers = [await open_from("127.0.0.2") for _ in range(2)]
+    writers.append(await open_from("127.0.0.3"))
+    refused = await open_from("127.0.0.2")
+    async with asyncio.timeout(10):
+        with suppress(ConnectionResetError):
+            assert await readers[-1].read() == b""
+    assert len(bounded) == 3
+    writers[0].close()
+    await wait_until(lambda: len(bounded) == 2)
+    writers.append(await open_from("127.0.0.2"))
+    await wait_until(lambda: len(bounded) == 3)
+    for writer in (*writers, refused):
+        writer.close()
+    server.close()
+    await wait_until(lambda: not len(bounded))
+    assert not bounded._num_of_address, "nothing is kept of addresses that have left"
