@@ -59,6 +59,14 @@ chaos: setup ## Attack servers with extreme requests and broken connections for 
 	$(BIN)/python tests/chaos/path.py
 	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/python -m pytest tests/chaos
 
+# Random requests over every RPC and HTTP route; a seed gives the same requests.
+FUZZ_REQUESTS ?= 10000
+FUZZ_SEED ?= 1
+
+.PHONY: fuzz
+fuzz: setup ## Send 10,000 random requests, with and without credentials, and see nothing let in
+	FUZZ_REQUESTS=$(FUZZ_REQUESTS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -s tests/chaos/test_fuzz.py
+
 .PHONY: test-cuda
 test-cuda: setup ## Run the engine's tests on a GPU, where torch has CUDA
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('torch sees no CUDA device here')"
