@@ -7,8 +7,10 @@ tokens and seconds from when the last stream has begun until the first one ends.
 
 import asyncio
 import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import grpc
 from workloads import TEMPERATURE, TOP_P, prompt
@@ -37,10 +39,26 @@ def request(
     )
 
 
+def open_channel(target: str) -> grpc.aio.Channel:
+    """Open a channel, with TLS if BENCH_CA names the CA."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    if "BENCH_CA" not in os.environ:
+        return grpc.aio.insecure_channel(target, options=options)
+    credentials = grpc.ssl_channel_credentials(Path(os.environ["BENCH_CA"]).read_bytes())
+    return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+def make_metadata() -> tuple[tuple[str, str], ...]:
+    """Return the metadata of a call: the token BENCH_TOKEN, if there is one."""
+    token = os.environ.get("BENCH_TOKEN")
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
 async def stream(channel: grpc.aio.Channel, wanted: g.GenerateRequest) -> list[tuple[float, int]]:
     """Read a stream; says when its messages came, and with how many tokens."""
     came = []
-    async for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(wanted):
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    async for response in stub.Generate(wanted, metadata=make_metadata()):
         event = response.event
         if event.HasField("steps"):
             came.append((time.perf_counter(), len(event.steps.steps)))
@@ -61,10 +79,7 @@ async def main(target: str, vocabulary_size: int) -> None:
     print(json.dumps({"ready": True}), flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         command = json.loads(line)
-        channels = [
-            grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])
-            for _ in range(command["num_streams"])
-        ]
+        channels = [open_channel(target) for _ in range(command["num_streams"])]
         await asyncio.gather(*(channel.channel_ready() for channel in channels))
         wanted = [
             request(

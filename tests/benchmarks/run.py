@@ -41,6 +41,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "choosing": lambda options: (options.runs, options.workloads),
     "shares": lambda options: (options.runs, options.workloads),
     "front": lambda options: (options.runs, options.workloads),
+    "access": lambda options: (options.runs, options.workloads),
     "sidecar": lambda options: (options.runs, options.workloads),
     "peers": lambda options: (options.runs, options.workloads),
     "latency": lambda options: (options.workloads,),
