@@ -1,10 +1,10 @@
 """Settings from flags, environment variables and the files that they name."""
 
 from whence_server.config.otlp import find_unused_variables, read_otlp_settings
+from whence_server.config.reading import get_flag
 from whence_server.config.settings import (
     ServeConfig,
     add_arguments,
-    get_flag,
     list_setting_fields,
     make_serve_config,
 )

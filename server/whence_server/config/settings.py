@@ -17,6 +17,7 @@ from whence_server.config.checks import check_settings
 from whence_server.config.content import ContentSettings
 from whence_server.config.fields import declare_setting
 from whence_server.config.otlp import read_span_destination
+from whence_server.config.reading import add_field_arguments, read_field_values
 from whence_server.config.sealing import SealingSettings, check_sealing
 from whence_server.config.spelling import (
     accept_choice,
@@ -38,7 +39,6 @@ from whence_server.config.spelling import (
     parse_switch,
     parse_text,
     require_utf8,
-    spell_flag,
     spell_variable,
 )
 from whence_server.config.upstream import (
@@ -332,31 +332,9 @@ def list_setting_fields() -> tuple[dataclasses.Field[Any], ...]:
     return tuple(field for field in dataclasses.fields(ServeConfig) if field.metadata)
 
 
-def get_flag(field: dataclasses.Field[Any]) -> str:
-    """Return the command-line flag of a setting's field."""
-    return field.metadata["each"] or spell_flag(field.name)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add every setting to a parser; `make_serve_config` reads the parsed flags."""
-    for field in list_setting_fields():
-        text = f"{field.metadata['help']} [{spell_variable(field.name)}]".replace("%", "%%")
-        if field.metadata["parse"] is parse_switch:
-            parser.add_argument(
-                spell_flag(field.name),
-                dest=field.name,
-                action="store_const",
-                const="true",
-                help=text,
-            )
-        else:
-            parser.add_argument(
-                get_flag(field),
-                dest=field.name,
-                action="append" if field.metadata["each"] else "store",
-                metavar=field.metadata["metavar"],
-                help=text,
-            )
+    add_field_arguments(parser, list_setting_fields())
 
 
 def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServeConfig:
@@ -372,17 +350,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
             raise ConfigurationError(
                 f"{name}: no such setting; `whence-server serve --help` lists them"
             )
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        text, source = getattr(arguments, name, None), get_flag(field)
-        if text is None:
-            text, source = environment.get(spell_variable(name)), spell_variable(name)
-        if text is None:
-            continue
-        if field.metadata["each"]:
-            values[name] = _parse_each(field, source, text)
-        else:
-            values[name] = _parse_value(field, source, text)
+    values = read_field_values(list_setting_fields(), arguments, environment, _PATHS)
     values["span_destination"] = read_span_destination(
         environment, *(values.get(name, "") for name in _SPAN_SETTINGS)
     )
@@ -398,24 +366,3 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     )
     require_utf8("--model-name (default: the name of --model)", config.served_name)
     return config
-
-
-def _parse_each(field: dataclasses.Field[Any], source: str, given: str | list[str]) -> Any:
-    """Return the values of a repeated flag, or of its variable, where commas separate them."""
-    if isinstance(given, str):
-        given = [part.strip() for part in given.split(",") if part.strip()]
-    return tuple(_parse_value(field, source, text) for text in given)
-
-
-def _parse_value(field: dataclasses.Field[Any], source: str, text: str) -> Any:
-    """Return the value of one text.
-
-    Raises:
-        ConfigurationError: it is malformed.
-    """
-    if field.name not in _PATHS:
-        require_utf8(source, text)
-    try:
-        return field.metadata["parse"](text)
-    except ValueError as error:
-        raise ConfigurationError(f"{source} {text!r}: {error}") from None
