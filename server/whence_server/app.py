@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -125,9 +125,12 @@ async def _serve_with(settings: ServeConfig, engine: ServedEngine, access: Acces
         try:
             await observability.start()
             await close_interrupted(journal)
-            return await _serve(
-                settings, engine, access, journal, vocabularies, live, observability.sampler
-            )
+            sweeper = journal.make_sweeper(settings.retention_policy, observability.export_names)
+            live.retention = None if sweeper is None else sweeper.stats
+            async with nullcontext() if sweeper is None else sweeper.running():
+                return await _serve(
+                    settings, engine, access, journal, vocabularies, live, observability.sampler
+                )
         finally:
             access.gate.trail.write_due(at_end=True)
             await observability.close()

@@ -21,11 +21,20 @@ from whence_server.training.verify import command as verify_command
 if TYPE_CHECKING:
     from whence_server.journal.findings import VerifyReport
 
+    # The only name that argparse has for it.
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
+
 _EPILOG = """exit status: 0 shut down in order; 1 the engine or the journal was lost; 2 the server
 cannot start with this setting, model or data directory"""
 
 _VERIFY_EPILOG = """exit status: 0 intact; 1 not intact, each difference is named; 2 the journal is
 missing, in use, of a newer version or unreadable; 3 nothing to verify: it has no entries"""
+
+_COMPACT_EPILOG = """exit status: 0 done; 1 another process reads the journal, and the file shrinks
+when it lets go; 2 the journal is missing, of a newer version or cannot be compacted now"""
+
+_RETENTION_EPILOG = """exit status: 0 shown; 2 a setting cannot be used, or the journal is
+missing or unreadable"""
 
 _TRAIN_EPILOG = """exit status: 0 trained; 1 the record or a checkpoint could not be written, or
 belongs to another run; 2 a setting or a text cannot be used; 130 interrupted"""
@@ -68,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="if the chain is intact, rebuild the columns that differ from the entries, and verify "
         "again; the entries do not change",
     )
+    _add_retention_commands(commands)
     verify_model = commands.add_parser(
         "verify-model",
         help="compare a model with the record of its training",
@@ -113,6 +123,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (JournalError, LineageError) as error:
         print(f"whence-server: {error}", file=sys.stderr)
         return 1
+
+
+def _add_retention_commands(commands: "_Commands") -> None:
+    compact = commands.add_parser(
+        "compact",
+        help="give the space of deleted content back to the file system, while a server runs",
+        description="Move pages from the end of the journal's database into free ones, and cut the "
+        "file, in short steps beside a running server. A database that an earlier version made is "
+        "rewritten instead, which needs the server stopped and as much free space as it keeps.",
+        epilog=_COMPACT_EPILOG,
+        allow_abbrev=False,
+    )
+    compact.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    retention = commands.add_parser(
+        "retention",
+        help="show what the settings of retention would delete",
+        description="Show what retention would delete now. Nothing is changed; a server may run. "
+        "The settings and their variables are those of `whence-server serve`.",
+        epilog=_RETENTION_EPILOG,
+        allow_abbrev=False,
+    )
+    retention.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    retention.add_argument(
+        "--dry-run",
+        action="store_true",
+        required=True,
+        help="show, and change nothing; needed, because only a server deletes",
+    )
+    key_command.add_key_arguments(retention)
+    config.add_retention_arguments(retention)
 
 
 def _require_utf8(parsed: argparse.Namespace) -> None:
@@ -166,6 +206,25 @@ def _verify(parsed: argparse.Namespace) -> int:
     return 0 if report.intact else 1
 
 
+def _compact(parsed: argparse.Namespace) -> int:
+    from whence_server.journal.retention.compact import compact_journal
+
+    report = compact_journal(parsed.data_dir)
+    for line in report.describe():
+        print(line)
+    return 0 if report.is_complete else 1
+
+
+def _plan_retention(parsed: argparse.Namespace) -> int:
+    from whence_server.journal.retention.dry_run import plan_retention
+
+    policy = config.read_retention_policy(parsed, copy_environment())
+    keys = key_command.open_keys_to_verify(parsed, copy_environment())
+    for line in plan_retention(parsed.data_dir, policy, keys).describe():
+        print(line)
+    return 0
+
+
 def _print_report(report: "VerifyReport") -> None:
     for note in report.notes:
         print(f"note: {note}")
@@ -192,7 +251,9 @@ def _manage_keys(parsed: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "compact": _compact,
     "key": _manage_keys,
+    "retention": _plan_retention,
     "serve": _serve,
     "token": token_command.run,
     "train": _train,

@@ -116,6 +116,11 @@ class Observability:
         )
         self._page: MetricsServer | None = None
 
+    @property
+    def export_names(self) -> tuple[str, ...]:
+        """Names of the cursors of all exports."""
+        return tuple(self._followers)
+
     async def start(self) -> None:
         """Start following the journal, and serving the metrics page.
 

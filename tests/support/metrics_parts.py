@@ -43,6 +43,15 @@ class Generations:
 
 
 @dataclass
+class Retention:
+    used_bytes: int = 9_876
+    num_held: int = 5
+    num_waiting: int = 6
+    num_unread: int = 2
+    num_deleted: dict[str, int] = field(default_factory=lambda: {"age": 8, "size": 1})
+
+
+@dataclass
 class Engine:
     pid: int | None = None
     state: str = "running"
@@ -88,6 +97,7 @@ async def measuring(
 def bring_to_life(live: LiveServer, metrics: Metrics) -> None:
     live.show_start(Engine(), is_serving=lambda: True, is_draining=lambda: False)
     live.show_generations(Generations())
+    live.retention = Retention()
     live.refused = {"missing": 2, "unknown": 1, "expired": 1, "invalid": 1, "scope": 3}
     metrics.record_commit(0.004)
 

@@ -1,6 +1,7 @@
 """Lists take bounded work and memory for a page, for every filter."""
 
 import asyncio
+import shutil
 import threading
 
 import apsw
@@ -8,10 +9,12 @@ import pytest
 from large_journal import START_NS, large_journal
 from store_hooks import StoreHooks
 
-from whence_server.journal import sqlite_list
+from whence_server.journal import sqlite_list, sqlite_lookup
 from whence_server.journal.journal import Journal
 from whence_server.journal.listing import PageKey
-from whence_server.journal.rows import ListFilter
+from whence_server.journal.rows import Durability, ListFilter
+from whence_server.journal.sqlite_store import SqliteStore
+from whence_server.journal.store import Batch
 
 NUM_GENERATIONS = 20_000
 NOTHING = {f"label {i}": "none" for i in range(32)}
@@ -150,6 +153,7 @@ async def test_migration_fills_the_label_index(tmp_path, monkeypatch):
     whole = database.execute("SELECT * FROM labels").fetchall()
     # As the first schema had it.
     database.execute(
+        "DROP TABLE origins; DROP INDEX generations_kept; "
         "DROP TABLE owners; DROP TABLE labels; DROP INDEX generations_by_model; "
         "ALTER TABLE cursors DROP COLUMN seal; INSERT INTO cursors VALUES ('otlp-spans', 3);"
         "UPDATE generations SET labels = 'none' WHERE started_position = 1"
@@ -165,3 +169,21 @@ async def test_migration_fills_the_label_index(tmp_path, monkeypatch):
     left = database.execute("SELECT * FROM labels").fetchall()
     assert len(whole) - len(left) == 2
     database.close()
+
+
+@pytest.mark.parametrize("number", [1, NUM_GENERATIONS // 2, NUM_GENERATIONS])
+def test_sqlite_steps_of_a_deletion_do_not_grow_with_the_journal(database, number, tmp_path):
+    generation_id = f"00000000-0000-4000-8000-{number:012d}"
+    copy = tmp_path / "journal.db"
+    shutil.copy(database.filename, copy)
+    store = SqliteStore(copy, Durability.GROUP)
+    ticks = []
+    connection = store._connection
+    connection.set_progress_handler(lambda: bool(ticks.append(1)), 100)
+    digests = sqlite_lookup.read_entry_digests(connection, generation_id)
+    store.write(Batch(deleted=[(generation_id, 2**62)], last_position=1))
+    connection.set_progress_handler(None)
+    assert len(digests[1]) == 2
+    assert store.find_generation(generation_id).deleted
+    assert len(ticks) <= 10
+    store.close()

@@ -104,7 +104,7 @@ def test_changed_owners_are_found_and_rebuilt(data_dir: Path, statement: str) ->
 
 async def test_journal_of_the_version_before_has_no_owners(data_dir: Path) -> None:
     database = apsw.Connection(str(data_dir / "journal.db"))
-    database.execute("DROP TABLE owners")
+    database.execute("DROP TABLE owners; DROP TABLE origins; DROP INDEX generations_kept")
     database.pragma("user_version", 2)
     database.close()
     assert find(data_dir) == ""

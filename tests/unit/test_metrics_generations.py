@@ -243,6 +243,7 @@ ALLOWED = {
     "gen_ai_token_type": {"input", "output"},
     "rpc_system_name": {"grpc"},
     "whence_refusal_cause": {"missing", "unknown", "expired", "invalid", "scope"},
+    "whence_retention_cause": {"age", "size"},
     "rpc_method": {"whence.v1.GenerationService/Generate", "_OTHER"},
     "rpc_response_status_code": {
         *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND"),

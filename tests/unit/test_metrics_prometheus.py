@@ -132,6 +132,15 @@ async def test_live_parts_are_shown_once_they_exist(
     assert value_of(page, "whence_prefix_cache_tokens") == 48
     assert value_of(page, "whence_engine_restarts_total") == 1
     assert value_of(page, "whence_journal_size_bytes") == 12345
+    assert value_of(page, "whence_journal_used_bytes") == 9876
+    deleted = {
+        cause: value_of(page, "whence_retention_deleted_total", whence_retention_cause=cause)
+        for cause in ("age", "size")
+    }
+    assert deleted == {"age": 8, "size": 1}
+    assert value_of(page, "whence_retention_unread_total") == 2
+    assert value_of(page, "whence_retention_waiting") == 6
+    assert value_of(page, "whence_retention_held") == 5
     assert value_of(page, "whence_journal_commit_duration_seconds_bucket", le="0.005") == 1
     assert value_of(page, "whence_cursor_lag", whence_consumer="otlp-spans") == 42
     outcomes = {

@@ -78,6 +78,7 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.JournalFullError("the disk is full"), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.JournalLostError("a bug"), grpc.StatusCode.UNAVAILABLE),
         (errors.DeletionPendingError("g"), grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.GenerationHeldError("g", "matter=*"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.RecordDamagedError("g", "no start"), grpc.StatusCode.DATA_LOSS),
         (errors.RecordersFullError("too many", 4, 1.0), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.VocabulariesFullError("all", 9, 8), grpc.StatusCode.RESOURCE_EXHAUSTED),

@@ -15,13 +15,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18whence/v1/deletion.proto\x12\twhence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x01\n\x08\x44\x65letion\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x18\n\x10started_position\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bnum_entries\x18\x04 \x01(\x04\x12\x16\n\x0e\x65ntries_digest\x18\x05 \x01(\x0c\x12\x11\n\tcaller_id\x18\x0b \x01(\t\x12\x18\n\x10\x64\x65stroyed_key_id\x18\x14 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18whence/v1/deletion.proto\x12\twhence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x02\n\x08\x44\x65letion\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x18\n\x10started_position\x18\x02 \x01(\x04\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bnum_entries\x18\x04 \x01(\x04\x12\x16\n\x0e\x65ntries_digest\x18\x05 \x01(\x0c\x12\x11\n\tcaller_id\x18\x0b \x01(\t\x12\'\n\x05\x63\x61use\x18\x10 \x01(\x0e\x32\x18.whence.v1.DeletionCause\x12\x0c\n\x04rule\x18\x11 \x01(\t\x12\x18\n\x10removed_position\x18\x12 \x01(\x04\x12\x14\n\x0cremoved_hash\x18\x13 \x01(\x0c\x12\x18\n\x10\x64\x65stroyed_key_id\x18\x14 \x01(\x0c*\x97\x01\n\rDeletionCause\x12\x1e\n\x1a\x44\x45LETION_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45LETION_CAUSE_CALLER\x10\x01\x12\x16\n\x12\x44\x45LETION_CAUSE_AGE\x10\x02\x12\x17\n\x13\x44\x45LETION_CAUSE_SIZE\x10\x03\x12\x1a\n\x16\x44\x45LETION_CAUSE_REMOVAL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'whence.v1.deletion_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
+  _globals['_DELETIONCAUSE']._serialized_start=370
+  _globals['_DELETIONCAUSE']._serialized_end=521
   _globals['_DELETION']._serialized_start=73
-  _globals['_DELETION']._serialized_end=264
+  _globals['_DELETION']._serialized_end=367
 # @@protoc_insertion_point(module_scope)

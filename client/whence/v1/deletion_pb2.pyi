@@ -5,11 +5,54 @@ isort:skip_file
 
 import builtins
 import google.protobuf.descriptor
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _DeletionCause:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _DeletionCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_DeletionCause.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    DELETION_CAUSE_UNSPECIFIED: _DeletionCause.ValueType  # 0
+    """Recorded by an earlier version, in which only callers deleted."""
+    DELETION_CAUSE_CALLER: _DeletionCause.ValueType  # 1
+    """A caller asked for it."""
+    DELETION_CAUSE_AGE: _DeletionCause.ValueType  # 2
+    """The generation had reached the age at which the server deletes it."""
+    DELETION_CAUSE_SIZE: _DeletionCause.ValueType  # 3
+    """The journal was larger than its limit, and the generation was the oldest."""
+    DELETION_CAUSE_REMOVAL: _DeletionCause.ValueType  # 4
+    """No content was deleted: the oldest entries of the journal, whose content
+    was gone before, were removed.
+    """
+
+class DeletionCause(_DeletionCause, metaclass=_DeletionCauseEnumTypeWrapper):
+    """Cause of a deletion."""
+
+DELETION_CAUSE_UNSPECIFIED: DeletionCause.ValueType  # 0
+"""Recorded by an earlier version, in which only callers deleted."""
+DELETION_CAUSE_CALLER: DeletionCause.ValueType  # 1
+"""A caller asked for it."""
+DELETION_CAUSE_AGE: DeletionCause.ValueType  # 2
+"""The generation had reached the age at which the server deletes it."""
+DELETION_CAUSE_SIZE: DeletionCause.ValueType  # 3
+"""The journal was larger than its limit, and the generation was the oldest."""
+DELETION_CAUSE_REMOVAL: DeletionCause.ValueType  # 4
+"""No content was deleted: the oldest entries of the journal, whose content
+was gone before, were removed.
+"""
+global___DeletionCause = DeletionCause
 
 @typing.final
 class Deletion(google.protobuf.message.Message):
@@ -26,6 +69,10 @@ class Deletion(google.protobuf.message.Message):
     NUM_ENTRIES_FIELD_NUMBER: builtins.int
     ENTRIES_DIGEST_FIELD_NUMBER: builtins.int
     CALLER_ID_FIELD_NUMBER: builtins.int
+    CAUSE_FIELD_NUMBER: builtins.int
+    RULE_FIELD_NUMBER: builtins.int
+    REMOVED_POSITION_FIELD_NUMBER: builtins.int
+    REMOVED_HASH_FIELD_NUMBER: builtins.int
     DESTROYED_KEY_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """Id of the deleted generation."""
@@ -43,6 +90,18 @@ class Deletion(google.protobuf.message.Message):
     """Id of the caller that deleted it, as GenerationStarted.owner; empty if the
     server authenticates nobody.
     """
+    cause: global___DeletionCause.ValueType
+    """Cause of the deletion."""
+    rule: builtins.str
+    """The server's setting by which it was deleted, for example "--retain 180d";
+    empty for a caller's request.
+    """
+    removed_position: builtins.int
+    """Position of the last removed entry, for DELETION_CAUSE_REMOVAL: the journal
+    begins after it. The fields about one generation are then empty.
+    """
+    removed_hash: builtins.bytes
+    """Hash of that entry, from which the chain continues."""
     destroyed_key_id: builtins.bytes
     """Id of the data key that was destroyed, with which the content was encrypted
     (SealedStart.key_id): no copy of the journal can be decrypted any more.
@@ -61,9 +120,13 @@ class Deletion(google.protobuf.message.Message):
         num_entries: builtins.int = ...,
         entries_digest: builtins.bytes = ...,
         caller_id: builtins.str = ...,
+        cause: global___DeletionCause.ValueType = ...,
+        rule: builtins.str = ...,
+        removed_position: builtins.int = ...,
+        removed_hash: builtins.bytes = ...,
         destroyed_key_id: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["time", b"time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["caller_id", b"caller_id", "destroyed_key_id", b"destroyed_key_id", "entries_digest", b"entries_digest", "generation_id", b"generation_id", "num_entries", b"num_entries", "started_position", b"started_position", "time", b"time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["caller_id", b"caller_id", "cause", b"cause", "destroyed_key_id", b"destroyed_key_id", "entries_digest", b"entries_digest", "generation_id", b"generation_id", "num_entries", b"num_entries", "removed_hash", b"removed_hash", "removed_position", b"removed_position", "rule", b"rule", "started_position", b"started_position", "time", b"time"]) -> None: ...
 
 global___Deletion = Deletion

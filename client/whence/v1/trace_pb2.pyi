@@ -423,7 +423,9 @@ class DeleteGenerationRequest(google.protobuf.message.Message):
     FAILED_PRECONDITION while it runs. FAILED_PRECONDITION with the reason
     CONTENT_STILL_IN_LOG if it was deleted, but another process that reads the
     server's database prevents the removal of the content from the write-ahead
-    log: the server removes it as soon as it can.
+    log: the server removes it as soon as it can. FAILED_PRECONDITION with the
+    reason GENERATION_HELD if one of its labels is under a hold (--hold-label):
+    nothing was deleted, and only the server's operator can lift the hold.
     """
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from whence_server.config.otlp import find_unused_variables, read_otlp_settings
 from whence_server.config.reading import get_flag
+from whence_server.config.retention import add_retention_arguments, read_retention_policy
 from whence_server.config.settings import (
     ServeConfig,
     add_arguments,
@@ -23,6 +24,7 @@ __all__ = [
     "ServeConfig",
     "TrainConfig",
     "add_arguments",
+    "add_retention_arguments",
     "add_train_arguments",
     "find_unused_variables",
     "get_flag",
@@ -32,6 +34,7 @@ __all__ = [
     "make_serve_config",
     "make_train_config",
     "read_otlp_settings",
+    "read_retention_policy",
     "read_train_settings",
     "restore_train_config",
     "spell_flag",

@@ -18,6 +18,7 @@ from whence_server.config.content import ContentSettings
 from whence_server.config.fields import declare_setting
 from whence_server.config.otlp import read_span_destination
 from whence_server.config.reading import add_field_arguments, read_field_values
+from whence_server.config.retention import RetentionSettings, check_retention
 from whence_server.config.sealing import SealingSettings, check_sealing
 from whence_server.config.spelling import (
     accept_choice,
@@ -68,7 +69,9 @@ _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServeConfig(ModelSettings, AccessSettings, ContentSettings, SealingSettings):
+class ServeConfig(
+    ModelSettings, AccessSettings, ContentSettings, SealingSettings, RetentionSettings
+):
     """The settings of `whence-server serve`, validated."""
 
     adapters: tuple[tuple[str, Path], ...] = declare_setting(
@@ -361,6 +364,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     check_model_settings(config, {name: values[name] for name in values if name in fields})
     check_settings(config)
     check_sealing(config)
+    check_retention(config)
     check_access(
         config, config.http_listen, config.metrics_listen, config.insecure_metrics_anywhere
     )

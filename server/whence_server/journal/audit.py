@@ -10,9 +10,9 @@ from google.protobuf.message import DecodeError
 from whence.v1 import call_pb2, deletion_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.journal import owner_index
-from whence_server.journal.chain import SECRET_BYTES, ChainRow
+from whence_server.journal.chain import SECRET_BYTES, ChainRow, Origin
 from whence_server.journal.cursors import read_expected_seal
-from whence_server.journal.derive import digest_entries
+from whence_server.journal.derive import EntriesDigest
 from whence_server.journal.expected import (
     SELECT_STORED,
     Deletion,
@@ -22,6 +22,7 @@ from whence_server.journal.expected import (
 )
 from whence_server.journal.findings import Finding, VerifyReport
 from whence_server.journal.label_index import make_label_rows
+from whence_server.journal.origin import read_origin
 from whence_server.journal.schema import MIGRATIONS, migrate
 from whence_server.journal.sqlite_lookup import collect_entry_digests
 
@@ -41,7 +42,7 @@ _PREPARED = frozenset(
 class Audit:
     """Comparison of the stored rows with those that the entries imply.
 
-    Call `take` with all entries in the chain's order, then `compare`.
+    Call `begin`, then `take` with all entries in the chain's order, then `compare`.
 
     Attributes:
         deletions: DELETED entries, by the position of the deleted generation's STARTED entry.
@@ -55,6 +56,13 @@ class Audit:
         self._bound = version >= _FIRST_BOUND_VERSION
         self._last_position = 0
         self._num_unbound = 0
+        self._origin: Origin | None = None
+        self._removal: Origin | None = None
+        """The last entry that was removed, according to the newest DELETED entry about it."""
+
+    def begin(self) -> None:
+        """Read the place at which the journal begins; call it before the other methods."""
+        self._origin = read_origin(self._connection)
 
     def take(self, rows: list[ChainRow]) -> None:
         """Check the columns of entries that the chain's hash does not cover."""
@@ -75,6 +83,7 @@ class Audit:
         """Check all other tables; an unreadable table does not prevent the check of the others."""
         for name, stage in (
             ("schema", self._check_schema),
+            ("origins", self._check_origin),
             ("writers", self._check_writers),
             ("generations", self._check_generations),
             ("missing rows", self._check_missing_rows),
@@ -96,6 +105,9 @@ class Audit:
                 message = deletion_pb2.Deletion.FromString(row.payload)
             except DecodeError:
                 self._add_detail("entries", name, "the payload is not a whence.v1.Deletion")
+        if message is not None and message.cause == deletion_pb2.DELETION_CAUSE_REMOVAL:
+            self._removal = Origin(message.removed_position, message.removed_hash)
+            return
         if message is not None and message.started_position != row.generation:
             self._add_difference(
                 name, "generation", row.generation, message.started_position, table="entries"
@@ -114,9 +126,15 @@ class Audit:
             (call.generation_id,),
         ).fetchall()
         started = found[0][0] if found else 0
+        if not found and self._is_removed(row.generation):
+            return
         # A call may be older than the generation of its id.
         if row.generation != started and not (row.generation == 0 and started > row.position):
             self._add_difference(name, "generation", row.generation, started, table="entries")
+
+    def _is_removed(self, position: int) -> bool:
+        """Return whether an entry was removed."""
+        return self._origin is not None and 0 < position <= self._origin.position
 
     # ---- generations ----
 
@@ -170,10 +188,13 @@ class Audit:
         if deletion.message is None:
             self._num_unbound += 1
             return
+        if self._is_removed(row.started_position):
+            return
         entries = collect_entry_digests(
             self._connection, row.started_position, None, deletion.position
         )
-        number, digest = digest_entries(entries)
+        found = EntriesDigest(entries)
+        number, digest = found.number, found.compute()
         if (number, digest) != (deletion.message.num_entries, deletion.message.entries_digest):
             self._add_detail(
                 "generations",
@@ -252,6 +273,16 @@ class Audit:
                 )
             elif self._bound and stored != read_expected_seal(self._connection, name, position):
                 self._add_detail("cursors", name, f"position {position} does not match its seal")
+
+    def _check_origin(self) -> None:
+        """Check that the journal begins where its newest removal says."""
+        if self._origin != self._removal:
+            self._report.add(Finding("origins", "", "position", self._origin, self._removal))
+        if self._origin is not None:
+            self._report.notes.append(
+                f"entries 1 to {self._origin.position} were removed, after their content had been "
+                "deleted: the chain is verified from there on"
+            )
 
     def _check_writers(self) -> None:
         writers = self._connection.execute("SELECT writer FROM writers").fetchall()

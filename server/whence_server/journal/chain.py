@@ -11,6 +11,10 @@ tokens against the HMACs. (Calls and audit records hold neither.)
 The walk detects an entry that was removed, inserted or moved, or whose payload, kind, generation
 or offset was changed, and content that was removed without a DELETED entry.
 
+Retention removes the oldest entries, once their content is gone. A DELETED entry then holds the
+position and the hash of the last removed entry, and the walk begins with them (`Origin`): `audit`
+compares the two. Removed entries cannot be verified, except by a hash of one noted elsewhere.
+
 Without a position and its hash (`ChainReport.head`) noted elsewhere, the walk cannot detect that
 the newest entries were removed while the server was down, or that somebody with write access
 computed the whole chain anew. The columns beside the entries (ids, times, previews, labels) are
@@ -55,6 +59,13 @@ def extend_hash(previous: bytes, kind: EntryKind, inner: bytes) -> bytes:
     return hashlib.sha256(previous + _KINDS[kind] + inner).digest()
 
 
+class Origin(NamedTuple):
+    """The last of the oldest entries that were removed, after which a journal begins."""
+
+    position: int
+    hash: bytes
+
+
 class ChainRow(NamedTuple):
     """One stored entry with everything that its hash covers."""
 
@@ -92,9 +103,10 @@ class ChainReport:
 class ChainWalk:
     """Verification of entries in order of position, chunk by chunk."""
 
-    def __init__(self, writer_id: bytes) -> None:
-        self.position = 0
-        self._hash = hash_genesis(writer_id)
+    def __init__(self, writer_id: bytes, origin: Origin | None = None) -> None:
+        """Begin at the first entry, or after the last one that was removed."""
+        self._origin = origin or Origin(0, hash_genesis(writer_id))
+        self.position, self._hash = self._origin
         self._broken: tuple[int, str] | None = None
         self._offsets: dict[int, int] = {}
         """Last offset of each unfinished generation, by the position of its STARTED entry."""
@@ -160,7 +172,9 @@ class ChainWalk:
         if kind is EntryKind.STARTED and row.generation != row.position:
             return "the STARTED entry has the number of another generation"
         expected = 1 if kind is EntryKind.STARTED else self._offsets.get(row.generation, 0) + 1
-        if row.offset != expected:
+        # The first entries of its generation were removed: any offset may be the first left.
+        is_first_left = expected == 1 and 0 < row.generation <= self._origin.position
+        if row.offset != expected and not (is_first_left and row.offset > 1):
             return f"the entry has offset {row.offset}, expected {expected}"
         if kind is EntryKind.FINISHED:
             self._offsets.pop(row.generation, None)

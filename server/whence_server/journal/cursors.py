@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from whence_server.journal.chain import hash_genesis
 from whence_server.journal.derive import compute_cursor_seal
+from whence_server.journal.origin import read_origin
 
 _log = logging.getLogger(__name__)
 
@@ -18,10 +20,29 @@ _HASH = "SELECT hash FROM entries WHERE writer = 1 AND position = ?"
 
 def advance(connection: Any, cursors: Mapping[str, int]) -> None:
     """Store the positions of cursors, each with its seal."""
-    for name, position in cursors.items():
+    origin = read_origin(connection)
+    for name, wanted in cursors.items():
+        # A reader may still work on entries that were removed behind it.
+        position = wanted if origin is None else max(wanted, origin.position)
         connection.execute(
             _ADVANCE, (name, position, read_expected_seal(connection, name, position))
         )
+
+
+def move_to_origin(connection: Any, position: int) -> None:
+    """Move cursors that stand before a journal's beginning to it: what they have not read is gone.
+
+    Args:
+        connection: connection within the transaction that removed the entries.
+        position: position of the last removed entry.
+    """
+    rows = connection.execute(
+        "SELECT CAST(name AS BLOB) FROM cursors WHERE position < ?", (position,)
+    ).fetchall()
+    for (raw_name,) in rows:
+        # A name that is not UTF-8 belongs to no reader, and must not make a whole batch fail.
+        with suppress(UnicodeDecodeError):
+            advance(connection, {raw_name.decode(): position})
 
 
 def seal_cursors(connection: Any) -> None:
@@ -32,6 +53,9 @@ def seal_cursors(connection: Any) -> None:
 
 def read_expected_seal(connection: Any, name: str, position: int) -> bytes | None:
     """Return the seal of a cursor at a position; None if there is no entry at it."""
+    origin = read_origin(connection)
+    if origin is not None and position == origin.position:
+        return compute_cursor_seal(name, *origin)
     if position == 0:
         writers = connection.execute("SELECT writer_id FROM writers WHERE writer = 1").fetchall()
         return compute_cursor_seal(name, 0, hash_genesis(writers[0][0])) if writers else None

@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 
 from whence.v1 import deletion_pb2, generation_pb2
 from whence_server.domain.decoding import FinishReason
+from whence_server.domain.retention import DeletionRequest
 from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex, GenerationIndex
 from whence_server.journal.sealing.stored_form import (
     index_sealed_finish,
@@ -100,34 +101,60 @@ def encode_deletion(
     generation_id: str,
     started_position: int,
     time_ns: int,
-    entries: Iterable[EntryDigest],
-    caller_id: str = "",
+    entries: "EntriesDigest",
+    request: DeletionRequest,
     *,
     destroyed_key_id: bytes = b"",
 ) -> bytes:
     """Return a serialised whence.v1.Deletion over a generation's entries, by position."""
-    num_entries, digest = digest_entries(entries)
     deletion = deletion_pb2.Deletion(
         generation_id=generation_id,
         started_position=started_position,
-        num_entries=num_entries,
-        entries_digest=digest,
-        caller_id=caller_id,
+        num_entries=entries.number,
+        entries_digest=entries.compute(),
+        caller_id=request.caller_id,
+        cause=deletion_pb2.DeletionCause.ValueType(request.cause),
+        rule=request.rule,
         destroyed_key_id=destroyed_key_id,
     )
     deletion.time.FromNanoseconds(time_ns)
     return deletion.SerializeToString()
 
 
-def digest_entries(entries: Iterable[EntryDigest]) -> tuple[int, bytes]:
-    """Return the number of entries, and `Deletion.entries_digest` over them."""
-    whole, number = hashlib.sha256(), 0
-    for entry in entries:
-        whole.update(
-            _PLACE.pack(entry.position, entry.offset, entry.kind & 0xFF) + entry.inner_digest
-        )
-        number += 1
-    return number, whole.digest()
+def encode_removal(time_ns: int, removed_position: int, removed_hash: bytes) -> bytes:
+    """Return a serialised whence.v1.Deletion about the removal of the oldest entries."""
+    deletion = deletion_pb2.Deletion(
+        cause=deletion_pb2.DELETION_CAUSE_REMOVAL,
+        removed_position=removed_position,
+        removed_hash=removed_hash,
+    )
+    deletion.time.FromNanoseconds(time_ns)
+    return deletion.SerializeToString()
+
+
+class EntriesDigest:
+    """`Deletion.entries_digest`, taken over entries in order of position.
+
+    Attributes:
+        number: number of entries so far.
+    """
+
+    def __init__(self, entries: Iterable[EntryDigest] = ()) -> None:
+        self.number = 0
+        self._whole = hashlib.sha256()
+        self.add(entries)
+
+    def add(self, entries: Iterable[EntryDigest]) -> None:
+        """Take the next entries."""
+        for entry in entries:
+            self._whole.update(
+                _PLACE.pack(entry.position, entry.offset, entry.kind & 0xFF) + entry.inner_digest
+            )
+            self.number += 1
+
+    def compute(self) -> bytes:
+        """Return the digest over the entries so far."""
+        return self._whole.digest()
 
 
 def compute_cursor_seal(name: str, position: int, entry_hash: bytes) -> bytes:

@@ -6,18 +6,23 @@ from pathlib import Path
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
+    ConfigurationError,
     DeletionPendingError,
     GenerationRunningError,
     JournalError,
 )
+from whence_server.domain.retention import RetentionPolicy
 from whence_server.journal.audit_log import AuditLog
-from whence_server.journal.chain import ChainReport, ChainWalk
+from whence_server.journal.chain import ChainReport, ChainWalk, Origin
 from whence_server.journal.deletion import Deletion
 from whence_server.journal.following import BATCH_BYTES, BATCH_ENTRIES, Following
 from whence_server.journal.log import Log
 from whence_server.journal.lookup import Lookup
 from whence_server.journal.opening import open_directory
 from whence_server.journal.readers import Readers
+from whence_server.journal.retention.spelling import spell_policy
+from whence_server.journal.retention.store import RetentionStore
+from whence_server.journal.retention.sweeper import Sweeper, SweptJournal
 from whence_server.journal.rows import (
     Durability,
     FinishIndex,
@@ -27,6 +32,7 @@ from whence_server.journal.rows import (
 )
 from whence_server.journal.sealing.forms import CLEAR_FORMS, Forms
 from whence_server.journal.sealing.opening import SealingOptions
+from whence_server.journal.sealing.sealed_store import SealedStore
 from whence_server.journal.signal import Signal
 from whence_server.journal.sqlite_store import SqliteStore
 from whence_server.journal.store import State, Store
@@ -281,6 +287,7 @@ class Journal:
         Raises:
             GenerationNotFoundError: it is not known, or was deleted before.
             GenerationRunningError: it has not finished.
+            GenerationHeldError: a label of it is under a hold.
             RecordDamagedError: its row points to another generation's entries.
             DeletionPendingError: it is deleted, but a reader outside this server keeps the content
                 in the write-ahead log; clearing the log is repeated until it succeeds.
@@ -292,10 +299,45 @@ class Journal:
         # A generation that is not running and has no finish is damaged: it can be deleted.
         if row.finish is None and self._log.get_live(generation_id) is not None:
             raise GenerationRunningError(generation_id)
-        is_cleared = await self._deletion.delete(generation_id, caller_id)
+        is_cleared = await self._deletion.delete(row, caller_id)
         self.stored.note_deletion(row.index.owner)
         if not is_cleared:
             raise DeletionPendingError(generation_id)
+
+    def make_sweeper(
+        self, policy: RetentionPolicy, exports: Collection[str] = ()
+    ) -> Sweeper | None:
+        """Return the task that applies a policy of retention, and hold what the policy holds.
+
+        Args:
+            policy: rules of deletion, and holds.
+            exports: names of the cursors that must have read a generation before it is deleted.
+
+        Returns:
+            None if this kind of database has no retention, and the policy asks for none.
+
+        Raises:
+            ConfigurationError: this kind of database has no retention.
+        """
+        # Retention judges by what is stored: it needs no key.
+        store = self._store.stored if isinstance(self._store, SealedStore) else self._store
+        if not isinstance(store, RetentionStore):
+            if not policy.deletes and not policy.holds:
+                return None
+            raise ConfigurationError("retention needs a journal in SQLite: leave its settings out")
+        stored_policy = spell_policy(policy, self.forms.spell_label)
+        self._deletion.holds = tuple(dict.fromkeys((*policy.holds, *stored_policy.holds)))
+        swept = SweptJournal(
+            self._log,
+            store,
+            self._readers,
+            self._deletion,
+            lambda: min(
+                (self._cursors.get(name, 0) for name in exports),
+                default=self._log.committed_position,
+            ),
+        )
+        return Sweeper(swept, stored_policy)
 
     async def wait_cleared(self) -> None:
         """Wait until the write-ahead log holds no deleted content."""
@@ -322,7 +364,15 @@ class Journal:
     async def verify(self) -> ChainReport:
         """Verify the whole chain; the module `chain` describes the faults that it detects."""
         await self._lookup.flush_pending()
-        walk, committed = ChainWalk(self.id), self._log.writer.committed_position
+        while True:
+            origin = await self._readers.run(self._store.read_origin)
+            report = await self._walk_chain(origin)
+            # Retention may have removed entries before the walk that it would have read.
+            if await self._readers.run(self._store.read_origin) == origin:
+                return report
+
+    async def _walk_chain(self, origin: Origin | None) -> ChainReport:
+        walk, committed = ChainWalk(self.id, origin), self._log.writer.committed_position
         while not walk.broken:
             rows = await self._readers.run_heavy(
                 self._store.read_chain, walk.position, _CHAIN_CHUNK

@@ -7,6 +7,10 @@ from pathlib import Path
 from whence_server.domain.errors import ConfigurationError
 
 
+class DirectoryInUseError(ConfigurationError):
+    """A server uses the data directory."""
+
+
 class DirectoryLock:
     """flock on a file in the directory; the kernel releases it when the process ends."""
 
@@ -14,7 +18,7 @@ class DirectoryLock:
         """Take the lock.
 
         Raises:
-            ConfigurationError: another server holds it.
+            DirectoryInUseError: another server holds it.
         """
         path = directory / "journal.lock"
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -23,7 +27,7 @@ class DirectoryLock:
         except BlockingIOError:
             holder = os.read(self._descriptor, 32).decode(errors="replace") or "unknown"
             os.close(self._descriptor)
-            raise ConfigurationError(
+            raise DirectoryInUseError(
                 f"another server (process {holder}) is using the data directory {directory}: "
                 "stop it, or give this one its own --data-dir"
             ) from None

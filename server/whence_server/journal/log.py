@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import GenerationExistsError, GenerationNotFoundError, JournalError
-from whence_server.journal.chain import SECRET_BYTES, digest_payload, extend_hash
+from whence_server.journal.chain import SECRET_BYTES, Origin, digest_payload, extend_hash
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
 from whence_server.journal.sealing.forms import CLEAR_FORMS, Forms
@@ -271,6 +271,20 @@ class Log:
         """
         position = self._append_outside(EntryKind.DELETED, generation_id, deletion)
         self.writer.pending.deleted.append((generation_id, position))
+        self.writer.submit()
+
+    def append_removal(self, origin: Origin, deletion: bytes) -> None:
+        """Append DELETED about the removal of the oldest entries; its transaction removes them.
+
+        Args:
+            origin: the last entry to remove.
+            deletion: the entry's payload.
+
+        Raises:
+            JournalError: nothing more can be written.
+        """
+        self._append_outside(EntryKind.DELETED, "", deletion)
+        self.writer.pending.removed = origin
         self.writer.submit()
 
     def _get_running(self, generation_id: str) -> LiveGeneration:

@@ -20,6 +20,7 @@ from whence_server.journal.expected import (
 from whence_server.journal.findings import VerifyReport
 from whence_server.journal.lock import DirectoryLock
 from whence_server.journal.rows import Durability
+from whence_server.journal.schema import MIGRATIONS
 from whence_server.journal.sqlite_store import SqliteStore
 
 
@@ -50,7 +51,7 @@ def rebuild_journal(data_dir: Path) -> int:
 
 
 def _rebuild(connection: Any) -> int:
-    audit = Audit(connection, VerifyReport(), version=3)
+    audit = Audit(connection, VerifyReport(), version=len(MIGRATIONS))
     audit.take([ChainRow(*row) for row in connection.execute(_DELETIONS)])
     differing = _find_differing(connection, audit.deletions)
     # Two rows may have exchanged their ids: each first gets a temporary one.

@@ -3,7 +3,7 @@
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal import label_index, owner_index
+from whence_server.journal import label_index, origin, owner_index
 from whence_server.journal.cursors import seal_cursors
 
 _INITIAL = """
@@ -63,7 +63,7 @@ UPDATE generations SET finish_reason = 0 WHERE deleted = 1;
 """
 
 # Generations of earlier versions have no owner.
-MIGRATIONS: tuple[str, ...] = (_INITIAL, _BOUND_COLUMNS, owner_index.SCHEMA)
+MIGRATIONS: tuple[str, ...] = (_INITIAL, _BOUND_COLUMNS, owner_index.SCHEMA, origin.SCHEMA)
 _PREPARATIONS = {2: label_index.prepare}
 """Functions that run before a migration, in their own transactions; may run repeatedly."""
 _COMPLETIONS = {2: seal_cursors}
@@ -76,12 +76,7 @@ def migrate(connection: Any, migrations: tuple[str, ...] = MIGRATIONS) -> None:
     Raises:
         ConfigurationError: a newer version wrote the database; nothing is changed.
     """
-    version = connection.pragma("user_version")
-    if version > len(migrations):
-        raise ConfigurationError(
-            f"{connection.filename} has schema version {version}, and this server supports up to "
-            f"{len(migrations)}: start the newer server that wrote it, or choose another --data-dir"
-        )
+    version = check_version(connection, migrations)
     for number, statements in enumerate(migrations[version:], start=version + 1):
         if number in _PREPARATIONS:
             _PREPARATIONS[number](connection)
@@ -90,3 +85,18 @@ def migrate(connection: Any, migrations: tuple[str, ...] = MIGRATIONS) -> None:
             if number in _COMPLETIONS:
                 _COMPLETIONS[number](connection)
             connection.pragma("user_version", number)
+
+
+def check_version(connection: Any, migrations: tuple[str, ...] = MIGRATIONS) -> int:
+    """Return a database's schema version.
+
+    Raises:
+        ConfigurationError: a newer version wrote the database.
+    """
+    version: int = connection.pragma("user_version")
+    if version > len(migrations):
+        raise ConfigurationError(
+            f"{connection.filename} has schema version {version}, and this server supports up to "
+            f"{len(migrations)}: start the newer server that wrote it, or choose another --data-dir"
+        )
+    return version

@@ -11,11 +11,15 @@ import apsw
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import ConfigurationError, JournalError
+from whence_server.domain.retention import LabelPattern
 from whence_server.journal import cursors, label_index, owner_index, sqlite_list, sqlite_lookup
-from whence_server.journal.chain import ChainRow, digest_payload
+from whence_server.journal.chain import ChainRow, Origin, digest_payload
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.label_index import make_label_rows
 from whence_server.journal.listing import PageKey
+from whence_server.journal.origin import read_origin, remove_entries
+from whence_server.journal.retention import sqlite_queries
+from whence_server.journal.retention.store import Candidate, RemovalLimits
 from whence_server.journal.rows import Durability, GenerationRow, ListFilter
 from whence_server.journal.schema import migrate
 from whence_server.journal.sqlite_errors import translate_corruption, translate_transient_errors
@@ -43,6 +47,7 @@ _INSERT_GENERATION = f"""
     VALUES ({_WRITER}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """  # noqa: S608  # constants only
 _INSERT_ENTRY = f"INSERT INTO entries VALUES ({_WRITER}, ?, ?, ?, ?, ?, NULL, ?)"  # noqa: S608
+_INSERT_DESTROYED = f"INSERT INTO entries VALUES ({_WRITER}, ?, ?, ?, ?, NULL, ?, ?)"  # noqa: S608
 _INSERT_OUTSIDE = f"""
     INSERT INTO entries VALUES (
         {_WRITER}, ?,
@@ -158,6 +163,9 @@ class SqliteStore:
             connection.executemany(_FINISH, map(bind_finish, batch.finished))
             for generation_id, before in batch.deleted:
                 self._destroy(generation_id, before)
+            if batch.removed is not None:
+                remove_entries(connection, batch.removed)
+                cursors.move_to_origin(connection, batch.removed.position)
             cursors.advance(connection, batch.cursors)
             connection.execute("COMMIT")
         except BaseException:
@@ -176,19 +184,22 @@ class SqliteStore:
             return  # A damaged row must not make the whole batch fail.
         ((generation, secret),) = found
         rows = self._connection.execute(
-            "SELECT position, kind, payload FROM entries "
-            "WHERE writer = ? AND generation = ? AND payload IS NOT NULL AND position < ?",
+            'SELECT position, "offset", kind, payload, hash '
+            "FROM entries INDEXED BY entries_by_generation WHERE writer = ? "
+            "AND generation = ? AND payload IS NOT NULL AND position < ? ORDER BY position",
             (_WRITER, generation, before),
         ).fetchall()
+        # SQLite merges no pages whose rows shrink: an update would leave the file as large as it
+        # is. Rows that go and come back are packed, in order.
         self._connection.executemany(
-            "UPDATE entries SET payload = NULL, inner_digest = ? WHERE writer = ? AND position = ?",
+            "DELETE FROM entries WHERE writer = ? AND position = ?",
+            ((_WRITER, position) for position, *_ in rows),
+        )
+        self._connection.executemany(
+            _INSERT_DESTROYED,
             (
-                (
-                    digest_payload(kind, secret, payload),
-                    _WRITER,
-                    position,
-                )
-                for position, kind, payload in rows
+                (position, generation, offset, kind, digest_payload(kind, secret, payload), link)
+                for position, offset, kind, payload, link in rows
             ),
         )
         self._connection.execute(_BURY, (generation_id,))
@@ -290,6 +301,45 @@ class SqliteStore:
         """Read entries with everything that their hashes cover."""
         return [ChainRow(*row) for row in self._read_rows(_CHAIN, (after_position, limit))]
 
+    def read_origin(self) -> Origin | None:
+        """Return the place at which the log begins; None if no entry was removed."""
+        with self._open_snapshot() as connection:
+            return read_origin(connection)
+
+    # ---- retention, in any thread ----
+
+    def read_candidates(
+        self, pattern: LabelPattern | None, before_ns: int, beyond: PageKey | None, limit: int
+    ) -> list[Candidate]:
+        """Read generations that retention may delete, as `RetentionStore` says."""
+        with self._open_snapshot() as connection:
+            return sqlite_queries.read_candidates(connection, pattern, before_ns, beyond, limit)
+
+    def agrees_with_entries(self, candidate: Candidate) -> bool:
+        """Return whether a candidate's columns are those of its entries."""
+        with self._open_snapshot() as connection:
+            return sqlite_queries.agrees_with_entries(connection, candidate)
+
+    def find_newest_start(self) -> int | None:
+        """Return the newest start time of a generation, in Unix nanoseconds; None without one."""
+        with self._open_snapshot() as connection:
+            return sqlite_queries.find_newest_start(connection)
+
+    def count_matching(self, patterns: tuple[LabelPattern, ...]) -> int:
+        """Return the number of generations that match a pattern."""
+        with self._open_snapshot() as connection:
+            return sqlite_queries.count_matching(connection, patterns)
+
+    def measure_use(self) -> int:
+        """Return the size of the pages in use, in bytes."""
+        with self._open_snapshot() as connection:
+            return sqlite_queries.measure_use(connection)
+
+    def find_removable(self, limits: RemovalLimits) -> Origin | None:
+        """Return the last of the oldest entries that can be removed, as `RetentionStore` says."""
+        with self._open_snapshot() as connection:
+            return sqlite_queries.find_removable(connection, limits)
+
     def close(self) -> None:
         """Close every connection."""
         for connection in self._readers:
@@ -320,6 +370,8 @@ class SqliteStore:
 
 def _prepare(connection: Any, durability: Durability) -> None:
     connection.set_busy_timeout(_BUSY_MS)
+    # Only a new database follows this: its free pages can be given back while a server runs.
+    connection.pragma("auto_vacuum", "INCREMENTAL")
     connection.pragma("journal_mode", "wal")
     connection.pragma("synchronous", "FULL" if durability is Durability.STRICT else "NORMAL")
     connection.pragma("secure_delete", "ON")

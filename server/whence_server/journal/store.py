@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.journal.chain import ChainRow
+from whence_server.journal.chain import ChainRow, Origin
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow, ListFilter
@@ -54,6 +54,8 @@ class Batch:
     deleted: list[tuple[str, int]] = field(default_factory=list)
     """Ids with the position of their DELETED entry, before which content is destroyed."""
     cursors: dict[str, int] = field(default_factory=dict)
+    removed: Origin | None = None
+    """The last of the oldest entries to remove; their content was destroyed before."""
     last_position: int = 0
     """Position of the batch's last entry; 0 if it has none."""
     num_bytes: int = 0
@@ -174,6 +176,9 @@ class Store(Protocol):
 
     def measure_owner(self, owner: str) -> Owned:
         """Count the bytes of the entries of a caller's generations."""
+
+    def read_origin(self) -> Origin | None:
+        """Return the place at which the log begins; None if no entry was removed."""
 
     def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
         """Read entries with everything that their hashes cover."""

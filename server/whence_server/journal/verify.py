@@ -9,6 +9,7 @@ from whence_server.journal.audit import Audit, run_stage
 from whence_server.journal.chain import ChainReport, ChainRow, ChainWalk
 from whence_server.journal.evidence import Evidence, open_evidence
 from whence_server.journal.findings import Finding, VerifyReport
+from whence_server.journal.origin import read_origin
 from whence_server.journal.schema import MIGRATIONS
 from whence_server.journal.sealing.content_check import ContentCheck, KeysToVerify
 
@@ -63,6 +64,7 @@ def verify_evidence(evidence: Evidence, keys: KeysToVerify | None = None) -> Ver
         return report
     run_stage(report, "pages", lambda: _check_integrity(connection, report))
     audit = Audit(connection, report, number)
+    run_stage(report, "origins", audit.begin)
     if keys is not None:
         run_stage(report, "writers", lambda: _check_keys(connection, keys))
     content = ContentCheck(report, keys)
@@ -94,7 +96,7 @@ def walk_chain(
         The result so far, after each thousand entries and at the end.
     """
     ((writer_id,),) = connection.execute("SELECT writer_id FROM writers WHERE writer = 1")
-    walk = ChainWalk(writer_id)
+    walk = ChainWalk(writer_id, read_origin(connection))
     last = 0
     while rows := connection.execute(_CHAIN, (last, _CHUNK)).fetchall():
         entries = [ChainRow(*row) for row in rows]

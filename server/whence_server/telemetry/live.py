@@ -90,6 +90,35 @@ class LiveGenerations(Protocol):
         ...
 
 
+class LiveRetention(Protocol):
+    """Counters and figures of retention."""
+
+    @property
+    def used_bytes(self) -> int:
+        """Size of the pages of the journal's database that are in use, in bytes."""
+        ...
+
+    @property
+    def num_held(self) -> int:
+        """Number of generations under a hold."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of generations that are due and kept for an export."""
+        ...
+
+    @property
+    def num_unread(self) -> int:
+        """Number of generations deleted before every export had read them."""
+        ...
+
+    @property
+    def num_deleted(self) -> Mapping[str, int]:
+        """Number of generations deleted by retention, by cause: age or size."""
+        ...
+
+
 class LiveServer:
     """Running parts of the server, for the health page and the metrics.
 
@@ -103,6 +132,7 @@ class LiveServer:
     Attributes:
         engine: None until the engine process is started.
         generations: None until the model is loaded.
+        retention: None until the journal is open for requests.
         refused: number of calls that were refused for want of authentication or scope, by cause.
     """
 
@@ -111,6 +141,7 @@ class LiveServer:
         self.max_cache_tokens = max_cache_tokens
         self.engine: LiveEngine | None = None
         self.generations: LiveGenerations | None = None
+        self.retention: LiveRetention | None = None
         self.refused: Mapping[str, int] = {}
         self._is_serving: Callable[[], bool] = lambda: False
         self._is_draining: Callable[[], bool] = lambda: False

@@ -36,6 +36,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── GenerationFailedError       INTERNAL: one generation failed
 ├── ConfigurationError          the server does not start
 ├── DeletionPendingError        FAILED_PRECONDITION: deleted, but still on disk
+├── GenerationHeldError         FAILED_PRECONDITION: under a hold by label, not deleted
 ├── RecordDamagedError          DATA_LOSS: a generation's rows have changed since they were written
 ├── JournalError                INTERNAL
 │   ├── JournalUnwritableError  UNAVAILABLE, gives a retry delay
@@ -94,6 +95,7 @@ from whence_server.domain.errors.http import (
 )
 from whence_server.domain.errors.journal import (
     DeletionPendingError,
+    GenerationHeldError,
     JournalError,
     JournalFullError,
     JournalLostError,
@@ -135,6 +137,7 @@ __all__ = [
     "FieldViolation",
     "GenerationExistsError",
     "GenerationFailedError",
+    "GenerationHeldError",
     "GenerationNotFoundError",
     "GenerationRunningError",
     "HealthNotFoundError",

@@ -59,6 +59,21 @@ class DeletionPendingError(WhenceError):
         )
 
 
+class GenerationHeldError(WhenceError):
+    """A label of the generation is under a hold, so that nothing deletes it."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "GENERATION_HELD"
+
+    def __init__(self, generation_id: str, hold: str) -> None:
+        super().__init__(
+            f"generation {generation_id!r} is held: the server was started with --hold-label "
+            f"{hold}, and deletes nothing with that label; whoever operates the server lifts the "
+            "hold by a start without that setting",
+            generation_id=generation_id,
+        )
+
+
 class RecordDamagedError(WhenceError):
     """A generation's rows in the journal have changed since they were written."""
 

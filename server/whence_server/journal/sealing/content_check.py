@@ -12,9 +12,11 @@ from whence_server.journal.chain import ChainRow
 from whence_server.journal.derive import derive_finished_index, derive_started_index
 from whence_server.journal.findings import Finding, VerifyReport
 from whence_server.journal.sealing.data_key import DataKey
+from whence_server.journal.sealing.forms import StoredLabel
 from whence_server.journal.sealing.key_database import KeyDatabase
 from whence_server.journal.sealing.key_source import FLAG
-from whence_server.journal.sealing.keyring import JOURNAL
+from whence_server.journal.sealing.keyring import JOURNAL, unwrap_label_key
+from whence_server.journal.sealing.label_digests import spell_label
 from whence_server.journal.sealing.masters import Masters
 from whence_server.journal.sealing.stored_form import is_sealed, peek_key_id
 from whence_server.journal.sealing.unwrapping import KeyMissingError, unwrap_key
@@ -48,6 +50,10 @@ class KeysToVerify:
         bound = self._database.read_fact(JOURNAL)
         if bound is not None and bound != journal_id:
             raise ConfigurationError(f"{self.path} has the keys of another journal")
+
+    def spell_label(self, name: str, value: str | None = None) -> list[StoredLabel]:
+        """Return the ways in which a label may be stored, as `Forms.spell_label`."""
+        return spell_label(unwrap_label_key(self._database, self._masters), name, value)
 
     def has(self, generation_id: str) -> bool:
         """Return whether a generation has a key."""

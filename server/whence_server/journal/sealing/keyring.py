@@ -18,7 +18,7 @@ from whence_server.journal.sealing.key_database import (
     set_fact,
 )
 from whence_server.journal.sealing.key_source import FLAG
-from whence_server.journal.sealing.label_digests import digest_labels, digest_name
+from whence_server.journal.sealing.label_digests import digest_labels, spell_label
 from whence_server.journal.sealing.master_keys import KEY_BYTES
 from whence_server.journal.sealing.masters import Masters
 from whence_server.journal.sealing.sealed_form import SealedForm
@@ -56,7 +56,7 @@ class Keyring:
         database.write(self._found)
         self._check_masters()
         self._current_id = (database.read_fact(MASTER) or b"").decode()
-        self._label_key = self._unwrap_label_key()
+        self._label_key = unwrap_label_key(database, masters)
 
     def _found(self, connection: Any) -> bool:
         """Write the facts of an empty database."""
@@ -78,15 +78,6 @@ class Keyring:
                 "key that it was made with, or the old one below the new one until "
                 "`whence-server key rotate` has ended"
             )
-
-    def _unwrap_label_key(self) -> bytes:
-        master = self._masters.find(self._current_id) or self._masters.newest
-        try:
-            return master.unwrap(self._database.read_fact(LABEL_KEY) or b"", LABEL_CONTEXT)
-        except ValueError as error:
-            raise ConfigurationError(
-                f"{self._database.path} is damaged: the key of its labels cannot be read: {error}"
-            ) from None
 
     # ---- making keys ----
 
@@ -241,12 +232,7 @@ class Keyring:
 
     def spell_label(self, name: str, value: str | None = None) -> list[StoredLabel]:
         """Return the two ways in which a label may be stored, as `Forms.spell_label`."""
-        if value is None:
-            sealed = StoredLabel(digest_name(self._label_key, name), None)
-        else:
-            ((stored_name, stored_value),) = self.digest_labels({name: value}).items()
-            sealed = StoredLabel(stored_name, stored_value)
-        return [StoredLabel(name, value), sealed]
+        return spell_label(self._label_key, name, value)
 
     def close(self) -> None:
         """Close the database of keys."""
@@ -265,3 +251,19 @@ def _set_journal(journal_id: bytes, connection: Any) -> bool:
 
 def _list_ids(ids: Iterable[str]) -> str:
     return "the master key " + ", ".join(sorted(ids))
+
+
+def unwrap_label_key(database: KeyDatabase, masters: Masters) -> bytes:
+    """Return the key of the digests of labels.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    current_id = (database.read_fact(MASTER) or b"").decode()
+    master = masters.find(current_id) or masters.newest
+    try:
+        return master.unwrap(database.read_fact(LABEL_KEY) or b"", LABEL_CONTEXT)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{database.path} is damaged: the key of its labels cannot be read: {error}"
+        ) from None

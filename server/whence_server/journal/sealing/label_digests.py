@@ -3,6 +3,8 @@
 import hmac
 from collections.abc import Mapping
 
+from whence_server.journal.sealing.forms import StoredLabel
+
 _DIGEST_BYTES = 16
 
 
@@ -21,6 +23,14 @@ def digest_labels(key: bytes, labels: Mapping[str, str]) -> dict[str, str]:
 def digest_name(key: bytes, name: str) -> str:
     """Return the digest of a label's name, in hex."""
     return _digest(key, "name", name)
+
+
+def spell_label(key: bytes, name: str, value: str | None) -> list[StoredLabel]:
+    """Return the two ways in which a label may be stored, as `Forms.spell_label`."""
+    if value is None:
+        return [StoredLabel(name, None), StoredLabel(digest_name(key, name), None)]
+    ((stored_name, stored_value),) = digest_labels(key, {name: value}).items()
+    return [StoredLabel(name, value), StoredLabel(stored_name, stored_value)]
 
 
 def _digest(key: bytes, *parts: str) -> str:

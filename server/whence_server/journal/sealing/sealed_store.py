@@ -11,7 +11,7 @@ from whence_server.domain.errors import (
     JournalUnwritableError,
     RecordDamagedError,
 )
-from whence_server.journal.chain import ChainRow
+from whence_server.journal.chain import ChainRow, Origin
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import GenerationIndex, GenerationRow, ListFilter
@@ -37,6 +37,11 @@ class SealedStore:
         self._keys = keys
         self._doomed: set[str] = set()
         """Deleted generations whose keys are to be destroyed."""
+
+    @property
+    def stored(self) -> Store:
+        """The store below, which reads what is stored as it is stored."""
+        return self._store
 
     @property
     def size_bytes(self) -> int:
@@ -196,6 +201,10 @@ class SealedStore:
     def measure_owner(self, owner: str) -> Owned:
         """Count the bytes of the entries of a caller's generations, as they are stored."""
         return self._store.measure_owner(owner)
+
+    def read_origin(self) -> Origin | None:
+        """Return the place at which the log begins; None if no entry was removed."""
+        return self._store.read_origin()
 
     def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
         """Read entries with everything that their hashes cover, as they are stored."""

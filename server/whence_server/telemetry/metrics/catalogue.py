@@ -53,6 +53,8 @@ EXPORT_OUTCOME: Final = "whence.export.outcome"
 """exported, rejected or set_aside."""
 REFUSAL_CAUSE: Final = "whence.refusal.cause"
 """missing, unknown, expired, invalid or scope."""
+RETENTION_CAUSE: Final = "whence.retention.cause"
+"""age or size."""
 
 # ---- bucket boundaries ----
 
@@ -310,6 +312,37 @@ JOURNAL_SIZE: Final = Definition(
     "By",
     "Size of the journal on disk, including its write-ahead log.",
 )
+JOURNAL_USED: Final = Definition(
+    "whence.journal.used",
+    Kind.GAUGE,
+    "By",
+    "Size of the pages in use of the journal's database; the others can be reused or given back.",
+)
+RETENTION_DELETED: Final = Definition(
+    "whence.retention.deleted",
+    Kind.COUNTER,
+    "{generation}",
+    "Generations that retention has deleted.",
+    (RETENTION_CAUSE,),
+)
+RETENTION_UNREAD: Final = Definition(
+    "whence.retention.unread",
+    Kind.COUNTER,
+    "{generation}",
+    "Generations that retention has deleted before every export had read them.",
+)
+RETENTION_WAITING: Final = Definition(
+    "whence.retention.waiting",
+    Kind.GAUGE,
+    "{generation}",
+    "Generations that retention keeps only because an export has not read them.",
+)
+RETENTION_HELD: Final = Definition(
+    "whence.retention.held",
+    Kind.GAUGE,
+    "{generation}",
+    "Generations with a label under a hold, which nothing deletes.",
+)
 CURSOR_LAG: Final = Definition(
     "whence.cursor.lag",
     Kind.GAUGE,
@@ -402,6 +435,11 @@ POLLED: Final = (
     PREFILL_CHUNKS,
     ENGINE_RESTARTS,
     JOURNAL_SIZE,
+    JOURNAL_USED,
+    RETENTION_DELETED,
+    RETENTION_UNREAD,
+    RETENTION_WAITING,
+    RETENTION_HELD,
     CURSOR_LAG,
     CURSOR_DELAY,
     EXPORT_SPANS,

@@ -7,7 +7,12 @@ from typing import TypeAlias
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from whence_server.telemetry.export.stats import ExportStats
-from whence_server.telemetry.live import Consumers, LiveGenerations, LiveServer
+from whence_server.telemetry.live import (
+    Consumers,
+    LiveGenerations,
+    LiveRetention,
+    LiveServer,
+)
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
 from whence_server.telemetry.metrics.step_histograms import StepHistograms
@@ -121,6 +126,22 @@ def _observe_refused(observed: LiveSources) -> Iterator[Observation]:
         yield Observation(number, {catalogue.REFUSAL_CAUSE: cause})
 
 
+def _observe_retention(read: Callable[[LiveRetention], int]) -> _Look:
+    """Return an observer of retention; it yields nothing before the journal is open."""
+
+    def look(observed: LiveSources) -> Iterator[Observation]:
+        if observed.live.retention is not None:
+            yield Observation(read(observed.live.retention))
+
+    return look
+
+
+def _observe_retention_deleted(observed: LiveSources) -> Iterator[Observation]:
+    if observed.live.retention is not None:
+        for cause, number in observed.live.retention.num_deleted.items():
+            yield Observation(number, {catalogue.RETENTION_CAUSE: cause})
+
+
 _LOOKS: dict[Definition, _Look] = {
     catalogue.GENERATIONS_RUNNING: _observe_generations(lambda it: it.num_running),
     catalogue.GENERATIONS_UNRECORDED: _observe_generations(lambda it: it.num_unrecorded),
@@ -133,6 +154,11 @@ _LOOKS: dict[Definition, _Look] = {
     catalogue.ENGINE_RESTARTS: _observe_generations(lambda it: it.activity.num_restarts),
     catalogue.STEP_NON_FINITE: _observe_step_non_finite,
     catalogue.JOURNAL_SIZE: _observe_journal_size,
+    catalogue.JOURNAL_USED: _observe_retention(lambda it: it.used_bytes),
+    catalogue.RETENTION_DELETED: _observe_retention_deleted,
+    catalogue.RETENTION_UNREAD: _observe_retention(lambda it: it.num_unread),
+    catalogue.RETENTION_WAITING: _observe_retention(lambda it: it.num_waiting),
+    catalogue.RETENTION_HELD: _observe_retention(lambda it: it.num_held),
     catalogue.CURSOR_LAG: _observe_cursor_lag,
     catalogue.CURSOR_DELAY: _observe_cursor_delay,
     catalogue.EXPORT_SPANS: _observe_export_spans,
