@@ -9,6 +9,7 @@ from pathlib import Path
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from rendered import KUBERNETES_VERSION, run_kustomize
 from required import find_program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -62,24 +63,16 @@ def test_prometheus_understands_every_panel(tmp_path: Path) -> None:
     assert f"{len(rules)} rules found" in promtool("check", "rules", str(path))
 
 
-def kustomize() -> list[str]:
-    """Return the command that builds a folder: kubectl contains kustomize."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is not None:
-        return [kubectl, "kustomize"]
-    return [find_program("kustomize", "put it or kubectl on the PATH"), "build"]
-
-
 FOLDERS = ["base", "overlays/example", "overlays/llama-cpp", "overlays/vllm"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_kustomize_builds_what_kubernetes_takes(folder: str) -> None:
-    text = told(*kustomize(), str(DEPLOY / "kubernetes" / folder))
+    text = run_kustomize(folder)
     documents = {document["kind"]: document for document in yaml.safe_load_all(text)}
     for kind, document in documents.items():
         if kind != "ServiceMonitor":
-            kubernetes_validate.validate(document, "1.37", strict=True)
+            kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
         assert kind == "Namespace" or document["metadata"]["namespace"] == "whence-sample"
     pod = documents["StatefulSet"]["spec"]["template"]["spec"]
     # Native sidecars start in order: the upstream comes first, as whence waits for it.
