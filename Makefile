@@ -153,6 +153,23 @@ $(BACKENDS)/%/.ready: tests/backends/%.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+# The image and what belongs to it; deploy/image/build.sh says which variables change it.
+IMAGE ?= whence:0.1.0
+SBOM := build/sbom
+BILL := build/whence.cdx.json
+
+.PHONY: image sbom image-test
+image: ## Build the container image without a daemon (buildah, as root)
+	IMAGE=$(IMAGE) deploy/image/build.sh
+sbom: $(SBOM)/.ready ## Write the image's bill of materials, in CycloneDX's format
+	IMAGE=$(IMAGE) deploy/image/sbom.sh $(SBOM)/bin/python $(BILL)
+$(SBOM)/.ready: deploy/image/sbom.txt
+	$(PYTHON) -m venv $(SBOM)
+	$(SBOM)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+image-test: setup sbom ## Start the image as it is deployed, and generate (podman, as root)
+	TEST_IMAGE=$(IMAGE) TEST_IMAGE_BILL=$(BILL) $(BIN)/python -m pytest tests/integration/test_image.py
+
 .PHONY: bench
 bench: setup ## Measure the figures of docs/performance.md, as ratios
 	$(BIN)/python tests/benchmarks/run.py

@@ -50,13 +50,15 @@ def render_helm(release: str, *arguments: str) -> Manifests:
     return _index(run_helm("template", release, str(CHART), *cluster, *arguments))
 
 
-def run(*command: str) -> str:
+def run(*command: str, env: Mapping[str, str] | None = None) -> str:
     """Return what a command writes to standard output.
 
     Raises:
         AssertionError: it failed; the message is its output.
     """
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env=env
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

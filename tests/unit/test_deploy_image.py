@@ -43,8 +43,9 @@ def read(variables: dict[str, str], *flags: str) -> ServeConfig:
 def test_both_stages_are_built_from_one_pinned_image() -> None:
     assert [stage for stage, word, _ in instructions() if word == "FROM"] == [BUILD, RUN]
     images = {text.partition(" AS ")[0] for _, word, text in instructions() if word == "FROM"}
-    (image,) = images
-    assert re.fullmatch(r"python:3\.11\.[0-9]+-slim-[a-z]+", image)
+    assert images == {"${BASE}"}
+    (default,) = of("", "ARG")
+    assert re.fullmatch(r"BASE=python:3\.11\.[0-9]+-slim-[a-z]+", default)
 
 
 def test_what_is_copied_is_there_and_is_let_through() -> None:
@@ -64,8 +65,11 @@ def test_everything_is_installed_by_the_constraints() -> None:
     assert all("-c constraints.txt" in text for text in installs)
     torch, rest = installs
     assert "--no-deps" in torch
-    assert "whl/${TORCH_VARIANT}" in torch
-    assert "TORCH_VARIANT=cpu" in of(BUILD, "ARG")
+    assert '--index-url "${TORCH_INDEX}"' in torch
+    assert of(BUILD, "ARG") == [
+        "TORCH_VARIANT=cpu",
+        "TORCH_INDEX=https://download.pytorch.org/whl/${TORCH_VARIANT}",
+    ]
     assert "--index-url" not in rest
     assert "'.[server]'" in rest
     assert re.search(r"^torch==", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
