@@ -134,11 +134,14 @@ async def test_pending_calls_are_bounded_during_a_stall(tmp_path, caplog):
     num_bytes = journal._log.writer.pending.num_bytes
     for _ in range(50):
         journal.record_call("", b"y" * 10_000)
+    for _ in range(3):
+        journal._log.record_audit(b"y" * 10_000)
     assert journal._log.writer.pending.num_bytes == num_bytes
     empty(journal)
     await journal.wait_writable()
     await journal.flush()
     assert "50 calls were not recorded" in caplog.text
+    assert "3 audit records were left out" in caplog.text
     await journal.close()
 
 

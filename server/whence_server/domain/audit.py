@@ -43,7 +43,7 @@ class Deed:
     time_ns: int
     """Unix time of its arrival."""
     method: str = ""
-    """As `Caller.method`; "" for what the server does by itself."""
+    """Name of the call, as `Caller.method`; "" for what the server does by itself."""
     caller_id: str = ""
     """Id of the caller; "" if it is not known."""
     address: str = ""

@@ -62,6 +62,7 @@ class Log:
         self._deleting: dict[str, list[EntryDigest]] = {}
         """CALL entries appended during the deletion of a generation, by generation id."""
         self._num_left_out = 0
+        self._num_audits_left_out = 0
         self._forms = forms
         self.on_append: Callable[[str, int], None] = lambda *_: None
         self._live = {
@@ -224,7 +225,7 @@ class Log:
             JournalError: nothing more can be written.
         """
         if self.writer.stall is not None and self.writer.overfull:
-            self._num_left_out += 1
+            self._num_audits_left_out += 1
             return
         self._append_outside(EntryKind.AUDIT, "", payload)
         self.writer.submit()
@@ -330,10 +331,16 @@ class Log:
     def _on_commit(self, batch: Batch) -> None:
         if self._num_left_out:
             _log.error(
-                "%d calls or audit records are missing: the journal could not be written",
+                "%d calls were not recorded: they ended while the journal could not be written",
                 self._num_left_out,
             )
             self._num_left_out = 0
+        if self._num_audits_left_out:
+            _log.error(
+                "%d audit records were left out: the journal could not be written",
+                self._num_audits_left_out,
+            )
+            self._num_audits_left_out = 0
         if self._strict:
             newest = {new.generation: new.offset for new in batch.entries if new.offset}
             for live in self._live.values():
