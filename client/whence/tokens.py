@@ -113,6 +113,11 @@ class Token:
         return self._find_text(self.token_id)
 
     @property
+    def reasoning_text(self) -> str:
+        """Reasoning that the token adds, where an upstream tells that apart from the text."""
+        return self.step.reasoning_text
+
+    @property
     def num_chunk_tokens(self) -> int | None:
         """Number of tokens that an upstream sent in one message with this one; None for one."""
         return self.step.num_chunk_tokens if self.step.HasField("num_chunk_tokens") else None

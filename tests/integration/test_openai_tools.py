@@ -36,7 +36,10 @@ def server(family: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     tokenizer.add_special_tokens(
         {"additional_special_tokens": [AddedToken("[TOOL_CALLS]"), AddedToken("[ARGS]")]}
     )
-    tokenizer.chat_template = FAMILIES[family].source
+    tokenizer.chat_template = {
+        "default": FAMILIES[family].source,
+        "thinking": FAMILIES["thinking"].source,
+    }
     tokenizer.save_pretrained(directory)
     flags = ("--model-name", "tiny", "--http-listen", "127.0.0.1:0")
     with ServerProcess(directory, tmp_path_factory.mktemp("data"), *flags) as process:
@@ -134,6 +137,41 @@ def test_calls_of_a_response_are_items(client: openai.OpenAI, family: str) -> No
     assert [event.sequence_number for event in events] == list(range(len(events)))
     deltas = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
     assert deltas == [item.arguments for item in whole.output[1:]]
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["prompt-begins", "output-begins"])
+def test_reasoning_is_told_apart_whole_and_streamed(client: openai.OpenAI, begins: bool) -> None:
+    output = f"{'' if begins else '<think>'}\nIt is summer.\n</think>\n\nWarm."
+    own = {"forced": output, "template_name": "thinking"}
+    if begins:
+        own["template_arguments"] = {"open_thinking": True}
+    settings: dict[str, Any] = {"model": "tiny", "extra_body": {"whence": own}}
+    chat: dict[str, Any] = {**settings, "messages": [QUESTION], "logprobs": True}
+    whole = client.chat.completions.create(**chat)
+    deltas = [c.choices[0].delta for c in client.chat.completions.create(**chat, stream=True)]
+    response = client.responses.create(input="How warm?", **settings)
+    events = list(client.responses.create(input="How warm?", stream=True, **settings))
+
+    message = whole.choices[0].message
+    assert message.model_extra == {"reasoning_content": "It is summer."}
+    assert message.content == "Warm."
+    told = [(delta.model_extra or {}).get("reasoning_content", "") for delta in deltas]
+    assert "".join(told) == "It is summer."
+    assert len([text for text in told if text]) > 1
+    assert "".join(delta.content or "" for delta in deltas) == "Warm."
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens_details is not None
+    num_reasoning = whole.usage.completion_tokens_details.reasoning_tokens
+    assert num_reasoning is not None
+    assert len("It is summer.") < num_reasoning < whole.usage.completion_tokens
+    for item in (response.output[0], events[-1].response.output[0]):
+        assert item.type == "reasoning"
+        assert [part.text for part in item.content or ()] == ["It is summer."]
+    assert response.output_text == events[-1].response.output_text == "Warm."
+    assert response.usage is not None
+    assert response.usage.output_tokens_details.reasoning_tokens == num_reasoning
+    parts = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
+    assert "".join(parts) == "It is summer."
 
 
 @pytest.mark.parametrize(

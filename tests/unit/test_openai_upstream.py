@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import openai
 import pytest
 from scripted_upstream import (
     END,
@@ -53,7 +54,7 @@ async def front(
     await http.start()
     try:
         async with aiohttp.ClientSession(http.url) as session:
-            yield Asked(service, session)
+            yield Asked(service, session, http.url)
     finally:
         await http.close()
         await service.close()
@@ -62,9 +63,10 @@ async def front(
 class Asked:
     """Client of the served API."""
 
-    def __init__(self, service: UpstreamService, session: aiohttp.ClientSession) -> None:
+    def __init__(self, service: UpstreamService, session: aiohttp.ClientSession, url: str) -> None:
         self.service = service
         self.session = session
+        self.url = url
 
     async def get(self, path: str) -> dict[str, Any]:
         async with self.session.get(path) as answer:
@@ -185,6 +187,96 @@ async def test_tool_calls_of_the_upstream_are_the_answers(tmp_path: Path) -> Non
         assert choice["message"]["tool_calls"] == [
             {"id": "c1", "type": "function", "function": function}
         ]
+
+
+REASONED: list[object] = [
+    UpstreamChunk(0, "", (UpstreamToken("Hm", 4),), reasoning="Hm"),
+    UpstreamChunk(0, "", reasoning=", well."),
+    chunk(token(" a", 5)),
+    finish(),
+    END,
+]
+
+
+async def test_reasoning_that_the_upstream_tells_apart_is_on_record_and_in_a_chat(
+    tmp_path: Path,
+) -> None:
+    async with front(tmp_path, REASONED) as asked:
+        answer = await asked.post("/v1/chat/completions", CHAT)
+        message = answer["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("Hm, well.", " a")
+        assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+        recorded = await asked.service.read(asked.headers["whence-generation-id"])
+        assert [step.reasoning_text for step in recorded.steps] == ["Hm", ", well.", ""]
+        assert recorded.finished.sequences[0].reasoning.text == "Hm, well."
+
+        chunks = await asked.stream("/v1/chat/completions", CHAT)
+        deltas = [it["choices"][0]["delta"] for it in chunks]
+        assert [delta.get("reasoning_content") for delta in deltas] == [
+            *(None, "Hm", ", well.", None, None),
+        ]
+        assert "".join(delta.get("content", "") for delta in deltas) == " a"
+
+
+async def test_reasoning_is_an_item_of_a_response(tmp_path: Path) -> None:
+    async with front(tmp_path, REASONED) as asked:
+        whole = await asked.post("/v1/responses", {"input": "Hi"})
+        reasoning, message = whole["output"]
+        assert reasoning["content"] == [{"type": "reasoning_text", "text": "Hm, well."}]
+        assert message["content"][0]["text"] == " a"
+        assert whole["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+        client = openai.AsyncOpenAI(
+            base_url=f"{asked.url}/v1", api_key="none", max_retries=0, timeout=30
+        )
+        # The client's own accumulation checks the order of the events.
+        async with client, client.responses.stream(model="smol", input="Hi") as stream:
+            events = [event async for event in stream]
+        kinds = [event.type.removeprefix("response.") for event in events]
+        assert kinds == [
+            *("created", "in_progress"),
+            *("output_item.added", "content_part.added"),
+            *("reasoning_text.delta", "reasoning_text.delta"),
+            *("reasoning_text.done", "content_part.done", "output_item.done"),
+            *("output_item.added", "content_part.added", "output_text.delta"),
+            *("output_text.done", "content_part.done", "output_item.done", "incomplete"),
+        ]
+        streamed = events[-1].response.output
+        assert [item.type for item in streamed] == ["reasoning", "message"]
+        # Sent back, the items of one turn are one message.
+        items = [
+            {"role": "user", "content": "Hi"},
+            *whole["output"],
+            {"role": "user", "content": "?"},
+        ]
+        await asked.post("/v1/responses", {"input": items})
+        messages = asked.service.upstream.requests[-1].prompt.messages
+        assert [it.role for it in messages] == ["user", "assistant", "user"]
+        assert (messages[1].content, messages[1].reasoning_content) == ((" a",), "Hm, well.")
+
+
+async def test_responses_hand_unknown_parameters_through(tmp_path: Path) -> None:
+    body = {
+        "input": "Hi",
+        "dry_multiplier": 0.5,
+        "reasoning": {"effort": "low"},
+        "text": {"verbosity": "low"},
+        "tools": [{"type": "function", "name": "weather"}],
+        "tool_choice": {"type": "function", "name": "weather"},
+    }
+    given = {
+        "dry_multiplier": 0.5,
+        "reasoning_effort": "low",
+        "verbosity": "low",
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+    }
+    async with front(tmp_path) as asked:
+        await asked.post("/v1/responses", body)
+        assert asked.service.upstream.requests[0].passed_on == given
+        recorded = await asked.service.read(asked.headers["whence-generation-id"])
+        assert json.loads(recorded.started.upstream_parameters_json) == given
+        # What the API itself defines and nobody here offers is no field of the upstream.
+        answer = await asked.post("/v1/responses", {"input": "Hi", "background": True}, 400)
+        assert answer["error"]["param"] == "background"
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,13 @@ def test_absent_and_empty_fields_differ():
 
 
 def test_the_record_is_the_input_as_requested():
-    record = convert_chat_record(ChatRecord(CONVERTED, "rag", OutputForms("hermes", "think")))
-    assert record == g.ChatRecord(
-        input=CHAT, template_name="rag", tool_call_format="hermes", reasoning_format="think"
+    forms = OutputForms("hermes", "think", begins_in_reasoning=True)
+    assert convert_chat_record(ChatRecord(CONVERTED, "rag", forms)) == g.ChatRecord(
+        input=CHAT,
+        template_name="rag",
+        tool_call_format="hermes",
+        reasoning_format="think",
+        begins_in_reasoning=True,
     )
 
 

@@ -39,7 +39,7 @@ or leader's text names bytes that are no character by themselves: "<0xF0 0x9F>".
                 processors: [{name, num_kept, removed_mass, token_logprob}],
                 draw: {noise, runner_up_token_id, margin},
                 timing: {elapsed_ns, forward_ns, select_ns, batch_size, context_length},
-                token_text, num_chunk_tokens: of an upstream's token,
+                token_text, num_chunk_tokens, reasoning_text: of an upstream's token,
                 internals: {sources: [{position, token_id, text, share}], self_share,
                 sink_share, layers: [{index, share, leader_token_id, leader_text}]},
                 with --internals
@@ -122,6 +122,7 @@ def describe_token(token: Token) -> dict[str, Any]:
             "timing": token.timing and token.timing._asdict(),
             "token_text": token.step.token_text or None,
             "num_chunk_tokens": token.num_chunk_tokens,
+            "reasoning_text": token.reasoning_text or None,
             "internals": token.internals and _describe_internals(token.internals),
         }
     )

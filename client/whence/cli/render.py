@@ -62,7 +62,8 @@ def format_row(
         num_columns: maximum width of the line, which shows as many runners-up as fit; None for all.
     """
     place = f"{token.index}" if prompt else f"{token.sequence_index}/{token.index}"
-    text = fit_name(token.token_text or token.text, TOKEN_COLUMNS, token.token_id)
+    name = token.token_text or token.text or token.reasoning_text
+    text = fit_name(name, TOKEN_COLUMNS, token.token_id)
     rank = "" if token.rank is None else str(token.rank)
     numbers = f"{format_percent(token.probability):>6}  {rank:>5}"
     cells = [f"{place:>7}", paint(text, token.probability) if color else text, numbers]

@@ -145,7 +145,9 @@ def _describe_parts(result: SequenceResult, steps: list[Step]) -> dict[str, Any]
         ]
     if result.HasField("reasoning"):
         place = range(result.reasoning.text_begin_byte, result.reasoning.text_end_byte)
-        parts["num_reasoning_steps"] = sum(step.text_begin_byte in place for step in steps)
+        parts["num_reasoning_steps"] = sum(
+            step.text_begin_byte in place or bool(step.reasoning_text) for step in steps
+        )
     return parts
 
 

@@ -1476,6 +1476,7 @@ class ChatRecord(google.protobuf.message.Message):
     TEMPLATE_NAME_FIELD_NUMBER: builtins.int
     TOOL_CALL_FORMAT_FIELD_NUMBER: builtins.int
     REASONING_FORMAT_FIELD_NUMBER: builtins.int
+    BEGINS_IN_REASONING_FIELD_NUMBER: builtins.int
     template_name: builtins.str
     """Name of the chat template that made the prompt."""
     tool_call_format: builtins.str
@@ -1486,6 +1487,10 @@ class ChatRecord(google.protobuf.message.Message):
     reasoning_format: builtins.str
     """Format in which reasoning is read from the output: "think", ... Empty if
     the template has none that is known.
+    """
+    begins_in_reasoning: builtins.bool
+    """True if the prompt ends inside of reasoning, so that the output begins in
+    it without a mark.
     """
     @property
     def input(self) -> global___ChatInput:
@@ -1501,9 +1506,10 @@ class ChatRecord(google.protobuf.message.Message):
         template_name: builtins.str = ...,
         tool_call_format: builtins.str = ...,
         reasoning_format: builtins.str = ...,
+        begins_in_reasoning: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["input", b"input", "reasoning_format", b"reasoning_format", "template_name", b"template_name", "tool_call_format", b"tool_call_format"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["begins_in_reasoning", b"begins_in_reasoning", "input", b"input", "reasoning_format", b"reasoning_format", "template_name", b"template_name", "tool_call_format", b"tool_call_format"]) -> None: ...
 
 global___ChatRecord = ChatRecord
 

@@ -45,6 +45,7 @@ class Step(google.protobuf.message.Message):
     REQUESTED_LOGPROBS_FIELD_NUMBER: builtins.int
     TOKEN_TEXT_FIELD_NUMBER: builtins.int
     NUM_CHUNK_TOKENS_FIELD_NUMBER: builtins.int
+    REASONING_TEXT_FIELD_NUMBER: builtins.int
     sequence_index: builtins.int
     """Which returned sequence this step extends."""
     index: builtins.int
@@ -101,6 +102,11 @@ class Step(google.protobuf.message.Message):
     this one, if there were several; absent otherwise. They arrived at one time,
     so that StepTiming tells nothing of each.
     """
+    reasoning_text: builtins.str
+    """Reasoning that the token adds, where an upstream tells it apart from the
+    text; the concatenation over a sequence's steps is ParsedReasoning.text.
+    Empty for whence's own engine, whose text holds the reasoning.
+    """
     @property
     def candidates(self) -> global___Candidates:
         """Absent at TRACE_DETAIL_TOKENS, where no candidates were asked for, and where
@@ -152,9 +158,10 @@ class Step(google.protobuf.message.Message):
         requested_logprobs: global___RequestedLogprobs | None = ...,
         token_text: builtins.str = ...,
         num_chunk_tokens: builtins.int | None = ...,
+        reasoning_text: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_num_chunk_tokens", b"_num_chunk_tokens", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "internals", b"internals", "logprob", b"logprob", "num_chunk_tokens", b"num_chunk_tokens", "processors", b"processors", "rank", b"rank", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "timing", b"timing", "token_id", b"token_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_num_chunk_tokens", b"_num_chunk_tokens", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "index", b"index", "internals", b"internals", "logprob", b"logprob", "num_chunk_tokens", b"num_chunk_tokens", "processors", b"processors", "rank", b"rank", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "sequence_index", b"sequence_index", "text", b"text", "text_begin_byte", b"text_begin_byte", "text_end_byte", b"text_end_byte", "timing", b"timing", "token_id", b"token_id", "token_text", b"token_text"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_num_chunk_tokens", b"_num_chunk_tokens", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "index", b"index", "internals", b"internals", "logprob", b"logprob", "num_chunk_tokens", b"num_chunk_tokens", "processors", b"processors", "rank", b"rank", "reasoning_text", b"reasoning_text", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "sequence_index", b"sequence_index", "text", b"text", "text_begin_byte", b"text_begin_byte", "text_end_byte", b"text_end_byte", "timing", b"timing", "token_id", b"token_id", "token_text", b"token_text"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_candidates", b"_candidates"]) -> typing.Literal["candidates"] | None: ...
     @typing.overload

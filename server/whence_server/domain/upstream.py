@@ -81,6 +81,8 @@ class UpstreamDecision(NamedTuple):
     """Number of tokens that came in one message with this one; None for one."""
 
 
+    reasoning_text: str = ""
+    """Reasoning that it adds, where the upstream tells that apart from the text."""
 class UpstreamPiece(NamedTuple):
     """A message of an upstream about one sequence."""
 
@@ -97,8 +99,6 @@ class UpstreamPiece(NamedTuple):
     """Stop string, or stop token's text, as the upstream names it."""
     tool_calls: tuple[ToolCall, ...] = ()
     """Tool calls of the sequence that are not in its text, set with `finish`."""
-    reasoning: str = ""
-    """Reasoning of the sequence that is not in its text, set with `finish`; "" for none."""
 
 
 class UpstreamDone(NamedTuple):

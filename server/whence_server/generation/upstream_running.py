@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from whence_server.domain.chat import ChatInput, ParsedReasoning, ParsedToolCall, ToolCall
 from whence_server.domain.decoding import FinishReason
@@ -58,7 +57,8 @@ class UpstreamGeneration(RunningGeneration):
         self._given = self._texts.made[:num_sequences]
         self._num_steps = [0] * num_sequences
         self._lacks_logprob = [False] * num_sequences
-        self._parts = [_Parts()] * num_sequences
+        self._tool_calls: list[tuple[ToolCall, ...]] = [()] * num_sequences
+        self._reasoning: list[list[str]] = [[] for _ in range(num_sequences)]
 
     @property
     def num_generated_tokens(self) -> int:
@@ -100,14 +100,14 @@ class UpstreamGeneration(RunningGeneration):
             stop = self._record_step(index, decision, text, timing, last=place == last)
             if stop is not None:
                 sequence.finish_reason, sequence.stop = FinishReason.STOP, stop
-                self._note_parts(piece)
+                self._tool_calls[index] = piece.tool_calls
                 return piece.finish is None
         if piece.finish is not None:
             if not piece.decisions and given.holds_text:
                 # The beginning of a stop string that never came, held back until now.
                 self._record_step(index, UpstreamDecision(), "", timing, last=True)
             sequence.finish_reason, sequence.stop = piece.finish, piece.stop
-            self._note_parts(piece)
+            self._tool_calls[index] = piece.tool_calls
         return False
 
     def record_report(self, report: UpstreamReport) -> None:
@@ -128,6 +128,8 @@ class UpstreamGeneration(RunningGeneration):
                 sequence.special_tokens.append((piece.end_byte, name))
         if decision.logprob is not None:
             sequence.logprob += decision.logprob
+        if decision.reasoning_text:
+            self._reasoning[index].append(decision.reasoning_text)
         step = encode_upstream_step(
             index,
             self._num_steps[index],
@@ -141,9 +143,6 @@ class UpstreamGeneration(RunningGeneration):
         self._num_steps[index] += 1
         return piece.stop
 
-    def _note_parts(self, piece: UpstreamPiece) -> None:
-        self._parts[piece.sequence_index] = _Parts(piece.tool_calls, piece.reasoning)
-
     def _count_prompt_tokens(self) -> int:
         num_known = super()._count_prompt_tokens()
         told = None if self._report is None else self._report.num_prompt_tokens
@@ -156,7 +155,7 @@ class UpstreamGeneration(RunningGeneration):
 
     def _make_result(self, index: int, reason: FinishReason | None) -> SequenceResult:
         result = super()._make_result(index, reason)
-        calls, reasoning = self._parts[index]
+        reasoning = "".join(self._reasoning[index])
         num_bytes = len(result.text.encode())
         is_whole = len(result.token_ids) == self._num_steps[index]
         # The sum of a part would pass for the logprob of the whole.
@@ -167,16 +166,11 @@ class UpstreamGeneration(RunningGeneration):
             logprob=None if lacks_logprob else result.logprob,
             constraint_complete=None,
             tool_calls=result.tool_calls
-            or tuple(ParsedToolCall(call, num_bytes, num_bytes) for call in calls),
+            or tuple(
+                ParsedToolCall(call, num_bytes, num_bytes) for call in self._tool_calls[index]
+            ),
             reasoning=result.reasoning or (ParsedReasoning(reasoning, 0, 0) if reasoning else None),
         )
-
-
-class _Parts(NamedTuple):
-    """Parts of an output that an upstream separated from its text."""
-
-    tool_calls: tuple[ToolCall, ...] = ()
-    reasoning: str = ""
 
 
 class _GivenTexts:

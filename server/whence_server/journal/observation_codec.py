@@ -87,6 +87,7 @@ def encode_upstream_step(  # noqa: PLR0917 - the parts of a step, in the contrac
         token_text=decision.token_text,
         num_chunk_tokens=decision.num_chunk_tokens,
     )
+        reasoning_text=decision.reasoning_text,
     proto.timing.elapsed_ns = timing.elapsed_ns
     if decision.candidates is not None:
         _fill_candidates(proto.candidates, decision.candidates)

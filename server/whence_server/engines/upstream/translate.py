@@ -46,7 +46,6 @@ class Translator:
         self._knows_vocabulary = knows_vocabulary
         self._computer = computer
         self._calls = [CallPieces() for _ in range(num_sequences)]
-        self._reasoning: list[list[str]] = [[] for _ in range(num_sequences)]
         self._unfinished = set(range(num_sequences))
         self._prompt = UpstreamPrompt()
 
@@ -74,14 +73,15 @@ class Translator:
             return None
         if chunk.tool_calls_json:
             self._calls[index].add(chunk.tool_calls_json)
-        if chunk.reasoning:
-            self._reasoning[index].append(chunk.reasoning)
         tokens = chunk.tokens
         several = len(tokens) if len(tokens) > 1 else None
         decisions = [self._describe(token, several) for token in tokens]
         texts = divide_text(chunk.text, tokens)
-        if not tokens and chunk.text:
+        if not tokens and (chunk.text or chunk.reasoning):
             decisions, texts = [UpstreamDecision()], [chunk.text]
+        if chunk.reasoning:
+            parts = divide_text(chunk.reasoning, tokens) or [chunk.reasoning]
+            decisions = _add_reasoning(decisions, parts)
         if chunk.finish is None:
             return UpstreamPiece(self._generation_id, index, time.monotonic_ns(), texts, decisions)
         self._unfinished.discard(index)
@@ -94,7 +94,6 @@ class Translator:
             chunk.finish,
             chunk.stop if chunk.finish is FinishReason.STOP else "",
             self._calls[index].list_calls(),
-            "".join(self._reasoning[index]),
         )
 
     def report(self, end: UpstreamEnd, sent_token_ids: Sequence[int]) -> UpstreamReport:
@@ -162,6 +161,15 @@ class Translator:
             [entry.logprob for entry in shown],
             processed[: self._num_candidates],
         )
+
+
+def _add_reasoning(
+    decisions: Sequence[UpstreamDecision], parts: Sequence[str]
+) -> list[UpstreamDecision]:
+    return [
+        decision._replace(reasoning_text=part)
+        for decision, part in zip(decisions, parts, strict=True)
+    ]
 
 
 def find_token(token: UpstreamToken, table: Sequence[UpstreamCandidate]) -> int | None:

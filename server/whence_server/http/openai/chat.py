@@ -21,7 +21,9 @@ from whence_server.http.openai.outcome import (
     select_steps,
     update_fingerprint,
 )
+from whence_server.http.openai.output_parts import SequenceParts, get_content, make_calls
 from whence_server.http.openai.parameters import Parameters
+from whence_server.http.openai.reasoning import Divided
 from whence_server.http.openai.requests import (
     Wanted,
     make_request,
@@ -34,7 +36,6 @@ from whence_server.http.openai.requests import (
     read_top_logprobs,
 )
 from whence_server.http.openai.running import Event, Front
-from whence_server.http.openai.tool_calls import HeldText, make_calls, take_out_calls
 from whence_server.http.streams import make_event
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -94,10 +95,14 @@ def _refuse_what_is_not_offered(parameters: Parameters) -> None:
 
 
 def _make_message(result: SequenceResult) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": result.text, "refusal": None}
+    content: str | None = get_content(result)
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if result.reasoning.text:
+        message["content"] = content or None
+        # No field of OpenAI's own; vLLM, llama.cpp, SGLang and DeepSeek have given it this name.
+        message["reasoning_content"] = result.reasoning.text
     if result.tool_calls:
-        content = take_out_calls(result)
-        message["content"] = content.strip() or None
+        message["content"] = (content or "").strip() or None
         message["tool_calls"] = make_calls(result)
     return message
 
@@ -115,7 +120,7 @@ class _Writer:
     ) -> None:
         self._wanted = wanted
         self._tokenizer = tokenizer
-        self._held: list[HeldText] = []
+        self._parts: list[SequenceParts] = []
         self._head = {
             "id": f"chatcmpl-{exchange.generation_id}",
             "object": "chat.completion.chunk" if wanted.streams else "chat.completion",
@@ -126,8 +131,13 @@ class _Writer:
 
     def make_document(self, events: Sequence[Event]) -> dict[str, Any]:
         """Return the whole answer."""
-        finished = events[-1]
+        started, finished = events[0], events[-1]
+        assert isinstance(started, GenerationStarted)  # noqa: S101 - read_finished says so
         assert isinstance(finished, GenerationFinished)  # noqa: S101 - read_finished says so
+        self._begin(started)
+        for step in events:
+            if isinstance(step, Step):
+                self._parts[step.sequence_index].push(step)
         choices = [
             {
                 "index": result.sequence_index,
@@ -138,39 +148,43 @@ class _Writer:
             for result in finished.sequences
         ]
         head = update_fingerprint(self._head, finished)
-        return {**head, "choices": choices, "usage": make_usage(finished)}
+        return {**head, "choices": choices, "usage": self._make_usage(finished)}
 
     def make_events(self, events: Sequence[Event]) -> list[bytes]:
         """Return the chunks of the next events."""
         written = []
         for event in events:
             if isinstance(event, Step):
-                text = self._held[event.sequence_index].push(event)
-                if text or self._wanted.num_top_logprobs is not None:
-                    written.append(self._make_step(event, text))
+                parts = self._parts[event.sequence_index].push(event)
+                if any(parts) or self._wanted.num_top_logprobs is not None:
+                    written.append(self._make_step(event, parts))
             elif isinstance(event, GenerationStarted):
-                written += self._make_first_chunks(event)
+                self._begin(event)
+                written += self._make_first_chunks()
             else:
                 written += self._make_last_chunks(event)
         return written
 
-    def _make_first_chunks(self, started: GenerationStarted) -> list[bytes]:
-        delta = {"role": "assistant", "content": "", "refusal": None}
+    def _begin(self, started: GenerationStarted) -> None:
+        """Begin the parts of all sequences."""
         num_sequences = started.effective_decoding.num_return_sequences or 1
-        call_format = started.chat.tool_call_format
-        self._held = [HeldText(call_format, self._tokenizer) for _ in range(num_sequences)]
-        return [self._make_chunk(index, delta) for index in range(num_sequences)]
+        self._parts = [SequenceParts(started.chat, self._tokenizer) for _ in range(num_sequences)]
 
-    def _make_step(self, step: Step, text: str) -> bytes:
-        return self._make_chunk(step.sequence_index, {"content": text}, self._make_logprobs([step]))
+    def _make_first_chunks(self) -> list[bytes]:
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return [self._make_chunk(index, delta) for index in range(len(self._parts))]
+
+    def _make_step(self, step: Step, parts: Divided) -> bytes:
+        delta = _make_delta(parts) or {"content": ""}
+        return self._make_chunk(step.sequence_index, delta, self._make_logprobs([step]))
 
     def _make_last_chunks(self, finished: GenerationFinished) -> list[bytes]:
         written = []
         for result in finished.sequences:
             index = result.sequence_index
-            rest = self._held[index].finish(result)
-            if rest.strip():
-                written.append(self._make_chunk(index, {"content": rest}))
+            delta = _make_delta(self._parts[index].finish(result))
+            if any(text.strip() for text in delta.values()):
+                written.append(self._make_chunk(index, delta))
             calls = [{"index": at, **call} for at, call in enumerate(make_calls(result))]
             if calls:
                 written.append(self._make_chunk(index, {"tool_calls": calls}))
@@ -178,7 +192,7 @@ class _Writer:
             written.append(self._make_chunk(index, {}, finish_reason=reason))
         if self._wanted.includes_usage:
             head = update_fingerprint(self._head, finished)
-            usage: dict[str, Any] = {**head, "choices": [], "usage": make_usage(finished)}
+            usage: dict[str, Any] = {**head, "choices": [], "usage": self._make_usage(finished)}
             written.append(make_event(orjson.dumps(usage)))
         return [*written, DONE]
 
@@ -200,9 +214,18 @@ class _Writer:
             chunk["usage"] = None
         return make_event(orjson.dumps(chunk))
 
+    def _make_usage(self, finished: GenerationFinished) -> dict[str, Any]:
+        return make_usage(finished, sum(parts.num_reasoning_steps for parts in self._parts))
+
     def _make_logprobs(self, steps: Sequence[Step]) -> dict[str, Any] | None:
         num_top = self._wanted.num_top_logprobs
         if num_top is None:
             return None
         content = [make_logprob(step, self._tokenizer, num_top) for step in steps]
         return {"content": content, "refusal": None}
+
+
+def _make_delta(parts: Divided) -> dict[str, str]:
+    """Return the parts that are there."""
+    named = {"reasoning_content": parts.reasoning, "content": parts.content}
+    return {name: text for name, text in named.items() if text}

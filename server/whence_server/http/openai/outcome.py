@@ -39,8 +39,13 @@ def update_fingerprint(head: Mapping[str, Any], finished: GenerationFinished) ->
     return {**head, "system_fingerprint": told or head["system_fingerprint"]}
 
 
-def make_usage(finished: GenerationFinished) -> dict[str, Any]:
-    """Return the numbers of tokens."""
+def make_usage(finished: GenerationFinished, num_reasoning_tokens: int = 0) -> dict[str, Any]:
+    """Return the numbers of tokens.
+
+    Args:
+        finished: the generation's end.
+        num_reasoning_tokens: number of generated tokens that are reasoning.
+    """
     num_prompt, num_generated = finished.num_prompt_tokens, finished.num_generated_tokens
     usage: dict[str, Any] = {
         "prompt_tokens": num_prompt,
@@ -50,6 +55,8 @@ def make_usage(finished: GenerationFinished) -> dict[str, Any]:
     # An upstream may not tell it.
     if finished.HasField("num_cached_prompt_tokens"):
         usage["prompt_tokens_details"] = {"cached_tokens": finished.num_cached_prompt_tokens}
+    if num_reasoning_tokens:
+        usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning_tokens}
     return usage
 
 

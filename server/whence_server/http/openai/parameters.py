@@ -154,6 +154,15 @@ class Parameters:
         elif (value := self.take(name)) is not None:
             self.passed_on[name] = value
 
+    def pass_on_as(
+        self, name: str, holder: "Parameters", inner_name: str, *allowed: object
+    ) -> None:
+        """Take a parameter of an object for the upstream, which has another name for it."""
+        if not self._passes_on:
+            holder.expect(inner_name, *allowed)
+        elif (value := holder.take(inner_name)) is not None:
+            self.passed_on[name] = value
+
     def refuse_unknown(self) -> None:
         """Add a fault for each parameter that was not taken, or pass it on to the upstream."""
         if self._passes_on:

@@ -30,7 +30,12 @@ def _add_item(parameters: Parameters, messages: list[Any], item: Any, where: str
     if kind == "message":
         known = {name: item[name] for name in ("role", "content") if name in item}
         known["content"] = _convert_content(known.get("content"))
-        messages.append(known)
+        if known.get("role") == "assistant" and _holds_reasoning_alone(messages):
+            messages[-1] |= known
+        else:
+            messages.append(known)
+    elif kind == "reasoning":
+        _add_reasoning(parameters, messages, item, where)
     elif kind == "function_call":
         call = {
             "id": item.get("call_id"),
@@ -47,7 +52,37 @@ def _add_item(parameters: Parameters, messages: list[Any], item: Any, where: str
         output = _convert_content(item.get("output"))
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
     else:
-        parameters.add_fault(where, "must be a message, a function_call or a function_call_output")
+        parameters.add_fault(
+            where, "must be a message, reasoning, a function_call or a function_call_output"
+        )
+
+
+def _add_reasoning(
+    parameters: Parameters, messages: list[Any], item: Mapping[str, Any], where: str
+) -> None:
+    """Add reasoning of an earlier turn; items of one turn are one message to a chat template."""
+    content = item.get("content")
+    parts = content if isinstance(content, list) else []
+    texts = [
+        text
+        for part in parts
+        if isinstance(part, Mapping)
+        and part.get("type") == "reasoning_text"
+        and isinstance(text := part.get("text"), str)
+    ]
+    if not texts or len(texts) != len(parts):
+        parameters.add_fault(
+            f"{where}.content", 'must hold parts of the type "reasoning_text" with a text'
+        )
+        return
+    text = "".join(texts)
+    messages.append({"role": "assistant", "content": None, "reasoning_content": text})
+
+
+def _holds_reasoning_alone(messages: list[Any]) -> bool:
+    """Return whether the last message is reasoning whose answer comes next."""
+    last = messages[-1] if messages else {}
+    return "reasoning_content" in last and last["content"] is None and "tool_calls" not in last
 
 
 def _convert_content(content: Any) -> Any:

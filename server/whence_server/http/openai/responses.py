@@ -14,6 +14,7 @@ from whence_server.http.openai.requests import (
     make_request,
     read_model,
     read_options,
+    read_parameters,
     read_schema,
     read_stream,
     read_tools,
@@ -35,8 +36,7 @@ class Responses:
     async def answer(self, exchange: Exchange) -> web.StreamResponse:
         """Generate a response."""
         body = await read_json_object(exchange.request, self._front.max_body_bytes)
-        parameters = Parameters(body)
-        wanted = self._read(parameters)
+        wanted = self._read(read_parameters(body, self._front.serving))
         model, tokenizer = await start_generation(self._front, exchange, wanted)
         writer = ResponseWriter(exchange, wanted, model, tokenizer, _echo(body))
         return await send_answer(self._front, exchange, wanted, writer)
@@ -56,6 +56,7 @@ class Responses:
                 parameters.add_fault("include", f'may hold "{_LOGPROBS}" alone')
         num_top = read_top_logprobs(parameters, "top_logprobs", wanted=_LOGPROBS in include)
         streams, includes_usage = read_stream(parameters, offers_usage=False)
+        _rename_for_chat(parameters)
         _refuse_what_is_not_offered(parameters)
         request = make_request(parameters, None, options, self._front.limits, num_top)
         return Wanted(request, streams, includes_usage, num_top)
@@ -66,17 +67,28 @@ def _refuse_what_is_not_offered(parameters: Parameters) -> None:
     # The journal keeps the generation, and `GenerationService` gives it back.
     parameters.expect("store", True, False)
     parameters.expect("truncation", "disabled")
-    for name in (
-        *("conversation", "max_tool_calls", "moderation", "previous_response_id", "prompt"),
-        "reasoning",
-    ):
+    for name in ("conversation", "max_tool_calls", "moderation", "previous_response_id", "prompt"):
         parameters.expect(name)
+
+
+def _rename_for_chat(parameters: Parameters) -> None:
+    """Pass on what an upstream's chat completions, which it is asked for, name in another way."""
+    reasoning = parameters.take_object("reasoning")
+    parameters.pass_on_as("reasoning_effort", reasoning, "effort")
+    # Reasoning is told whole, and nobody makes a summary of it.
+    for name in ("summary", "generate_summary"):
+        reasoning.expect(name, "auto")
+    reasoning.refuse_unknown()
+    choice = parameters.passed_on.get("tool_choice")
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        named = {"type": "function", "function": {"name": choice.get("name")}}
+        parameters.passed_on["tool_choice"] = named
 
 
 def _read_text_schema(parameters: Parameters) -> Any:
     text = parameters.take_object("text")
     schema = read_schema(parameters, "text.format", text.take("format"))
-    text.expect("verbosity", "medium")
+    parameters.pass_on_as("verbosity", text, "verbosity", "medium")
     text.refuse_unknown()
     return schema
 

@@ -136,7 +136,9 @@ class OpenAIAnswer:
             tool_calls = orjson.dumps(calls).decode() if calls else ""
         else:
             text = get_text(choice, "text", path)
-        tokens = self._read_tokens(document, choice, text, path)
+        # A chunk of one token is its text, whichever part of the message that belongs to.
+        told = "" if text and reasoning else text or reasoning
+        tokens = self._read_tokens(document, choice, told, path)
         finish, stop = self._read_finish(choice, index, path)
         if not (text or tokens or tool_calls or reasoning or finish):
             return None
