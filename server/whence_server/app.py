@@ -259,6 +259,8 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             )
             live.show_generations(generations)
             serving.set_ready(model, tokenizer, generations)
+            if isinstance(engine, UpstreamEngine):
+                engine.watch_model(partial(_replace_model, serving, limits, texts))
             return await _run_until_stopped(
                 settings,
                 Fronts(rpc, http),
@@ -277,6 +279,21 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         library.close()
         await engine.stop()
         await tracer.close()
+
+
+def _replace_model(
+    serving: Serving, limits: Limits, texts: TextProcesses | None, model: ModelInfo
+) -> None:
+    """Serve the model as the upstream describes it after it was started anew."""
+    served, generations = serving.model, serving.get_generations()
+    if served is not None:
+        model = dataclasses.replace(
+            model, training_run=served.training_run, adapters=served.adapters
+        )
+    generations.set_model(model)
+    if texts is not None:
+        texts.set_model(*fit_checks(model, limits))
+    serving.set_ready(model, serving.tokenizer, generations)
 
 
 class Fronts(NamedTuple):

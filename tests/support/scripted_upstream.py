@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,6 +48,7 @@ TOLD = UpstreamDescription(
     max_context_length=100,
     max_candidates=20,
     takes_token_ids=True,
+    claimed_files="/models/smol",
     processor_order=("temperature", "top_k", "top_p", "min_p"),
 )
 GRADES = Observation(
@@ -74,10 +75,12 @@ class FakeUpstream:
     requests: list[UpstreamRequest] = field(default_factory=list)
     num_open: int = 0
     is_up: bool = True
+    is_known: bool = True
     is_closed: bool = False
     refusal: WhenceError | None = None
 
     async def describe(self) -> UpstreamDescription:
+        self.is_known = True
         return self.told
 
     def check(self, request: UpstreamRequest) -> None:
@@ -104,6 +107,12 @@ class FakeUpstream:
 
     async def check_health(self) -> bool:
         return self.is_up
+
+    def watch(self, on_doubt: Callable[[], None]) -> None:
+        self.on_doubt = on_doubt
+
+    async def is_same(self) -> bool:
+        return self.is_known
 
     async def close(self) -> None:
         self.is_closed = True

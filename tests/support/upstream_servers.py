@@ -42,9 +42,14 @@ def find_gguf() -> Path:
 
 @contextlib.contextmanager
 def run_llama_cpp(
-    directory: Path, *flags: str, num_slots: int = 4, num_threads: int = 1
+    directory: Path,
+    *flags: str,
+    num_slots: int = 4,
+    num_threads: int = 1,
+    gguf: Path | None = None,
+    port: int = 0,
 ) -> Iterator[str]:
-    """Run llama.cpp's server on a free port until the block is left; yield its URL, without /v1.
+    """Run llama.cpp's server on a port until the block is left; yield its URL, without /v1.
 
     It keeps 2,048 positions for each request that it works on.
 
@@ -53,10 +58,12 @@ def run_llama_cpp(
         flags: further flags of `llama-server`.
         num_slots: number of requests that it works on at once.
         num_threads: number of threads that compute.
+        gguf: file of the model; None for the real model's.
+        port: its port; 0 for a free one.
     """
-    server, port = find_llama_server(), find_free_port()
+    server, port = find_llama_server(), port or find_free_port()
     command = [
-        *(str(server), "--model", str(find_gguf()), "--alias", MODEL),
+        *(str(server), "--model", str(gguf or find_gguf()), "--alias", MODEL),
         *("--host", "127.0.0.1", "--port", str(port), "--threads", str(num_threads)),
         *("--parallel", str(num_slots), "--ctx-size", str(num_slots * 2048)),
         *("--metrics", "--slots", "--offline", "--no-ui", *flags),

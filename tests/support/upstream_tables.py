@@ -22,10 +22,10 @@ _INTRODUCTION = """\
 An upstream is another engine that computes the tokens ([sidecar.md](sidecar.md)). This page is
 made from the data of the adapters by `make upstream-tables`.
 
-llama.cpp and vLLM are tried as real servers. The adapters of SGLang, Ollama and OpenAI are
-written from documentation and sources, and are tested with answers that are written from these:
-no server of these kinds has been asked. `tests/data/upstreams/` says of every answer where it
-comes from.
+The adapters of llama.cpp and vLLM are tested with real servers. Those of SGLang, Ollama and
+OpenAI follow the documentation and the sources of these servers. Their tests use answers that
+were written by hand: no server of these kinds was asked. `tests/data/upstreams/` names the origin
+of every answer.
 """
 
 _SHOWN = {
@@ -36,7 +36,7 @@ _SHOWN = {
     "finish": "reason of the end",
 }
 _GRADES = ("token_ids", "distribution", "tables", "seed", "draw", "weights")
-_PROBED = "by experiment"
+_PROBED = "found at start"
 
 
 def render_page() -> str:
@@ -66,17 +66,18 @@ def _render_grades(adapters: dict[str, Adapter]) -> list[str]:
         "",
         "## Grades",
         "",
-        "Grades of a generation that samples with candidates. Greedy decoding has `none` for seed",
-        "and draw.",
+        "These are the grades of a generation that samples with candidates. Greedy decoding has",
+        "the grade `none` for seed and draw.",
         "",
-        "Which distribution the logprobs are of is a setting of most upstreams that no answer",
-        "tells. At start, the first token of a short prompt is asked for at two temperatures, and",
-        "with all tokens but the most likely one removed: the logprobs that change tell which",
-        "distribution they are of. It costs a few tokens, and the log says what was found.",
+        "In most upstreams a setting decides which distribution the logprobs are of, and no",
+        "answer tells it. At start, whence asks for the first token of a short prompt at two",
+        "temperatures, and once more with all tokens but the most likely one removed. The logprobs",
+        "that change show the distribution. This experiment costs a few tokens, and the log has",
+        "its result.",
         "",
-        "A constraint makes `unknown` of `raw` and `after_temperature` where the upstream removes",
-        "tokens before it computes logprobs: with vLLM, SGLang, Ollama and OpenAI, not with",
-        "llama.cpp.",
+        "A constraint turns the grades `raw` and `after_temperature` into `unknown` if the",
+        "upstream removes tokens before it computes logprobs. vLLM, SGLang, Ollama and OpenAI do",
+        "or may do so. llama.cpp does not.",
         "",
         *_make_head("upstream", [f"`{name}`" for name in _GRADES]),
     ]
@@ -112,8 +113,8 @@ def _render_options(adapters: dict[str, Adapter], titles: list[str]) -> list[str
         "",
         "## Decoding options",
         "",
-        "The field that each option is sent as. An option without one is refused if it is set,",
-        "with INVALID_ARGUMENT.",
+        "The table names the field that each option is sent as. A request that sets an option",
+        "without a field is refused with INVALID_ARGUMENT.",
         "",
         *_make_head("option", titles),
     ]
@@ -162,11 +163,18 @@ def _render_limits(adapters: dict[str, Adapter], titles: list[str]) -> list[str]
     )
     lines.append(
         _make_row(
-            "own fields that are refused",
+            "fields of its own API that whence refuses",
             [", ".join(f"`{name}`" for name in sorted(p.reserved)) or "-" for p in profiles],
         )
     )
-    return lines
+    return [
+        *lines,
+        "",
+        "No upstream is asked for beam search, which would need scores that none tells, or for a",
+        "forced continuation. Both are UNIMPLEMENTED. The reasons against a forced continuation:",
+        "",
+        *(f"- {profile.title}: {profile.no_forced}." for profile in profiles),
+    ]
 
 
 def _show_bias(profile: Profile) -> str:

@@ -449,20 +449,6 @@ async def test_prompt_ids_that_are_not_those_sent_are_on_record(tmp_path: Path) 
     assert await tell(6, 7) == [6, 7]
 
 
-async def test_files_that_the_upstream_claims_are_digested(tmp_path: Path) -> None:
-    weights = tmp_path / "model"
-    weights.mkdir()
-    (weights / "config.json").write_text("{}")
-    (weights / "README.md").write_text("# not a part")
-    options = UpstreamOptions(URL, "", "0.1", weights=weights)
-    service = await serve(tmp_path / "data", options=options)
-    made = await service.run(request())
-    assert [file.path for file in service.model.files] == ["config.json"]
-    assert made.started.model_digest == service.model.model_digest != ""
-    assert made.started.observation.weights == ob.WEIGHTS_ORIGIN_DIGESTS_OF_CLAIMED_FILES
-    await service.close()
-
-
 # ---- both distributions ----
 
 

@@ -19,8 +19,10 @@ from whence_server.domain.observation import (
     TokenIds,
     WeightsOrigin,
 )
+from whence_server.engines.upstream.adapter import Found
 from whence_server.engines.upstream.client import UpstreamClient
-from whence_server.engines.upstream.exchange import UpstreamToken
+from whence_server.engines.upstream.exchange import UpstreamDescription, UpstreamToken
+from whence_server.engines.upstream.kinds.llama_cpp import LlamaCppAdapter
 from whence_server.engines.upstream.opening import open_upstream
 
 PROPS = {
@@ -160,6 +162,13 @@ async def test_every_sampler_setting_is_sent_in_the_order_of_transformers(
     assert (body["n_probs"], body["post_sampling_probs"]) == (2, False)
     # The caller's own field is sent.
     assert body["xtc_probability"] == 0.5
+
+
+def test_penalties_look_back_at_the_whole_context_where_its_length_is_not_told() -> None:
+    told = UpstreamDescription("llama.cpp", "", "smol", None, 128, True)
+    call = LlamaCppAdapter().make_call(ask(), Found(told, Distribution.RAW))
+    # 0 would switch the penalties off.
+    assert call.body["repeat_last_n"] == -1
 
 
 async def test_greedy_decoding_is_temperature_0_without_a_seed(

@@ -7,7 +7,12 @@ from scripted_upstream import TOLD, URL, USUAL, FakeUpstream
 from waiting import wait_until
 
 from whence_server.domain.engine import EngineState
-from whence_server.domain.errors import ConfigurationError, UpstreamKeyError
+from whence_server.domain.errors import (
+    ConfigurationError,
+    UpstreamKeyError,
+    UpstreamModelError,
+)
+from whence_server.domain.model import ModelInfo
 from whence_server.engines.upstream.engine import UpstreamEngine
 from whence_server.engines.upstream.exchange import UpstreamDescription
 from whence_server.engines.upstream.options import UpstreamOptions
@@ -73,8 +78,48 @@ async def test_an_upstream_that_comes_back_is_asked_what_it_is_now(
     upstream.is_up = True
     await wait_until(lambda: "cannot be used: it does not accept the API key" in caplog.text)
     assert (engine.state, seen) == (EngineState.RESTARTING, [False])
-    upstream.told = replace(TOLD, version="0.33.0")
+    upstream.told = replace(TOLD, version="0.33.0", claimed_files="/models/other")
     upstream.describe = describe
     await wait_until(lambda: seen == [False, True])
-    assert "came back as another one (vllm 0.33.0 with smol)" in caplog.text
+    said = "came back as another one: it is vllm 0.33.0, and serves smol from /models/other"
+    assert said in caplog.text
+    await engine.stop()
+
+
+async def test_a_restart_between_two_questions_changes_what_records_name() -> None:
+    watched = Watched()
+    engine, upstream = watched.engine, watched.upstream
+    models: list[ModelInfo] = []
+    await engine.start()
+    engine.watch_model(models.append)
+    upstream.told = replace(TOLD, version="0.33.0", max_context_length=50)
+    upstream.is_known = False
+    await wait_until(lambda: bool(models))
+    (model,) = models
+    assert model.upstream is not None
+    assert (model.upstream.version, model.max_context_length) == ("0.33.0", 50)
+    # It was never away.
+    assert (engine.state, watched.seen) == (EngineState.RUNNING, [])
+    # A front that is not ready yet is told later.
+    engine.watch_model(models.append)
+    assert models == [model, model]
+    await engine.stop()
+
+
+async def test_an_upstream_that_comes_back_with_another_model_is_not_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watched = Watched()
+    engine, upstream, seen = watched.engine, watched.upstream, watched.seen
+
+    async def refuse() -> UpstreamDescription:
+        raise UpstreamModelError("it does not serve the model 'smol'")
+
+    await engine.start()
+    describe, upstream.describe = upstream.describe, refuse
+    upstream.is_known = False
+    await wait_until(lambda: seen == [False])
+    assert "cannot be used: it does not serve the model 'smol'" in caplog.text
+    upstream.describe = describe
+    await wait_until(lambda: seen == [False, True])
     await engine.stop()

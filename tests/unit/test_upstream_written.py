@@ -22,7 +22,11 @@ from whence_server.domain.observation import (
 )
 from whence_server.engines.upstream.client import UpstreamClient
 from whence_server.engines.upstream.exchange import UpstreamRequest
-from whence_server.engines.upstream.opening import open_upstream
+from whence_server.engines.upstream.opening import find_kind, open_upstream
+from whence_server.engines.upstream.progress import Progress
+from whence_server.engines.upstream.wire.address import parse_address
+from whence_server.engines.upstream.wire.api_key import ApiKey
+from whence_server.engines.upstream.wire.connection import Connection, WireLimits
 
 PIECES = (1, 5, None)
 """Sizes in which a stream arrives; None for all at once."""
@@ -219,6 +223,13 @@ async def test_fields_of_a_caller_are_where_sglang_reads_them(upstream: FakeUpst
     assert (body["lora_path"], "frequency_penalty" in body) == ("x", False)
     with pytest.raises(errors.InvalidRequestError, match="min_p"):
         client.check(ask(passed_on={"min_p": 0.5}))
+    # SGLang passes over what it does not know, on both routes.
+    for prompt, name in (("Hi", "separate_reasoning"), (CHAT, "return_entropy")):
+        with pytest.raises(errors.InvalidRequestError, match="it would have no effect") as caught:
+            client.check(ask(prompt, passed_on={name: True}))
+        assert [violation.field for violation in caught.value.violations] == [name]
+    client.check(ask(CHAT, passed_on={"separate_reasoning": True}))
+    client.check(ask(passed_on={"return_entropy": True}))
     await client.close()
 
 
@@ -367,6 +378,80 @@ async def test_a_server_of_no_kind_is_named_with_the_routes_that_were_asked(
         errors.ConfigurationError, match=r"llama\.cpp, ollama, openai, sglang, vllm"
     ):
         await open_upstream(upstream.url, kind="tgi")
+
+
+@pytest.mark.parametrize(
+    ("given", "served"),
+    [
+        ("", "/v1/models"),
+        ("/v1", "/v1/models"),
+        ("/openai", "/openai/v1/models"),
+        ("/v1beta/openai", "/v1beta/openai/models"),
+    ],
+)
+async def test_a_url_without_v1_is_tried_with_it_and_without(
+    upstream: FakeUpstream, given: str, served: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    upstream.answer_json("GET", served, {"data": [{"id": "gpt-4o-mini"}]})
+    client = await open_upstream(upstream.url + given)
+    probed = served.removesuffix("/models")
+    chat = get_answer("openai", "chat")
+    replay(upstream, chat)
+    upstream.answer(
+        "POST", f"{probed}/chat/completions", upstream.routes["POST", chat.request["path"]]
+    )
+    assert (await client.describe()).kind == "openai"
+    assert upstream.get_bodies(f"{probed}/chat/completions")
+    await client.close()
+    said = f"the upstream's API is at {upstream.url}{probed}: the URL was given without /v1"
+    assert (said in caplog.text) is (given != "/v1")
+
+
+async def test_a_url_at_which_no_api_is_names_both_that_were_asked(upstream: FakeUpstream) -> None:
+    with pytest.raises(errors.UpstreamError, match=r"neither has http.*/team/models") as caught:
+        await open_upstream(f"{upstream.url}/team")
+    assert "/v1/models" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "is_version"),
+    [
+        ("gpt-4o", "gpt-4o", True),
+        ("gpt-4o", "gpt-4o-2024-08-06", True),
+        ("gpt-4", "gpt-4-0613", True),
+        ("gpt-4", "gpt-4o", False),
+        ("gpt-4o", "gpt-4", False),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("gpt-4o", "gpt-4o-mini-2024-07-18", False),
+        ("claude-3-5-sonnet-latest", "claude-3-5-sonnet-20241022", True),
+        ("openai/gpt-4o", "gpt-4o-2024-08-06", True),
+        ("gpt-4o", "openai/gpt-4o", True),
+        ("openai/gpt-4o", "azure/gpt-4o", False),
+        ("gemini-1.5-pro", "gemini-1.5-pro-002", True),
+    ],
+)
+def test_only_a_dated_version_stands_for_the_model_that_was_asked_for(
+    asked: str, answered: str, is_version: bool
+) -> None:
+    progress = Progress(ask(), "the upstream", asked, is_model_exact=False)
+    if is_version:
+        progress.check_model(answered)
+        return
+    with pytest.raises(errors.UpstreamModelError):
+        progress.check_model(answered)
+
+
+async def test_a_server_with_a_version_is_no_vllm_unless_its_models_say_so(
+    upstream: FakeUpstream,
+) -> None:
+    upstream.answer_json("GET", "/version", {"version": "1.2"})
+    for owner, kind in (("someone", "openai"), ("vllm", "vllm")):
+        models = {"data": [{"id": "smol", "owned_by": owner}]}
+        upstream.answer_json("GET", "/v1/models", models)
+        connection = Connection(parse_address(f"{upstream.url}/v1"), ApiKey(None), WireLimits())
+        assert await find_kind(connection) == kind
+        await connection.close()
 
 
 async def test_a_server_that_still_loads_its_model_is_busy(upstream: FakeUpstream) -> None:

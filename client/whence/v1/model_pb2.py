@@ -15,39 +15,39 @@ _sym_db = _symbol_database.Default()
 from whence.v1 import observation_pb2 as whence_dot_v1_dot_observation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15whence/v1/model.proto\x12\twhence.v1\x1a\x1bwhence/v1/observation.proto\"\x84\x06\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.whence.v1.ModelState\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x04\x12\x12\n\nnum_layers\x18\x05 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x06 \x01(\r\x12\x1a\n\x12max_context_length\x18\x07 \x01(\r\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x14\n\x0cmodel_digest\x18\n \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x0b \x01(\t\x12$\n\x05\x66iles\x18\x0c \x03(\x0b\x32\x15.whence.v1.FileDigest\x12\x17\n\x0ftraining_run_id\x18\r \x01(\t\x12\x16\n\x0eweights_digest\x18\x0e \x01(\t\x12\x14\n\x0cloaded_files\x18\x0f \x03(\t\x12\x0f\n\x07\x62\x61tched\x18\x10 \x01(\x08\x12\x1a\n\rtraining_step\x18\x11 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0e\x63hat_templates\x18\x12 \x03(\t\x12#\n\x07\x61\x64\x61pter\x18\x13 \x01(\x0b\x32\x12.whence.v1.Adapter\x12\x0f\n\x07\x66\x61ilure\x18\x14 \x01(\t\x12)\n\x08\x61\x64\x61pters\x18\x15 \x03(\x0b\x32\x17.whence.v1.NamedAdapter\x12\x1b\n\x13prefix_cache_tokens\x18\x19 \x01(\x04\x12,\n\x06source\x18\x16 \x01(\x0b\x32\x17.whence.v1.WeightSourceH\x01\x88\x01\x01\x12.\n\x08upstream\x18\x1a \x01(\x0b\x32\x17.whence.v1.UpstreamInfoH\x02\x88\x01\x01\x12\x30\n\x0eweights_origin\x18\x1b \x01(\x0e\x32\x18.whence.v1.WeightsOrigin\x12\x16\n\x0ehas_vocabulary\x18\x1c \x01(\x08\x42\x10\n\x0e_training_stepB\t\n\x07_sourceB\x0b\n\t_upstream\"`\n\x0cUpstreamInfo\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rclaimed_files\x18\x05 \x01(\t\"\xc6\x01\n\x0cNamedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x12.whence.v1.Adapter\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12$\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x15.whence.v1.FileDigest\x12\x17\n\x0ftraining_run_id\x18\x05 \x01(\t\x12\x1a\n\rtraining_step\x18\x06 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_training_step\"I\n\x0cWeightSource\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x14\n\x0cquantization\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65quantized\x18\x03 \x01(\x08\"U\n\x07\x41\x64\x61pter\x12\x11\n\tpeft_type\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x19\n\x11\x62\x61se_model_digest\x18\x04 \x01(\t\">\n\nFileDigest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.whence.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.whence.v1.Model\"?\n\x14GetVocabularyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\"?\n\x15GetVocabularyResponse\x12\x16\n\x0e\x66irst_token_id\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\x0c*q\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x32\xf4\x01\n\x0cModelService\x12I\n\nListModels\x12\x1c.whence.v1.ListModelsRequest\x1a\x1d.whence.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.whence.v1.GetModelRequest\x1a\x1b.whence.v1.GetModelResponse\x12T\n\rGetVocabulary\x12\x1f.whence.v1.GetVocabularyRequest\x1a .whence.v1.GetVocabularyResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15whence/v1/model.proto\x12\twhence.v1\x1a\x1bwhence/v1/observation.proto\"\x84\x06\n\x05Model\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.whence.v1.ModelState\x12\x14\n\x0c\x61rchitecture\x18\x03 \x01(\t\x12\x16\n\x0enum_parameters\x18\x04 \x01(\x04\x12\x12\n\nnum_layers\x18\x05 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x06 \x01(\r\x12\x1a\n\x12max_context_length\x18\x07 \x01(\r\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x14\n\x0cmodel_digest\x18\n \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x0b \x01(\t\x12$\n\x05\x66iles\x18\x0c \x03(\x0b\x32\x15.whence.v1.FileDigest\x12\x17\n\x0ftraining_run_id\x18\r \x01(\t\x12\x16\n\x0eweights_digest\x18\x0e \x01(\t\x12\x14\n\x0cloaded_files\x18\x0f \x03(\t\x12\x0f\n\x07\x62\x61tched\x18\x10 \x01(\x08\x12\x1a\n\rtraining_step\x18\x11 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0e\x63hat_templates\x18\x12 \x03(\t\x12#\n\x07\x61\x64\x61pter\x18\x13 \x01(\x0b\x32\x12.whence.v1.Adapter\x12\x0f\n\x07\x66\x61ilure\x18\x14 \x01(\t\x12)\n\x08\x61\x64\x61pters\x18\x15 \x03(\x0b\x32\x17.whence.v1.NamedAdapter\x12\x1b\n\x13prefix_cache_tokens\x18\x19 \x01(\x04\x12,\n\x06source\x18\x16 \x01(\x0b\x32\x17.whence.v1.WeightSourceH\x01\x88\x01\x01\x12.\n\x08upstream\x18\x1a \x01(\x0b\x32\x17.whence.v1.UpstreamInfoH\x02\x88\x01\x01\x12\x30\n\x0eweights_origin\x18\x1b \x01(\x0e\x32\x18.whence.v1.WeightsOrigin\x12\x16\n\x0ehas_vocabulary\x18\x1c \x01(\x08\x42\x10\n\x0e_training_stepB\t\n\x07_sourceB\x0b\n\t_upstream\"|\n\x0cUpstreamInfo\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rclaimed_files\x18\x05 \x01(\t\x12\x1a\n\x12weights_difference\x18\x06 \x01(\t\"\xc6\x01\n\x0cNamedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x07\x61\x64\x61pter\x18\x02 \x01(\x0b\x32\x12.whence.v1.Adapter\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12$\n\x05\x66iles\x18\x04 \x03(\x0b\x32\x15.whence.v1.FileDigest\x12\x17\n\x0ftraining_run_id\x18\x05 \x01(\t\x12\x1a\n\rtraining_step\x18\x06 \x01(\x04H\x00\x88\x01\x01\x42\x10\n\x0e_training_step\"I\n\x0cWeightSource\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x14\n\x0cquantization\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65quantized\x18\x03 \x01(\x08\"U\n\x07\x41\x64\x61pter\x12\x11\n\tpeft_type\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x19\n\x11\x62\x61se_model_digest\x18\x04 \x01(\t\">\n\nFileDigest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.whence.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.whence.v1.Model\"?\n\x14GetVocabularyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\"?\n\x15GetVocabularyResponse\x12\x16\n\x0e\x66irst_token_id\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\x0c*q\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x32\xf4\x01\n\x0cModelService\x12I\n\nListModels\x12\x1c.whence.v1.ListModelsRequest\x1a\x1d.whence.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.whence.v1.GetModelRequest\x1a\x1b.whence.v1.GetModelResponse\x12T\n\rGetVocabulary\x12\x1f.whence.v1.GetVocabularyRequest\x1a .whence.v1.GetVocabularyResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'whence.v1.model_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_MODELSTATE']._serialized_start=1659
-  _globals['_MODELSTATE']._serialized_end=1772
+  _globals['_MODELSTATE']._serialized_start=1687
+  _globals['_MODELSTATE']._serialized_end=1800
   _globals['_MODEL']._serialized_start=66
   _globals['_MODEL']._serialized_end=838
   _globals['_UPSTREAMINFO']._serialized_start=840
-  _globals['_UPSTREAMINFO']._serialized_end=936
-  _globals['_NAMEDADAPTER']._serialized_start=939
-  _globals['_NAMEDADAPTER']._serialized_end=1137
-  _globals['_WEIGHTSOURCE']._serialized_start=1139
-  _globals['_WEIGHTSOURCE']._serialized_end=1212
-  _globals['_ADAPTER']._serialized_start=1214
-  _globals['_ADAPTER']._serialized_end=1299
-  _globals['_FILEDIGEST']._serialized_start=1301
-  _globals['_FILEDIGEST']._serialized_end=1363
-  _globals['_LISTMODELSREQUEST']._serialized_start=1365
-  _globals['_LISTMODELSREQUEST']._serialized_end=1384
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1386
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1440
-  _globals['_GETMODELREQUEST']._serialized_start=1442
-  _globals['_GETMODELREQUEST']._serialized_end=1474
-  _globals['_GETMODELRESPONSE']._serialized_start=1476
-  _globals['_GETMODELRESPONSE']._serialized_end=1527
-  _globals['_GETVOCABULARYREQUEST']._serialized_start=1529
-  _globals['_GETVOCABULARYREQUEST']._serialized_end=1592
-  _globals['_GETVOCABULARYRESPONSE']._serialized_start=1594
-  _globals['_GETVOCABULARYRESPONSE']._serialized_end=1657
-  _globals['_MODELSERVICE']._serialized_start=1775
-  _globals['_MODELSERVICE']._serialized_end=2019
+  _globals['_UPSTREAMINFO']._serialized_end=964
+  _globals['_NAMEDADAPTER']._serialized_start=967
+  _globals['_NAMEDADAPTER']._serialized_end=1165
+  _globals['_WEIGHTSOURCE']._serialized_start=1167
+  _globals['_WEIGHTSOURCE']._serialized_end=1240
+  _globals['_ADAPTER']._serialized_start=1242
+  _globals['_ADAPTER']._serialized_end=1327
+  _globals['_FILEDIGEST']._serialized_start=1329
+  _globals['_FILEDIGEST']._serialized_end=1391
+  _globals['_LISTMODELSREQUEST']._serialized_start=1393
+  _globals['_LISTMODELSREQUEST']._serialized_end=1412
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1414
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1468
+  _globals['_GETMODELREQUEST']._serialized_start=1470
+  _globals['_GETMODELREQUEST']._serialized_end=1502
+  _globals['_GETMODELRESPONSE']._serialized_start=1504
+  _globals['_GETMODELRESPONSE']._serialized_end=1555
+  _globals['_GETVOCABULARYREQUEST']._serialized_start=1557
+  _globals['_GETVOCABULARYREQUEST']._serialized_end=1620
+  _globals['_GETVOCABULARYRESPONSE']._serialized_start=1622
+  _globals['_GETVOCABULARYRESPONSE']._serialized_end=1685
+  _globals['_MODELSERVICE']._serialized_start=1803
+  _globals['_MODELSERVICE']._serialized_end=2047
 # @@protoc_insertion_point(module_scope)

@@ -228,6 +228,7 @@ class UpstreamInfo(google.protobuf.message.Message):
     URL_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     CLAIMED_FILES_FIELD_NUMBER: builtins.int
+    WEIGHTS_DIFFERENCE_FIELD_NUMBER: builtins.int
     kind: builtins.str
     """"vllm", "llama.cpp", "sglang", "ollama" or "openai"."""
     version: builtins.str
@@ -240,6 +241,11 @@ class UpstreamInfo(google.protobuf.message.Message):
     """Path or repository that it says the weights come from; empty if it says
     nothing.
     """
+    weights_difference: builtins.str
+    """Difference between claimed_files and the server's --upstream-weights, in
+    words: Model.files are then of files that the upstream does not name. Empty
+    without a difference.
+    """
     def __init__(
         self,
         *,
@@ -248,8 +254,9 @@ class UpstreamInfo(google.protobuf.message.Message):
         url: builtins.str = ...,
         model: builtins.str = ...,
         claimed_files: builtins.str = ...,
+        weights_difference: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["claimed_files", b"claimed_files", "kind", b"kind", "model", b"model", "url", b"url", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["claimed_files", b"claimed_files", "kind", b"kind", "model", b"model", "url", b"url", "version", b"version", "weights_difference", b"weights_difference"]) -> None: ...
 
 global___UpstreamInfo = UpstreamInfo
 

@@ -23,6 +23,8 @@ class UpstreamInfo:
     """Name that it has for the model."""
     claimed_files: str = ""
     """Path or repository that it says the weights come from; "" if it says nothing."""
+    weights_difference: str = ""
+    """Difference between `claimed_files` and the files that whence digested; "" for none."""
     takes_token_ids: bool = False
     """True if a prompt can be sent as token ids."""
     max_candidates: int = 0
@@ -79,10 +81,10 @@ class UpstreamDecision(NamedTuple):
     candidates: UpstreamCandidates | None = None
     num_chunk_tokens: int | None = None
     """Number of tokens that came in one message with this one; None for one."""
-
-
     reasoning_text: str = ""
     """Reasoning that it adds, where the upstream tells that apart from the text."""
+
+
 class UpstreamPiece(NamedTuple):
     """A message of an upstream about one sequence."""
 

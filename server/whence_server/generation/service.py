@@ -99,11 +99,11 @@ class Generations:
         self._engine = engine
         self._journal = journal
         self.recording = Recording(journal, record_failure, forms=forms, contents=contents)
-        self._model = model
+        self._given_limits = limits
+        self.set_model(model)
         self._tokenizer = tokenizer
         self._texts = texts
         self._grader = grader or OwnGrader()
-        self._checked_model, self._limits = fit_checks(model, limits)
         self.activity = EngineActivity()
         self._readmission = Readmission(self._send_admission)
         self._running: dict[str, RunningGeneration] = {}
@@ -117,6 +117,11 @@ class Generations:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def set_model(self, model: ModelInfo) -> None:
+        """Serve a model from now on, as its upstream describes it; what runs keeps the former."""
+        self._model = model
+        self._checked_model, self._limits = fit_checks(model, self._given_limits)
 
     @property
     def model_name(self) -> str:

@@ -91,6 +91,18 @@ class TextProcesses:
         """Start the process for short requests, in the background."""
         self._begin_start(self._lanes[0])
 
+    def set_model(self, model: ModelInfo, limits: Limits) -> None:
+        """Check requests against another model from now on; see the constructor.
+
+        The processes end: their requests, and later ones, are prepared by new processes.
+        """
+        if (model, limits) == (self.model, self.limits):
+            return
+        self.model, self.limits = model, limits
+        for lane in self._lanes:
+            if lane.process is not None:
+                lane.process.kill()
+
     async def prepare(self, request: GenerationRequest) -> Prepared:
         """Prepare a request; see `prepare.prepare_request`.
 

@@ -34,7 +34,7 @@ _SHOWN = _list_names(
         "Failure": "reason",
         "Caller": "method trace_id span_id parent_span_id address identity",
         "EngineEnded": "detail",
-        "UpstreamInfo": "kind version model claimed_files",
+        "UpstreamInfo": "kind version model claimed_files weights_difference",
         "UpstreamReport": "model fingerprint",
         "RecordedElsewhere": "library",
         "ListGenerationsResponse": "next_page_token",

@@ -41,6 +41,7 @@ def convert_upstream(upstream: UpstreamInfo) -> model_pb2.UpstreamInfo:
         url=upstream.url,
         model=upstream.model,
         claimed_files=upstream.claimed_files,
+        weights_difference=upstream.weights_difference,
     )
 
 
@@ -86,8 +87,8 @@ def encode_upstream_step(  # noqa: PLR0917 - the parts of a step, in the contrac
         rank=decision.rank,
         token_text=decision.token_text,
         num_chunk_tokens=decision.num_chunk_tokens,
-    )
         reasoning_text=decision.reasoning_text,
+    )
     proto.timing.elapsed_ns = timing.elapsed_ns
     if decision.candidates is not None:
         _fill_candidates(proto.candidates, decision.candidates)

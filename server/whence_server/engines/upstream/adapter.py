@@ -74,6 +74,13 @@ class Adapter(Protocol):
             UpstreamError: it does not answer as this kind.
         """
 
+    async def ask_process(self, connection: Connection) -> str:
+        """Ask for a text that changes when the upstream is started anew; "" if it tells none.
+
+        Raises:
+            UpstreamError: it does not answer.
+        """
+
     def make_call(self, request: UpstreamRequest, found: Found) -> Call:
         """Return the request as this kind takes it."""
 

@@ -3,19 +3,21 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
-from whence_server.domain.errors import UpstreamError
+from whence_server.domain.errors import UpstreamError, UpstreamModelError
 from whence_server.domain.observation import Distribution, Observation
 from whence_server.engines.upstream.adapter import Adapter, Answer, Found
 from whence_server.engines.upstream.exchange import (
     UpstreamDescription,
+    UpstreamEnd,
     UpstreamEvent,
     UpstreamPrompt,
     UpstreamRequest,
 )
+from whence_server.engines.upstream.identity import Identity, IdentityWatch
 from whence_server.engines.upstream.passed_on import check_contradictions
 from whence_server.engines.upstream.probe import find_distribution
 from whence_server.engines.upstream.wire.connection import Connection
@@ -26,6 +28,11 @@ _log = logging.getLogger(__name__)
 _TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
 _HEADER_VALUE = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,1023}")
 _HEALTH_S = 5.0
+_FIRST_S, _LAST_S = 0.25, 1.0
+"""Seconds that the first and the last chunk may wait for the upstream to say what it is.
+
+A server that works on as many requests as it can at once answers no question meanwhile.
+"""
 _PROMPT_S = 1.0
 """Seconds that the first chunk may wait for the prompt's ids."""
 
@@ -44,6 +51,10 @@ class UpstreamClient:
         self._connection = connection
         self._model = model
         self._found: Found | None = None
+        # Of its own: a question must not open the connections of generations.
+        self._questions = connection.make_twin()
+        self._identity = IdentityWatch(self._ask_identity, connection.name)
+        connection.on_open = self._identity.note_opened
 
     async def describe(self) -> UpstreamDescription:
         """Ask the upstream what it is, and find which distribution its logprobs are of.
@@ -51,12 +62,14 @@ class UpstreamClient:
         Raises:
             UpstreamError: it does not answer, or not as this kind.
         """
-        description = await self._adapter.describe(self._connection, self._model)
+        num_opened = self._identity.num_opened
+        identity = await self._ask_identity()
+        description = identity.description
         distribution = self._adapter.profile.distribution
         if distribution is None:
             probed = Found(description, Distribution.UNKNOWN)
             distribution, max_candidates = await find_distribution(
-                lambda request: self._generate(request, probed), description
+                lambda request: self._generate(request, probed, confirms=False), description
             )
             most_in_text = min(max_candidates, description.count_candidates(is_chat=False))
             description = replace(
@@ -65,13 +78,14 @@ class UpstreamClient:
         self._found = Found(description, distribution)
         # Asked again, the upstream has to serve the model that records name.
         self._model = description.model
+        self._identity.settle(identity, num_opened)
         _log.info(
             "the upstream at %s is %s %s and serves %s; its logprobs are %s",
             self._connection.address,
             self._adapter.profile.title,
             description.version or "of an unknown version",
             description.model,
-            distribution.name.lower().replace("_", " "),
+            _spell(distribution),
         )
         return description
 
@@ -81,8 +95,10 @@ class UpstreamClient:
         Raises:
             InvalidRequestError: names the option and the upstream.
             NotOfferedError: the upstream does not offer the strategy.
+            UpstreamModelError: the upstream was started anew, as another one.
         """
         profile, found = self._adapter.profile, self._get_found()
+        self._identity.require()
         profile.check(request, found.description.max_candidates)
         # Tools, schemas and arguments of a template are parsed here for the first time.
         own = self._adapter.make_call(replace(request, passed_on={}), found).body
@@ -99,15 +115,42 @@ class UpstreamClient:
         Raises:
             UpstreamError: the upstream is away, refuses, or answers what nobody can read.
         """
-        return self._generate(request, self._get_found())
+        return self._generate(request, self._get_found(), confirms=True)
 
     async def check_health(self) -> bool:
         """Return whether the upstream can answer now."""
         return await self._connection.check(self._adapter.health_route, _HEALTH_S)
 
+    def watch(self, on_doubt: Callable[[], None]) -> None:
+        """Call when the upstream has to be described anew, as it seems to be another one."""
+        self._identity.on_doubt = on_doubt
+
+    async def is_same(self) -> bool:
+        """Return whether the upstream is what `describe` told last, as far as it says."""
+        return await self._identity.is_same()
+
     async def close(self) -> None:
         """Close the connections; requests that run are cancelled."""
+        await self._identity.close()
+        await self._questions.close()
         await self._connection.close()
+
+    def _check_found(self, found: Found) -> None:
+        """Fail a generation whose record names what the upstream was before it was started anew.
+
+        Raises:
+            UpstreamModelError: it was described anew meanwhile, and is another one.
+        """
+        now = self._get_found()
+        if now != found:
+            raise UpstreamModelError(
+                f"{self._connection.name} is another one than when the generation began, since it "
+                f"was started anew: it was {_name(found)}, and is {_name(now)}; repeat the request"
+            )
+
+    async def _ask_identity(self) -> Identity:
+        description = await self._adapter.describe(self._questions, self._model)
+        return Identity(description, await self._adapter.ask_process(self._questions))
 
     def _get_found(self) -> Found:
         if self._found is None:
@@ -115,7 +158,7 @@ class UpstreamClient:
         return self._found
 
     async def _generate(
-        self, request: UpstreamRequest, found: Found
+        self, request: UpstreamRequest, found: Found, *, confirms: bool
     ) -> AsyncGenerator[UpstreamEvent, None]:
         call = self._adapter.make_call(request, found)
         answer = self._adapter.make_answer(request, found, self._connection.name)
@@ -127,6 +170,13 @@ class UpstreamClient:
         try:
             async with aclosing(_read_parts(stream, answer)) as parts:
                 async for part in parts:
+                    if confirms and (asking is not None or isinstance(part, UpstreamEnd)):
+                        # No token is told of a model that the record does not name.
+                        is_first = asking is not None
+                        await self._identity.confirm(_FIRST_S if is_first else _LAST_S)
+                        if not is_first:
+                            await self._identity.wait_settled(_LAST_S)
+                        self._check_found(found)
                     if asking is not None:
                         prompt = await _await_prompt(asking)
                         asking = None
@@ -144,6 +194,18 @@ class UpstreamClient:
             # The generation itself shows whether the upstream is away.
             _log.warning("the prompt's token ids are not on record: %s", error)
             return None
+
+
+def _name(found: Found) -> str:
+    told = found.description
+    parts = [told.kind, told.version, f"with {told.model}"]
+    if told.claimed_files:
+        parts.append(f"from {told.claimed_files}")
+    return f"{' '.join(filter(None, parts))} and {_spell(found.distribution)} logprobs"
+
+
+def _spell(distribution: Distribution) -> str:
+    return distribution.name.lower().replace("_", " ")
 
 
 async def _read_parts(

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from whence_server.domain.engine import (
@@ -12,7 +13,14 @@ from whence_server.domain.engine import (
     StopGeneration,
     Turn,
 )
-from whence_server.domain.errors import Code, ConfigurationError, WhenceError
+from whence_server.domain.errors import (
+    Code,
+    ConfigurationError,
+    UpstreamAwayError,
+    UpstreamModelError,
+    UpstreamUnfinishedError,
+    WhenceError,
+)
 from whence_server.domain.model import FileDigest, ModelInfo
 from whence_server.domain.observation import Observation, SecondDistribution, WeightsOrigin
 from whence_server.engines.upstream.claimed_files import digest_claimed_files
@@ -29,6 +37,8 @@ _MOST_JOINED = 16
 """Turns that are recorded at once: about a millisecond of other tasks' time."""
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 5.0
 """Delay between two questions to an upstream that is away; doubles up to the longest."""
+_DOUBTFUL = (UpstreamAwayError, UpstreamModelError, UpstreamUnfinishedError)
+"""Failures of an upstream that may have ended, or is another one."""
 _PASSING = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})
 """Statuses of an upstream that is away, or still loads its model."""
 
@@ -58,9 +68,14 @@ class UpstreamEngine:
         self.state = EngineState.STARTING
         self._upstream: Upstream | None = None
         self._told: UpstreamDescription | None = None
+        self._on_model: Callable[[ModelInfo], None] | None = None
+        self._changed: ModelInfo | None = None
+        self._is_due = asyncio.Event()
+        """Set when the upstream is to be asked at once."""
         self._obstacle = ""
         """Last reason in the log for which the upstream cannot be used."""
         self._files: tuple[FileDigest, ...] = ()
+        self._weights_origin = WeightsOrigin.UNKNOWN
         self._turns: asyncio.Queue[Turn | None] = asyncio.Queue(_MAX_TURNS)
         self._running: dict[str, tuple[UpstreamRun, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,9 +91,17 @@ class UpstreamEngine:
             self._files = await asyncio.to_thread(digest_claimed_files, self._options.weights)
         model = describe_model(self._options, told, self._files)
         self._upstream, self._told = upstream, told
+        upstream.watch(self._is_due.set)
+        self._note_weights(model)
         self.state = EngineState.RUNNING
         self._keep(asyncio.create_task(self._watch(upstream), name="upstream-health"))
         return model
+
+    def watch_model(self, on_model: Callable[[ModelInfo], None]) -> None:
+        """Call with the model whenever the upstream describes it anew: now, if it has already."""
+        self._on_model = on_model
+        if self._changed is not None:
+            on_model(self._changed)
 
     async def _open_patiently(self) -> tuple[Upstream, UpstreamDescription]:
         delay_s, is_said = _FIRST_DELAY_S, False
@@ -107,9 +130,8 @@ class UpstreamEngine:
         upstream, told = self._require()
         request = make_request(admission, None)
         upstream.check(request)
-        grades = upstream.grade(request)
-        if self._files:
-            grades = replace(grades, weights=WeightsOrigin.DIGESTS_OF_CLAIMED_FILES)
+        # The weights' grade is the model's.
+        grades = replace(upstream.grade(request), weights=self._weights_origin)
         if choose_computer(request, grades, told) is not None:
             grades = replace(grades, second_distribution=SecondDistribution.COMPUTED)
         return grades
@@ -138,11 +160,17 @@ class UpstreamEngine:
             knows_vocabulary=self._options.text is not None,
             num_retries=self._options.num_retries,
             put=self._turns.put,
+            on_failure=self._note_failure,
         )
         task = asyncio.create_task(run.run(), name=f"upstream-{admission.generation_id}")
         self._running[admission.generation_id] = run, task
         task.add_done_callback(lambda _: self._running.pop(admission.generation_id, None))
         self._keep(task)
+
+    def _note_failure(self, error: WhenceError) -> None:
+        """Ask the upstream at once after a failure that it may not outlive, or not as it was."""
+        if isinstance(error, _DOUBTFUL):
+            self._is_due.set()
 
     async def read_turns(self) -> AsyncIterator[Turn]:
         """Yield every turn until the engine is stopped."""
@@ -186,13 +214,17 @@ class UpstreamEngine:
         task.add_done_callback(self._tasks.discard)
 
     async def _watch(self, upstream: Upstream) -> None:
-        """Tell when the upstream no longer answers, and when it does again."""
+        """Tell when the upstream no longer answers, when it does again, and as what."""
         while True:
-            await asyncio.sleep(self._options.health_interval_s)
-            is_up = await self._check_health(upstream)
-            if is_up is (self.state is EngineState.RUNNING):
-                continue
-            if is_up and not await self._ask_again(upstream):
+            # Not `wait_for`, which forgets a cancel that comes with the event.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._options.health_interval_s):
+                    await self._is_due.wait()
+            self._is_due.clear()
+            is_up, was_up = await self._check_health(upstream), self.state is EngineState.RUNNING
+            if is_up and not (was_up and await self._is_same(upstream)):
+                is_up = await self._ask_again(upstream)
+            if is_up is was_up:
                 continue
             self.state = EngineState.RUNNING if is_up else EngineState.RESTARTING
             said = "answers again" if is_up else "does not answer; generations will fail until then"
@@ -207,27 +239,48 @@ class UpstreamEngine:
             self._say_once(f"the upstream cannot be asked: {error.message}")
             return False
 
-    async def _ask_again(self, upstream: Upstream) -> bool:
-        """Ask an upstream that has come back what it is; return False if it cannot be used.
+    async def _is_same(self, upstream: Upstream) -> bool:
+        try:
+            return await upstream.is_same()
+        except WhenceError as error:
+            self._say_once(f"the upstream cannot be asked: {error.message}")
+            return True
 
-        Started anew, it may give logprobs of another distribution, which the grades have to say.
+    async def _ask_again(self, upstream: Upstream) -> bool:
+        """Ask an upstream that was started anew what it is; return False if it cannot be used.
+
+        It may give logprobs of another distribution, which the grades have to say. Records name
+        what it is now; the model that clients ask for stays the same.
         """
         try:
             told = await upstream.describe()
+            model = describe_model(self._options, told, self._files)
         except WhenceError as error:
             self._say_once(f"the upstream answers and cannot be used: {error.message}")
             return False
         if told != self._told:
             _log.warning(
-                "the upstream at %s came back as another one (%s %s with %s); records name what it "
-                "was before until whence-server is started again",
+                "the upstream at %s came back as another one: it is %s %s, and serves %s%s",
                 self._options.url,
                 told.kind,
-                told.version,
+                told.version or "of an unknown version",
                 told.model,
+                f" from {told.claimed_files}" if told.claimed_files else "",
             )
+            self._changed = model
+            self._note_weights(model)
+            if self._on_model is not None:
+                self._on_model(model)
         self._told, self._obstacle = told, ""
         return True
+
+    def _note_weights(self, model: ModelInfo) -> None:
+        self._weights_origin = model.weights_origin
+        if model.upstream is not None and model.upstream.weights_difference:
+            _log.warning(
+                "%s: the digests of its files are on record, and the weights are graded as claimed",
+                model.upstream.weights_difference,
+            )
 
     def _say_once(self, obstacle: str) -> None:
         if obstacle != self._obstacle:

@@ -1,6 +1,6 @@
 """Requests to an upstream and its answers, in terms that all kinds share."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -154,6 +154,12 @@ class Upstream(Protocol):
 
     async def check_health(self) -> bool:
         """Return whether the upstream can answer now."""
+
+    def watch(self, on_doubt: Callable[[], None]) -> None:
+        """Call when the upstream has to be described anew, as it seems to be another one."""
+
+    async def is_same(self) -> bool:
+        """Return whether the upstream is what `describe` told last, as far as it says."""
 
     async def close(self) -> None:
         """Close the connections; requests that run are cancelled."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +30,27 @@ _log = logging.getLogger(__name__)
 _ASK_S = 5.0
 
 
-class _Sign(NamedTuple):
-    """Route by which a kind is recognised."""
+_MODELS = "/v1/models"
 
-    route: str
-    is_sign: Callable[[Mapping[str, Any]], bool]
+
+class _Sign(NamedTuple):
+    """Answers by which a kind is recognised, by their routes."""
+
+    routes: tuple[str, ...]
+    is_sign: Callable[..., bool]
+    """Says whether the answers, in the order of their routes, are those of the kind."""
+
+
+def _has_version(answer: Mapping[str, Any]) -> bool:
+    return isinstance(answer.get("version"), str)
+
+
+def _is_list_of_vllm(models: Mapping[str, Any]) -> bool:
+    """Return whether vLLM owns the models that are listed."""
+    listed = models.get("data")
+    return isinstance(listed, list) and any(
+        isinstance(model, dict) and model.get("owned_by") == "vllm" for model in listed
+    )
 
 
 ADAPTERS: Mapping[str, Callable[[], Adapter]] = {
@@ -46,11 +63,15 @@ ADAPTERS: Mapping[str, Callable[[], Adapter]] = {
 """Maker of each kind's adapter."""
 
 _SIGNS: Mapping[str, _Sign] = {
-    "llama.cpp": _Sign("/props", lambda answer: "default_generation_settings" in answer),
-    "sglang": _Sign("/get_model_info", lambda answer: "model_path" in answer),
-    "vllm": _Sign("/version", lambda answer: isinstance(answer.get("version"), str)),
-    "ollama": _Sign("/api/version", lambda answer: isinstance(answer.get("version"), str)),
-    "openai": _Sign("/v1/models", lambda answer: isinstance(answer.get("data"), list)),
+    "llama.cpp": _Sign(("/props",), lambda props: "default_generation_settings" in props),
+    "sglang": _Sign(("/get_model_info",), lambda info: "model_path" in info),
+    # Many servers have a route /version.
+    "vllm": _Sign(
+        ("/version", _MODELS),
+        lambda version, models: _has_version(version) and _is_list_of_vllm(models),
+    ),
+    "ollama": _Sign(("/api/version",), _has_version),
+    "openai": _Sign((_MODELS,), lambda models: isinstance(models.get("data"), list)),
 }
 """Signs in their order: the first that is there names the kind."""
 
@@ -82,6 +103,8 @@ async def open_upstream(
         )
     connection = Connection(parse_address(url), ApiKey(api_key_file), limits or WireLimits())
     try:
+        if kind in {"", "openai"} and not connection.address.is_given_with_version:
+            await _find_base(connection)
         if not kind:
             kind = await find_kind(connection)
             _log.info("the upstream at %s is of kind %s, found by asking", connection.address, kind)
@@ -91,28 +114,69 @@ async def open_upstream(
         raise
 
 
+async def _find_base(connection: Connection) -> None:
+    """Find where the API's routes are: below "/v1", as most servers have them, or at the URL.
+
+    Raises:
+        UpstreamAwayError: the upstream does not answer.
+    """
+    address = connection.address
+    for has_version in (True, False):
+        connection.address = replace(address, has_version=has_version)
+        if await _lists_models(connection):
+            _log.info(
+                "the upstream's API is at %s: the URL was given without /v1",
+                connection.address.join(_MODELS).parent,
+            )
+            return
+    # It may be of a kind with routes of its own.
+    connection.address = address
+
+
+async def _lists_models(connection: Connection) -> bool:
+    try:
+        answer = await connection.get_object(_MODELS, _ASK_S)
+    except UpstreamAwayError:
+        raise
+    except UpstreamError:
+        return False
+    return isinstance(answer.get("data"), list)
+
+
 async def find_kind(connection: Connection) -> str:
     """Return the kind of an upstream, by the routes that it has.
 
     Raises:
         UpstreamError: it does not answer, or as none of the kinds.
     """
-    answers = await asyncio.gather(
-        *(connection.get_object(sign.route, _ASK_S) for sign in _SIGNS.values()),
-        return_exceptions=True,
+    routes = list(dict.fromkeys(route for sign in _SIGNS.values() for route in sign.routes))
+    answers = dict(
+        zip(
+            routes,
+            await asyncio.gather(
+                *(connection.get_object(route, _ASK_S) for route in routes),
+                return_exceptions=True,
+            ),
+            strict=True,
+        )
     )
-    for (kind, sign), answer in zip(_SIGNS.items(), answers, strict=True):
-        if isinstance(answer, dict) and sign.is_sign(answer):
+    for kind, sign in _SIGNS.items():
+        told = [answers[route] for route in sign.routes]
+        if all(isinstance(answer, dict) for answer in told) and sign.is_sign(*told):
             return kind
     for wanted in (UpstreamAwayError, UpstreamBusyError, UpstreamKeyError):
-        for answer in answers:
+        for answer in answers.values():
             if isinstance(answer, wanted):
                 raise answer
-    for answer in answers:
+    for answer in answers.values():
         if isinstance(answer, BaseException) and not isinstance(answer, UpstreamError):
             raise answer
-    routes = ", ".join(sign.route for sign in _SIGNS.values())
+    also = ""
+    if not connection.address.is_given_with_version:
+        bare = replace(connection.address, has_version=False).join(_MODELS)
+        also = f", and neither has {bare}: the URL was given without /v1, so both were asked"
     raise UpstreamError(
-        f"{connection.name} answers as none of the kinds {', '.join(_SIGNS)}: none of {routes} has "
-        "the answer of one; name its kind (--upstream-kind)"
+        f"{connection.name} answers as none of the kinds {', '.join(_SIGNS)}: none of "
+        f"{', '.join(routes)} has the answer of one{also}; give the URL of its API "
+        "(--upstream), or name its kind (--upstream-kind)"
     )

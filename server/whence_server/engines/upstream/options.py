@@ -15,6 +15,7 @@ from whence_server.domain.model import (
 from whence_server.domain.observation import WeightsOrigin
 from whence_server.domain.upstream import UpstreamInfo
 from whence_server.engines.file_digests import digest_model_files
+from whence_server.engines.upstream.claimed_files import describe_difference
 from whence_server.engines.upstream.exchange import UpstreamDescription
 
 _UNSEEN = "an upstream does not show its model's activations"
@@ -53,14 +54,15 @@ def describe_model(
         files: digests of the files that it says it serves; empty if whence has not read them.
 
     Raises:
-        ConfigurationError: the tokenizer is that of another model.
+        ConfigurationError: the tokenizer is that of another model, or the weights' file is another
+            one than the upstream names.
     """
     if told.vocabulary_size and options.vocabulary_size > told.vocabulary_size:
         raise ConfigurationError(
             f"--tokenizer has {options.vocabulary_size} tokens, and the model of the upstream at "
             f"{options.url} has {told.vocabulary_size}: it is the tokenizer of another model"
         )
-    claims = WeightsOrigin.CLAIMED if told.model or told.claimed_files else WeightsOrigin.UNKNOWN
+    difference = describe_difference(options.weights, told) if options.weights else ""
     return ModelInfo(
         name=options.name or told.model or options.url,
         architecture="",
@@ -87,13 +89,21 @@ def describe_model(
             url=options.url,
             model=told.model,
             claimed_files=told.claimed_files,
+            weights_difference=difference,
             takes_token_ids=told.takes_token_ids,
             max_candidates=told.max_candidates,
             max_text_candidates=told.count_candidates(is_chat=False),
             max_seed=told.max_seed,
         ),
-        weights_origin=WeightsOrigin.DIGESTS_OF_CLAIMED_FILES if files else claims,
+        weights_origin=_grade_weights(told, has_digests=bool(files) and not difference),
     )
+
+
+def _grade_weights(told: UpstreamDescription, *, has_digests: bool) -> WeightsOrigin:
+    """Return the grade of the weights, which every generation has too."""
+    if has_digests:
+        return WeightsOrigin.DIGESTS_OF_CLAIMED_FILES
+    return WeightsOrigin.CLAIMED if told.claimed_files else WeightsOrigin.UNKNOWN
 
 
 def _name_folder(weights: Path | None) -> str:

@@ -44,6 +44,8 @@ class Profile:
     takes_token_ids: bool = False
     takes_template_arguments: bool = False
     """True if a chat can have arguments of its template."""
+    no_forced: str = "its API has no field for it"
+    """Reason why it cannot continue a prompt with given tokens and tell their logprobs."""
     min_temperature: float = 0.0
     """Smallest temperature that it applies: it replaces smaller ones by this in silence."""
     max_logit_bias: float | None = None
@@ -64,9 +66,10 @@ class Profile:
         """
         decoding = request.decoding
         if decoding.strategy not in {Strategy.GREEDY, Strategy.SAMPLE}:
+            reason = f": {self.no_forced}" if decoding.strategy is Strategy.FORCED else ""
             raise NotOfferedError(
-                f"the upstream ({self.title}) offers no `{decoding.strategy.value}`; ask for "
-                "`greedy` or `sample`"
+                f"the upstream ({self.title}) offers no `{decoding.strategy.value}`{reason}; ask "
+                "for `greedy` or `sample`"
             )
         violations = [
             *self._check_options(request),

@@ -1,5 +1,6 @@
 """Progress of an answer: sequences that have ended, and the figures of its end."""
 
+import re
 from typing import Any
 
 from whence_server.domain.decoding import FinishReason
@@ -10,6 +11,9 @@ from whence_server.domain.errors import (
 )
 from whence_server.engines.upstream.exchange import UpstreamEnd, UpstreamRequest
 from whence_server.engines.upstream.wire.documents import get_count, get_object, get_text, quote
+
+_VERSION = re.compile(r"[-@](\d{4}-\d{2}-\d{2}|\d{8}|\d{6}|\d{4}|\d{3})")
+"""Date or number of a version: gpt-4o-2024-08-06, gpt-4-0613, gemini-1.5-pro-002."""
 
 
 class Progress:
@@ -138,5 +142,13 @@ def read_finish(reason: str, *, has_stops: bool) -> tuple[FinishReason, str]:
 
 
 def _is_version(model: str, asked: str) -> bool:
-    """Return whether a model's name is a dated version of the one asked for, or its last part."""
-    return model.startswith(asked) or asked.endswith("/" + model) or model.endswith("/" + asked)
+    """Return whether a model's name is the one asked for, or a dated version of it.
+
+    One of the names may lack the part before the last slash, which names who made the model.
+    """
+    maker, _, name = model.rpartition("/")
+    asked_maker, _, asked_name = asked.rpartition("/")
+    if maker and asked_maker and maker != asked_maker:
+        return False
+    version = name.removeprefix(asked_name.removesuffix("-latest"))
+    return name == asked_name or (version != name and _VERSION.fullmatch(version) is not None)

@@ -51,6 +51,7 @@ class UpstreamRun:
         knows_vocabulary: True if ids alone name the tokens.
         num_retries: times that it is begun again, if it got no token.
         put: takes a turn, and waits while the front is behind.
+        on_failure: called with the error that ends the generation.
 
     Attributes:
         translator: translator of its messages.
@@ -66,12 +67,14 @@ class UpstreamRun:
         knows_vocabulary: bool,
         num_retries: int,
         put: Callable[[Turn], Awaitable[None]],
+        on_failure: Callable[[WhenceError], None] = lambda _: None,
     ) -> None:
         self._upstream = upstream
         self._admission = admission
         self._request = request
         self._num_retries = num_retries
         self._put = put
+        self._on_failure = on_failure
         self._has_chunk = False
         self._end = UpstreamEnd()
         self._began_ns = 0
@@ -166,6 +169,7 @@ class UpstreamRun:
         await self._put(_make_turn(prefilled=prefilled, upstream_pieces=[piece]))
 
     async def _fail(self, error: WhenceError) -> None:
+        self._on_failure(error)
         failed = GenerationFailed(
             self._admission.generation_id,
             error.reason,

@@ -35,6 +35,8 @@ from whence_server.engines.upstream.wire.documents import (
 )
 from whence_server.engines.upstream.wire.events import ServerSentEvents
 
+_WHOLE_CONTEXT = -1
+"""Length of the server's own context, where it does not tell that; 0 would switch penalties off."""
 _SAMPLERS = (
     "penalties",
     "dry",
@@ -69,11 +71,12 @@ PROFILE = Profile(
         "seed": "seed",
     },
     shown=Shown(
-        ids="sampled",
-        prompt="ids; a chat's text too",
-        logprobs="raw",
-        candidates="ids, texts and bytes; none for drafted tokens, and in a chat with tools",
-        finish="end of sequence, stop string, length; a chat does not say which of the first two",
+        ids="yes",
+        prompt="ids; of a chat the text too",
+        logprobs="yes, raw",
+        candidates="ids, texts and bytes; none for a draft model's tokens, and none in a chat with "
+        "tools",
+        finish="end of sequence, stop string by name, length; in a chat the first two look alike",
     ),
     distribution=Distribution.RAW,
     max_candidates=128,
@@ -127,6 +130,11 @@ class LlamaCppAdapter:
             processor_order=tuple(name for name in _SAMPLERS if name in PROFILE.options),
             max_seed=PROFILE.max_seed,
         )
+
+    async def ask_process(self, connection: Connection) -> str:
+        """Return "": the server tells nothing of its process."""
+        del connection
+        return ""
 
     def make_call(self, request: UpstreamRequest, found: Found) -> Call:
         """Return a request for a chat or a completion."""
@@ -212,6 +220,6 @@ def _make_fields(decoding: Decoding, found: Found) -> dict[str, Any]:
         "stream": True,
         "samplers": list(_SAMPLERS),
         # The penalty looks back at the whole context, as transformers' does.
-        "repeat_last_n": found.description.max_context_length or 0,
+        "repeat_last_n": found.description.max_context_length or _WHOLE_CONTEXT,
         "post_sampling_probs": False,
     }

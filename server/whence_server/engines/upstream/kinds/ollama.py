@@ -53,11 +53,11 @@ PROFILE = Profile(
         "seed": "seed",
     },
     shown=Shown(
-        ids="none",
+        ids="no",
         prompt="nothing",
-        logprobs="raw, by an experiment at start",
+        logprobs="yes; whence finds at start of which distribution they are",
         candidates="texts and bytes",
-        finish="end of sequence or stop string, which it does not tell apart; length",
+        finish="length; end of sequence and stop string look alike",
     ),
     distribution=None,
     max_candidates=20,
@@ -119,6 +119,11 @@ class OllamaAdapter:
             claimed_files=f"{name}@{digest}" if digest else "",
             max_seed=PROFILE.max_seed,
         )
+
+    async def ask_process(self, connection: Connection) -> str:
+        """Return "": the server tells nothing of its process."""
+        del connection
+        return ""
 
     def make_call(self, request: UpstreamRequest, found: Found) -> Call:
         """Return a request for a chat or a completion."""

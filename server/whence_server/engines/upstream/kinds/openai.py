@@ -45,11 +45,11 @@ PROFILE = Profile(
         "seed": "seed",
     },
     shown=Shown(
-        ids="none",
+        ids="no",
         prompt="nothing",
-        logprobs="if it gives them; of which distribution is found by an experiment at start",
+        logprobs="from some servers; whence finds at start of which distribution they are",
         candidates="texts and bytes",
-        finish="end of sequence or stop string, which it does not tell apart; length",
+        finish="length; end of sequence and stop string look alike",
     ),
     distribution=None,
     max_candidates=20,
@@ -90,6 +90,11 @@ class OpenAIAdapter:
             max_seed=PROFILE.max_seed,
             max_text_candidates=_MAX_COMPLETION_LOGPROBS,
         )
+
+    async def ask_process(self, connection: Connection) -> str:
+        """Return "": the server tells nothing of its process."""
+        del connection
+        return ""
 
     def make_call(self, request: UpstreamRequest, found: Found) -> Call:
         """Return a request for a chat or a completion."""

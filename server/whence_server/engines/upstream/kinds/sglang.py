@@ -14,6 +14,12 @@ from whence_server.engines.upstream.exchange import (
 )
 from whence_server.engines.upstream.grades import grade_request
 from whence_server.engines.upstream.kinds.sglang_answers import GenerateAnswer
+from whence_server.engines.upstream.kinds.sglang_fields import (
+    CHAT,
+    GENERATE,
+    SAMPLING_PARAMS,
+    check_known,
+)
 from whence_server.engines.upstream.openai_form.answers import OpenAIAnswer
 from whence_server.engines.upstream.openai_form.models import choose_model, list_models
 from whence_server.engines.upstream.openai_form.requests import (
@@ -48,11 +54,12 @@ PROFILE = Profile(
         "seed": "sampling_seed",
     },
     shown=Shown(
-        ids="sampled; none in a chat",
-        prompt="ids, if the server's version gives them; nothing in a chat",
-        logprobs="after temperature, or as the server is set: found by an experiment at start",
-        candidates="ids and texts; texts and bytes in a chat",
-        finish="end of sequence, stop string or stop token, length",
+        ids="yes; not in a chat",
+        prompt="ids from newer versions; nothing in a chat",
+        logprobs="yes; a setting of the server decides the distribution, and whence finds it at "
+        "start",
+        candidates="ids and texts; in a chat texts and bytes",
+        finish="end of sequence, stop string or stop token by name, length",
     ),
     distribution=None,
     max_candidates=20,
@@ -79,16 +86,6 @@ _CHAT_OPTIONS = {
     "seed": "seed",
 }
 """The chat route names some options as OpenAI does."""
-
-_SAMPLING_PARAMS = frozenset(
-    {
-        *PROFILE.options.values(),
-        *("frequency_penalty", "presence_penalty", "stop_regex", "regex", "json_schema", "ebnf"),
-        *("structural_tag", "skip_special_tokens", "spaces_between_special_tokens"),
-        "custom_params",
-    }
-)
-"""Fields that /generate reads in `sampling_params` alone."""
 
 
 class SglangAdapter:
@@ -117,6 +114,11 @@ class SglangAdapter:
             max_seed=PROFILE.max_seed,
         )
 
+    async def ask_process(self, connection: Connection) -> str:
+        """Ask for the random seed, which each start draws anew unless one is set."""
+        server = await connection.get_object("/get_server_info")
+        return str(server.get("random_seed", ""))
+
     def make_call(self, request: UpstreamRequest, found: Found) -> Call:
         """Return a request for a chat or a completion."""
         decoding = request.decoding
@@ -133,8 +135,10 @@ class SglangAdapter:
                 fields["regex"] = decoding.constraint.text
             if has_logprobs:
                 fields |= {"logprobs": True, "top_logprobs": request.num_candidates}
+            known = CHAT | PROFILE.reserved | fields.keys()
+            check_known(request.passed_on, known, PROFILE.title)
             return Call("/v1/chat/completions", {**request.passed_on, **fields}, ServerSentEvents)
-        given, beside = divide(request.passed_on, _SAMPLING_PARAMS)
+        given, beside = divide(request.passed_on, SAMPLING_PARAMS)
         sampling = given | _make_sampling(PROFILE.options, decoding)
         if decoding.constraint is not None:
             is_regex = decoding.constraint.language is Language.REGEX
@@ -151,6 +155,7 @@ class SglangAdapter:
             "logprob_start_len": -1,
             "return_text_in_logprobs": True,
         }
+        check_known(beside, GENERATE | PROFILE.reserved | fields.keys(), PROFILE.title)
         return Call("/generate", {**beside, **fields}, ServerSentEvents)
 
     def make_answer(self, request: UpstreamRequest, found: Found, name: str) -> Answer:

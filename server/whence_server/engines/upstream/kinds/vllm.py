@@ -4,6 +4,7 @@ from typing import Any
 
 from whence_server.domain.chat import ChatInput
 from whence_server.domain.constraints import Constraint, Language
+from whence_server.domain.errors import UpstreamRefusedError
 from whence_server.domain.observation import Distribution, Observation, TokenIds
 from whence_server.engines.upstream.adapter import Call, Found
 from whence_server.engines.upstream.exchange import (
@@ -28,6 +29,8 @@ from whence_server.engines.upstream.wire.events import ServerSentEvents
 
 _MAX_LOGPROBS = 20
 """Default of --max-logprobs."""
+_START_TIME = "process_start_time_seconds "
+"""Metric that is another one after a restart, even with the same model and version."""
 _MASKING = frozenset({"structured_outputs", "response_format", "allowed_token_ids"})
 _NOT_MASKING = ("auto", "none", None)
 """Values of `tool_choice` that leave the text free."""
@@ -53,11 +56,11 @@ PROFILE = Profile(
         "seed": "seed",
     },
     shown=Shown(
-        ids="sampled",
-        prompt="ids; a chat's text too",
-        logprobs="raw, or as --logprobs-mode sets: found by an experiment at start",
-        candidates="ids; texts with --tokenizer",
-        finish="end of sequence, stop string or stop token, length",
+        ids="yes",
+        prompt="ids; of a chat the text too",
+        logprobs="yes; `--logprobs-mode` decides the distribution, and whence finds it at start",
+        candidates="ids; texts only if whence has `--tokenizer`",
+        finish="end of sequence, stop string or stop token by name, length",
     ),
     distribution=None,
     max_candidates=_MAX_LOGPROBS,
@@ -65,6 +68,11 @@ PROFILE = Profile(
     takes_token_ids=True,
     takes_template_arguments=True,
     constraints=frozenset({Language.JSON_SCHEMA, Language.REGEX}),
+    no_forced=(
+        "tokens are forced by SamplingParams.trace_decode_token_ids alone, in vLLM's own process "
+        "and with --enable-trace-replay; its routes for chats and completions do not take it, and "
+        "tell the logprobs of a prompt (prompt_logprobs) in no stream"
+    ),
     min_temperature=0.01,
     max_logit_bias=100.0,
     reserved=frozenset(
@@ -106,6 +114,15 @@ class VllmAdapter:
             processor_order=("temperature", "min_p", "top_k", "top_p"),
             max_seed=PROFILE.max_seed,
         )
+
+    async def ask_process(self, connection: Connection) -> str:
+        """Ask the metrics for the time at which the process was started; "" if they lack it."""
+        try:
+            metrics = await connection.get_text("/metrics")
+        except UpstreamRefusedError:
+            return ""
+        starts = (line for line in metrics.splitlines() if line.startswith(_START_TIME))
+        return next(starts, "").removeprefix(_START_TIME)
 
     def make_call(self, request: UpstreamRequest, found: Found) -> Call:
         """Return a request for chat or completions."""

@@ -15,9 +15,15 @@ class Address:
 
     root: URL
     """URL without "/v1", user, query and fragment."""
+    is_given_with_version: bool = False
+    """True if "/v1" was at the end of the URL."""
+    has_version: bool = True
+    """False if routes such as "/v1/models" are at "/models" below the root."""
 
     def join(self, route: str) -> URL:
         """Return the URL of a route, such as "/v1/models"."""
+        if not self.has_version:
+            route = route.removeprefix(f"/{_VERSION}")
         return self.root.with_path(self.root.path.rstrip("/") + route, keep_query=False)
 
     def __str__(self) -> str:
@@ -51,6 +57,7 @@ def parse_address(text: str) -> Address:
             f"{url.with_query(None).with_fragment(None)} would be right"
         )
     parts = [part for part in url.path.split("/") if part]
-    if parts and parts[-1] == _VERSION:
+    has_version = bool(parts) and parts[-1] == _VERSION
+    if has_version:
         parts.pop()
-    return Address(url.with_path("/" + "/".join(parts)))
+    return Address(url.with_path("/" + "/".join(parts)), is_given_with_version=has_version)

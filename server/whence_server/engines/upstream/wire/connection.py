@@ -70,6 +70,9 @@ class Connection:
         address: the upstream's address.
         api_key: key that is sent with every request.
         limits: limits on its answers.
+
+    Attributes:
+        on_open: called after each connection that is opened.
     """
 
     def __init__(self, address: Address, api_key: ApiKey, limits: WireLimits) -> None:
@@ -79,6 +82,11 @@ class Connection:
         """The upstream in errors."""
         self._api_key = api_key
         self._session: aiohttp.ClientSession | None = None
+        self.on_open: Callable[[], None] = lambda: None
+
+    def make_twin(self) -> "Connection":
+        """Return another pool of connections to the same upstream."""
+        return Connection(self.address, self._api_key, self.limits)
 
     async def close(self) -> None:
         """Close all connections; requests that run end with an error."""
@@ -92,7 +100,16 @@ class Connection:
         Raises:
             UpstreamError: there is no answer, or another one.
         """
-        return await self._ask("GET", route, None, {}, timeout_s)
+        return parse_object(*await self._ask("GET", route, None, {}, timeout_s))
+
+    async def get_text(self, route: str) -> str:
+        """Return the text at a route.
+
+        Raises:
+            UpstreamError: there is no answer, or one that is too large.
+        """
+        content, _ = await self._ask("GET", route, None, {}, None)
+        return content.decode("utf-8", "replace")
 
     async def post_object(
         self, route: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
@@ -102,7 +119,7 @@ class Connection:
         Raises:
             UpstreamError: there is no answer, or another one.
         """
-        return await self._ask("POST", route, body, headers or {}, None)
+        return parse_object(*await self._ask("POST", route, body, headers or {}, None))
 
     async def check(self, route: str, timeout_s: float) -> bool:
         """Return whether a route answers with success within the time."""
@@ -154,7 +171,8 @@ class Connection:
         body: Mapping[str, Any] | None,
         headers: Mapping[str, str],
         timeout_s: float | None,
-    ) -> dict[str, Any]:
+    ) -> tuple[bytes, str]:
+        """Return the body of an answer, and its name in errors."""
         timeout_s = self.limits.answer_s if timeout_s is None else timeout_s
         try:
             async with (
@@ -172,7 +190,7 @@ class Connection:
                 f"{self.name} answered {method} {route} with more than "
                 f"{self.limits.max_body_bytes} bytes, the most that whence takes"
             )
-        return parse_object(content, f"answer to {method} {route}")
+        return content, f"answer to {method} {route}"
 
     @asynccontextmanager
     async def _send(
@@ -296,22 +314,29 @@ class Connection:
                     total=None, sock_connect=self.limits.connect_s, sock_read=None
                 ),
                 trust_env=False,
-                trace_configs=[_make_trace()],
+                trace_configs=[self._make_trace()],
                 headers={"User-Agent": "whence"},
             )
         return self._session
 
+    def _make_trace(self) -> aiohttp.TraceConfig:
+        """Return a trace that notes which requests use a connection of the pool, or open one."""
 
-def _make_trace() -> aiohttp.TraceConfig:
-    """Return a trace that notes which requests use a connection of the pool."""
+        async def note_reused(
+            _session: aiohttp.ClientSession,
+            context: SimpleNamespace,
+            _parameters: aiohttp.TraceConnectionReuseconnParams,
+        ) -> None:
+            context.trace_request_ctx.is_old = True
 
-    async def note(
-        _session: aiohttp.ClientSession,
-        context: SimpleNamespace,
-        _parameters: aiohttp.TraceConnectionReuseconnParams,
-    ) -> None:
-        context.trace_request_ctx.is_old = True
+        async def note_opened(
+            _session: aiohttp.ClientSession,
+            _context: SimpleNamespace,
+            _parameters: aiohttp.TraceConnectionCreateEndParams,
+        ) -> None:
+            self.on_open()
 
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_reuseconn.append(note)
-    return trace
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(note_reused)
+        trace.on_connection_create_end.append(note_opened)
+        return trace
