@@ -21,6 +21,7 @@ from whence_server.domain.errors import ConfigurationError, EngineLostError, Jou
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import CallerLimits, Limits
 from whence_server.domain.model import ModelInfo
+from whence_server.engines.absent import AbsentEngine
 from whence_server.engines.transformers.supervisor import EngineSupervisor
 from whence_server.engines.upstream.engine import UpstreamEngine
 from whence_server.generation.content.forms import StoredForms
@@ -67,7 +68,7 @@ from whence_server.rpc.training_servicer import TrainingServicer
 from whence_server.telemetry.live import LiveServer
 from whence_server.text.tokenizer import TextTokenizer
 
-ServedEngine: TypeAlias = EngineSupervisor | UpstreamEngine
+ServedEngine: TypeAlias = EngineSupervisor | UpstreamEngine | AbsentEngine
 
 _log = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             settings.caller_max_stored_bytes,
         ),
     )
-    serving = Serving(settings.served_name, journal)
+    serving = Serving(settings.served_name, journal, has_model=not settings.record_only)
     tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
     forms = StoredForms()
@@ -233,6 +234,9 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         if http is not None:
             await http.start()
         with _set_on_signals(stop):
+            watch = JournalWatch(journal, readiness, RecordFailure(settings.record_failure))
+            if isinstance(engine, AbsentEngine):
+                return await _run_until_stopped(settings, Fronts(rpc, http), None, stop, watch)
             model = await _load(engine, serving, stop)
             if model is None:
                 return EXIT_DRAINED
@@ -261,13 +265,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             serving.set_ready(model, tokenizer, generations)
             if isinstance(engine, UpstreamEngine):
                 engine.watch_model(partial(_replace_model, serving, limits, texts))
-            return await _run_until_stopped(
-                settings,
-                Fronts(rpc, http),
-                generations,
-                stop,
-                JournalWatch(journal, readiness, RecordFailure(settings.record_failure)),
-            )
+            return await _run_until_stopped(settings, Fronts(rpc, http), generations, stop, watch)
     finally:
         closing.set()
         if http is not None:
@@ -318,16 +316,18 @@ class JournalWatch(NamedTuple):
 async def _run_until_stopped(
     settings: ServeConfig,
     fronts: Fronts,
-    generations: Generations,
+    generations: Generations | None,
     stop: asyncio.Event,
     watch: JournalWatch,
 ) -> int:
     readiness = watch.readiness
-    running = asyncio.create_task(generations.run(), name="generations")
+    working = stop.wait() if generations is None else generations.run()
+    running = asyncio.create_task(working, name="generations")
     writable = asyncio.create_task(_watch_journal(watch), name="journal-watch")
     await readiness.set("engine", True)
     # The only line on standard output: a parent process may wait for it.
-    print(f"serving {generations.model_name} on {', '.join(fronts.list_addresses())}", flush=True)
+    served = "records alone" if generations is None else generations.model_name
+    print(f"serving {served} on {', '.join(fronts.list_addresses())}", flush=True)
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({running, stopped, writable}, return_when=asyncio.FIRST_COMPLETED)
@@ -335,8 +335,9 @@ async def _run_until_stopped(
         for ended in (running, writable):
             if ended.done():
                 ended.result()
-        _log.info("draining %d generations", generations.num_running)
-        await generations.drain(settings.drain_grace)
+        if generations is not None:
+            _log.info("draining %d generations", generations.num_running)
+            await generations.drain(settings.drain_grace)
     except (EngineLostError, JournalError) as error:
         _log.critical("%s", error)
         return EXIT_LOST
@@ -398,7 +399,9 @@ def _record_call(journal: Journal, call: CallRecord) -> None:
     journal.record_call(call.generation_id, encode_call(call))
 
 
-async def _load(engine: ServedEngine, serving: Serving, stop: asyncio.Event) -> ModelInfo | None:
+async def _load(
+    engine: EngineSupervisor | UpstreamEngine, serving: Serving, stop: asyncio.Event
+) -> ModelInfo | None:
     """Load the model; return None if the stop came first.
 
     Raises:

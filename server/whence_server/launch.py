@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 async def serve(settings: ServeConfig) -> int:
     """Start the engine and the front, and serve; see `app.serve`."""
+    if settings.record_only:
+        from whence_server import app
+        from whence_server.engines.absent import AbsentEngine
+
+        return await app.serve(settings, AbsentEngine())
     if settings.upstream:
         from whence_server import app
 

@@ -42,7 +42,8 @@ def test_it_has_the_identity_of_the_served_model(server: ServerProcess, generati
     assert started.environment.weights_digest == served.weights_digest
     assert started.model_digest == served.model_digest
     assert started.tokenizer_digest == served.tokenizer_digest
-    assert started.observation.weights == observation_pb2.WEIGHTS_ORIGIN_DIGESTS
+    # Any caller could send the digest of the served weights.
+    assert started.observation.weights == observation_pb2.WEIGHTS_ORIGIN_CLAIMED
     assert started.observation.draw == observation_pb2.DRAW_ORIGIN_NONE
 
 

@@ -43,6 +43,10 @@ def test_the_name_until_the_upstream_tells_its_own_is_its_address() -> None:
     [
         ((), "--model is missing"),
         (("--model", "m", "--upstream", URL), "exclude each other"),
+        (("--model", "m", "--record-only"), "--model and --record-only exclude each other"),
+        (("--record-only", "--dtype", "float32"), "--dtype does not go with --record-only"),
+        (("--record-only", "--upstream-kind", "vllm"), "it is a setting of --upstream"),
+        (("--record-only", "--http-listen", "127.0.0.1:0"), "--http-listen does not go with"),
         (("--upstream", URL, "--dtype", "float32"), "--dtype does not go with --upstream"),
         (("--upstream", URL, "--prefix-cache-tokens", "0"), "--prefix-cache-tokens does not go"),
         (("--model", "m", "--upstream-kind", "vllm"), "--upstream-kind does not go with --model"),
@@ -64,6 +68,11 @@ def test_contradictions_and_malformed_settings_are_errors(
     with pytest.raises(ConfigurationError) as caught:
         read(*flags)
     assert words in str(caught.value)
+
+
+def test_a_server_may_only_record() -> None:
+    assert read("--record-only").record_only
+    assert read(WHENCE_RECORD_ONLY="true").served_name == ""
 
 
 def test_an_adapter_does_not_go_with_an_upstream(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
 from whence_server.domain.errors import Code, InvalidRequestError, RecordersFullError
 from whence_server.domain.generation import Failure
 from whence_server.domain.limits import Limits
-from whence_server.domain.observation import WeightsOrigin
 from whence_server.domain.recorded import MAX_TOKENIZER_BYTES, RecordedModel, RecordedPrompt
 from whence_server.generation.recording.batches import ReadyModel, RecordedBatch, decode_prompts
 from whence_server.generation.recording.recorders import Recorder
@@ -86,9 +85,7 @@ def make_recorder(owner: str, num_models: int, *, tokenizer_bytes: int) -> Recor
     for number in range(num_models):
         model = describe(b"")
         tokenizer = cast("TextTokenizer", SimpleNamespace())
-        recorder.models[number] = ReadyModel(
-            model.info, tokenizer, WeightsOrigin.CLAIMED, tokenizer_bytes
-        )
+        recorder.models[number] = ReadyModel(model.info, tokenizer, tokenizer_bytes)
     return recorder
 
 

@@ -66,6 +66,7 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.TextProcessError("it ended"), grpc.StatusCode.INTERNAL),
         (errors.ModelNotReadyError(), grpc.StatusCode.UNAVAILABLE),
         (errors.ModelFailedError("no weights"), grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.NoModelError(), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.GenerationRunningError("g"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.NotOfferedError("later"), grpc.StatusCode.UNIMPLEMENTED),
         (errors.DrainingError(), grpc.StatusCode.UNAVAILABLE),

@@ -270,6 +270,13 @@ def _format_summary(summary: GenerationSummary) -> str:
     )
 
 
+def _describe_processors(started: GenerationStarted) -> dict[str, str]:
+    """Return the names of the logits processors; nothing for an upstream, which shows none."""
+    if started.HasField("upstream"):
+        return {}
+    return {"processors": ", ".join(started.processor_names) or "none"}
+
+
 def _format_details(generation: GetGenerationResponse) -> str:
     summary, started = generation.summary, generation.started
     fields = {
@@ -283,7 +290,7 @@ def _format_details(generation: GetGenerationResponse) -> str:
         "finished": _format_reason(summary),
         "tokens": f"{_count_prompt_tokens(generation)} prompt{_format_cached(generation)}, "
         f"{summary.num_generated_tokens} generated",
-        "processors": ", ".join(started.processor_names) or "none",
+        **_describe_processors(started),
         **_describe_policy(started),
         **{f"label {key}": value for key, value in sorted(summary.labels.items())},
         **{f"no {part}": reason for part, reason in sorted(started.unavailable.items())},

@@ -1,4 +1,4 @@
-"""Settings that choose what computes the tokens: whence's own engine, or an upstream."""
+"""Settings that choose what computes the tokens: whence's own engine, an upstream, or nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from whence_server.config.fields import declare_setting
 from whence_server.config.spelling import (
     accept_choice,
     accept_whole,
+    parse_switch,
     parse_text,
     spell_flag,
 )
@@ -16,6 +17,8 @@ from whence_server.domain.errors import ConfigurationError
 
 UPSTREAM_PATHS = frozenset({"tokenizer", "upstream_weights", "upstream_api_key_file"})
 """Settings here that are paths."""
+_CHOICES = ("model", "upstream", "record_only")
+"""Settings of which exactly one is given."""
 _OF_OWN_ENGINE = (
     *("adapters", "dtype", "device", "threads", "step_kernels", "trust_remote_code"),
     *("head_weights", "max_cache_tokens", "prefix_cache_tokens", "prefill_chunk_tokens"),
@@ -72,9 +75,15 @@ class ModelSettings:
     model: str = declare_setting(
         "",
         parse_text,
-        "model to serve: a local directory, a GGUF file or a Hugging Face hub id; give this or "
-        "--upstream",
+        "model to serve: a local directory, a GGUF file or a Hugging Face hub id; give this, "
+        "--upstream or --record-only",
         "PATH_OR_ID",
+    )
+    record_only: bool = declare_setting(
+        False,
+        parse_switch,
+        "serve no model: only put generations of other processes on record (docs/hooks.md), and "
+        "show what is recorded",
     )
     model_name: str = declare_setting(
         "",
@@ -132,8 +141,11 @@ class ModelSettings:
 
     @property
     def served_name(self) -> str:
-        """Name that clients use for the model; for an upstream, until it tells its own."""
-        if self.model_name:
+        """Name that clients use for the model; for an upstream, until it tells its own.
+
+        "" without a model.
+        """
+        if self.record_only or self.model_name:
             return self.model_name
         if self.upstream:
             return self.upstream_model or urlsplit(self.upstream).netloc
@@ -153,23 +165,26 @@ def check_model_settings(config: ModelSettings, given: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: they contradict.
     """
-    if not config.model and not config.upstream:
+    chosen = [spell_flag(name) for name in _CHOICES if getattr(config, name)]
+    if not chosen:
         raise ConfigurationError(
-            "--model is missing: give the directory of a model, or a hub id; or give --upstream URL"
+            "--model is missing: give the directory of a model, or a hub id; or give --upstream "
+            "URL, or --record-only"
         )
-    if config.model and config.upstream:
-        raise ConfigurationError("--model and --upstream exclude each other: give one of them")
-    useless = (
-        [name for name in _OF_OWN_ENGINE if name in given]
-        if config.upstream
-        else [
-            name
-            for name in ("tokenizer", *(n for n in given if n.startswith("upstream_")))
-            if name in given
-        ]
-    )
-    if useless:
-        flag = "--adapter" if useless[0] == "adapters" else spell_flag(useless[0])
-        kind = "--upstream" if config.upstream else "--model"
-        other = "--model" if config.upstream else "--upstream"
-        raise ConfigurationError(f"{flag} does not go with {kind}: it is a setting of {other}")
+    if len(chosen) > 1:
+        raise ConfigurationError(f"{' and '.join(chosen)} exclude each other: give one of them")
+    of_upstream = ["tokenizer", *(name for name in given if name.startswith("upstream_"))]
+    useless = {
+        "--model": [(name, "--upstream") for name in of_upstream],
+        "--upstream": [(name, "--model") for name in _OF_OWN_ENGINE],
+        "--record-only": [
+            *((name, "--upstream") for name in of_upstream),
+            *((name, "--model") for name in (*_OF_OWN_ENGINE, "model_name", "http_listen")),
+        ],
+    }[chosen[0]]
+    for name, other in useless:
+        if name in given:
+            flag = "--adapter" if name == "adapters" else spell_flag(name)
+            raise ConfigurationError(
+                f"{flag} does not go with {chosen[0]}: it is a setting of {other}"
+            )

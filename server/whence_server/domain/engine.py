@@ -250,6 +250,8 @@ class EngineState(StrEnum):
     LOST = "lost"
     """The engine could not be started again; the server ends."""
     STOPPED = "stopped"
+    ABSENT = "absent"
+    """The server only records, and has no engine."""
 
 
 class Grader(Protocol):

@@ -33,8 +33,9 @@ class ModelServicer:
         ]
 
     async def list_models(self, request: model_pb2.ListModelsRequest, call: Call) -> bytes:  # noqa: ARG002 - the method's form
-        """Return the one model of this server, loading, ready or failed."""
-        return model_pb2.ListModelsResponse(models=[self._make_model_message()]).SerializeToString()
+        """Return the server's model, loading, ready or failed; none if the server only records."""
+        models = [self._make_model_message()] if self._serving.has_model else []
+        return model_pb2.ListModelsResponse(models=models).SerializeToString()
 
     async def get_model(self, request: model_pb2.GetModelRequest, call: Call) -> bytes:  # noqa: ARG002 - the method's form
         """Return the model with the requested name; "" requests the served one."""

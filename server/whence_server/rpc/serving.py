@@ -15,6 +15,7 @@ from whence_server.domain.errors import (
     ModelFailedError,
     ModelNotFoundError,
     ModelNotReadyError,
+    NoModelError,
     RecordDamagedError,
     WhenceError,
 )
@@ -41,12 +42,19 @@ class Serving:
         tokenizer: None while the model is loading, and for an upstream whose tokenizer is not
             known.
         failure: error with which the load failed; None if it has not.
+        has_model: False if the server only records.
     """
 
     def __init__(
-        self, model_name: str, journal: Journal, *, clock: Callable[[], float] = time.monotonic
+        self,
+        model_name: str,
+        journal: Journal,
+        *,
+        has_model: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model_name = model_name
+        self.has_model = has_model
         self._journal = journal
         self._clock = clock
         self.model: ModelInfo | None = None
@@ -93,7 +101,9 @@ class Serving:
         return max(0.0, self._awaited_until_s - self._clock())
 
     def make_missing_error(self) -> WhenceError:
-        """Return the error of a call that needs the model before it is loaded."""
+        """Return the error of a call that needs the model before it is loaded, or where none is."""
+        if not self.has_model:
+            return NoModelError()
         self.note_early_call()
         return self.failure or ModelNotReadyError()
 
@@ -103,6 +113,7 @@ class Serving:
         Raises:
             ModelNotReadyError: the model is loading.
             ModelFailedError: the model cannot be loaded.
+            NoModelError: the server only records.
         """
         if self._generations is None:
             raise self.make_missing_error()
@@ -162,6 +173,9 @@ class Serving:
 
         Raises:
             ModelNotFoundError: another model is served.
+            NoModelError: the server only records.
         """
+        if not self.has_model:
+            raise NoModelError
         if name not in ("", self.model_name):
             raise ModelNotFoundError(name, self.model_name)

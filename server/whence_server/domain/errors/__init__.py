@@ -23,6 +23,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── TextProcessError            INTERNAL: the text process failed
 ├── ModelNotReadyError          UNAVAILABLE, gives a retry delay
 ├── ModelFailedError            FAILED_PRECONDITION: the model cannot be loaded; the server ends
+├── NoModelError                FAILED_PRECONDITION: the server only records
 ├── NotOfferedError             UNIMPLEMENTED
 ├── DrainingError               UNAVAILABLE, gives a retry delay
 ├── EngineLostError             UNAVAILABLE
@@ -83,6 +84,7 @@ from whence_server.domain.errors.generations import (
     ModelFailedError,
     ModelNotFoundError,
     ModelNotReadyError,
+    NoModelError,
     QueueFullError,
     TextProcessError,
     TextQueueFullError,
@@ -153,6 +155,7 @@ __all__ = [
     "ModelFailedError",
     "ModelNotFoundError",
     "ModelNotReadyError",
+    "NoModelError",
     "NotOfferedError",
     "OriginRefusedError",
     "QueueFullError",

@@ -141,6 +141,19 @@ class ModelFailedError(WhenceError):
         self.detail = detail
 
 
+class NoModelError(WhenceError):
+    """The server has no model: it only puts generations of other processes on record."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "NO_MODEL"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this server has no model: it only puts generations of other processes on record "
+            "(--record-only)"
+        )
+
+
 class EngineLostError(WhenceError):
     """The engine process has died."""
 

@@ -15,7 +15,6 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.generation import CallRecord, Failure, RecordedOrigin, Started
 from whence_server.domain.model import ModelInfo
-from whence_server.domain.observation import WeightsOrigin
 from whence_server.domain.recorded import (
     BatchEnd,
     BatchRound,
@@ -44,8 +43,6 @@ class ReadyModel:
 
     info: ModelInfo
     tokenizer: TextTokenizer
-    weights: WeightsOrigin
-    """Origin of its weights' digest."""
     tokenizer_bytes: int
     """Size of its tokenizer's serialised form."""
 
@@ -93,7 +90,7 @@ class RecordedBatch:
         tokenizer = model.tokenizer
         self.start = start
         self.model = model.info
-        self._observation = grade(start.decoding, model.weights)
+        self._observation = grade(start.decoding)
         self._owner = owner
         self._journal = journal
         self._forms = forms or StoredForms()

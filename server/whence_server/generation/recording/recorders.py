@@ -18,7 +18,6 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.generation import Failure
 from whence_server.domain.model import ModelInfo, TrainingRunRef
-from whence_server.domain.observation import WeightsOrigin
 from whence_server.domain.recorded import (
     GRACE_S,
     MAX_BATCHES,
@@ -234,34 +233,32 @@ class Recorders:
     async def _make_ready(
         self, recorder: Recorder, model: RecordedModel, tokenizer: TextTokenizer
     ) -> None:
-        info, weights = await self._identify(model)
-        recorder.models[model.number] = ReadyModel(info, tokenizer, weights, model.tokenizer_bytes)
+        info = await self._identify(model)
+        recorder.models[model.number] = ReadyModel(info, tokenizer, model.tokenizer_bytes)
         if len(recorder.models) > MAX_MODELS:
             # A service that trains its model has another one after each change of the weights.
             recorder.models.pop(next(iter(recorder.models)))
 
-    async def _identify(self, model: RecordedModel) -> tuple[ModelInfo, WeightsOrigin]:
-        """Return the model with what this server knows of its weights, and their origin.
+    async def _identify(self, model: RecordedModel) -> ModelInfo:
+        """Return the model with what this server knows of weights with its digest.
 
-        The digest is the other process's word, unless this server has read the same weights.
+        The digest stays the other process's word: any caller can send that of the served weights.
         """
         info, served = model.info, self._find_served()
         if (
             not info.weights_digest
             or served is None
-            or (info.weights_digest != served.weights_digest)
+            or info.weights_digest != served.weights_digest
         ):
-            run = await self._link(info)
-            return dataclasses.replace(info, training_run=run), WeightsOrigin.CLAIMED
+            return dataclasses.replace(info, training_run=await self._link(info))
         tokenizer_json = served.text.tokenizer_json.encode()
         is_same = hashlib.sha256(tokenizer_json).hexdigest() == model.tokenizer_sha256
-        identified = dataclasses.replace(
+        return dataclasses.replace(
             info,
             model_digest=served.model_digest,
             tokenizer_digest=served.tokenizer_digest if is_same else info.tokenizer_digest,
             training_run=served.training_run,
         )
-        return identified, WeightsOrigin.DIGESTS
 
     # ---- batches ----
 
