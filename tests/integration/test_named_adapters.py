@@ -26,6 +26,7 @@ from whence_server.engines.transformers.digests import (
     digest_weights,
 )
 from whence_server.engines.transformers.loading import LoadedModel
+from whence_server.engines.transformers.step_graph import StepGraph
 
 CHOSEN = {
     "attention": lora,
@@ -133,6 +134,13 @@ def test_kernels_on_record_are_those_of_each_captured_step(
     assert adapted.graph is not None
     assert (loaded.graph.packed, loaded.info.environment.step_kernels) == (True, "packed")
     assert (adapted.graph.packed, loaded.info.adapters[0].step_kernels) == (False, "")
+    # Internals are read from the same steps, unless their step could not be captured.
+    assert (loaded.graph.has_probe, loaded.info.internals.step_kernels) == (True, "packed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepGraph, "has_probe", False)
+        others = loaded_model(base, step_kernels=StepKernels.PACKED)
+    assert others.info.environment.step_kernels == "packed"
+    assert others.info.internals.step_kernels == ""
 
 
 def test_a_row_is_what_it_is_without_rows_of_other_adapters(loaded: LoadedModel) -> None:

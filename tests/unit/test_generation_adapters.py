@@ -60,6 +60,11 @@ def test_kernels_on_record_are_those_of_the_model_with_the_adapter() -> None:
     environment = dataclasses.replace(MODEL.environment, step_kernels="packed")
     packed = dataclasses.replace(ADAPTED, environment=environment)
     assert adapt_model(packed, "").environment.step_kernels == "packed"
+    # The modules run where the step that gives internals could not be captured.
+    assert adapt_model(packed, "", has_internals=True).environment.step_kernels == ""
+    captured = dataclasses.replace(packed.internals, step_kernels="packed")
+    both = dataclasses.replace(packed, internals=captured)
+    assert adapt_model(both, "", has_internals=True).environment.step_kernels == "packed"
     assert adapt_model(packed, "tone").environment == MODEL.environment
 
 

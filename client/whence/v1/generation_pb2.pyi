@@ -1717,8 +1717,10 @@ class Environment(google.protobuf.message.Message):
     than the model's modules, so that logits differ by rounding
     (`--step-kernels packed`); empty if they are those of the modules, to the
     bit. A generation with an adapter has the kernels of the model with that
-    adapter. Steps that sequences with several adapters share never multiply
-    with packed weights.
+    adapter, and one with internals those of the steps from which internals are
+    read. Steps that sequences with several adapters share never multiply with
+    packed weights, and neither do those that are shared with a generation whose
+    internals are read without them.
     """
     def __init__(
         self,

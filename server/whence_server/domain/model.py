@@ -72,10 +72,12 @@ class InternalsInfo:
     Attributes:
         source_method: method that computes sources; empty if the model gives none.
         unavailable: reason for each of "sources" and "layers" that the model does not give.
+        step_kernels: kernels of the steps from which they are read; see `Environment.step_kernels`.
     """
 
     source_method: str = ""
     unavailable: Mapping[str, str] = field(default_factory=dict)
+    step_kernels: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,24 +23,32 @@ def find_adapter(model: ModelInfo, name: str) -> NamedAdapter | None:
     raise InvalidRequestError(FieldViolation("adapter", _describe_unknown(model, name)))
 
 
-def adapt_model(model: ModelInfo, name: str) -> ModelInfo:
-    """Return the description of the model with the adapter of this name.
+def adapt_model(model: ModelInfo, name: str, *, has_internals: bool = False) -> ModelInfo:
+    """Return the description of the model as a generation runs it.
 
     The name and the digests stay the model's own. Internals, training run and kernels are those of
     the model with the adapter.
+
+    Args:
+        model: the served model.
+        name: name of the adapter; "" for none.
+        has_internals: True if internals are read from its steps, which may have other kernels.
 
     Raises:
         InvalidRequestError: the server has no adapter of this name.
     """
     adapter = find_adapter(model, name)
-    if adapter is None:
+    if adapter is not None:
+        model = replace(
+            model,
+            internals=adapter.internals,
+            training_run=adapter.training_run,
+            environment=replace(model.environment, step_kernels=adapter.step_kernels),
+        )
+    if not has_internals:
         return model
-    return replace(
-        model,
-        internals=adapter.internals,
-        training_run=adapter.training_run,
-        environment=replace(model.environment, step_kernels=adapter.step_kernels),
-    )
+    kernels = model.internals.step_kernels
+    return replace(model, environment=replace(model.environment, step_kernels=kernels))
 
 
 def _describe_unknown(model: ModelInfo, name: str) -> str:

@@ -9,6 +9,7 @@ from whence_server.domain.chat import ChatInput, ChatRecord, OutputForms
 from whence_server.domain.decoding import (
     Decoding,
     TokenInput,
+    TraceDetail,
     TraceOptions,
 )
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
@@ -48,6 +49,11 @@ class Prepared(NamedTuple):
     template_name: str = ""
     forms: OutputForms | None = None
     sent: str | ChatInput | None = None
+
+    @property
+    def has_internals(self) -> bool:
+        """True if the trace has internals."""
+        return self.trace.detail is TraceDetail.INTERNALS
 
     def make_chat_record(self, request: GenerationRequest) -> ChatRecord | None:
         """Return the record of the request's conversation; None if it has none."""

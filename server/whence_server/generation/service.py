@@ -235,7 +235,7 @@ class Generations:
             generation_id=generation_id,
             trace_context=arrival.trace_context,
             start_time_ns=arrival.time_ns,
-            model=adapt_model(self._model, request.adapter),
+            model=adapt_model(self._model, request.adapter, has_internals=ready.has_internals),
             prompt=ready.prompt,
             prompt_token_ids=tuple(ready.token_ids),
             decoding=ready.decoding,

@@ -163,7 +163,9 @@ def load(options: EngineOptions) -> LoadedModel:
         weights_digest=weights_digest,
         batched=tried.style is not None,
         step_kernels=name_kernels(model, packed=tried.graph is not None and tried.graph.packed),
-        internals=tried.internals,
+        internals=dataclasses.replace(
+            tried.internals, step_kernels=_name_probed_kernels(model, tried.graph)
+        ),
         places=places,
         adapter=_describe_adapter(
             whole, places, files, _list_files_alone(places, base_weights, options)
@@ -232,6 +234,11 @@ def _try_out(
     tried, findings = trials.try_out(model, rotary, head_weights, options.step_kernels)
     cache.keep(conditions, findings)
     return tried
+
+
+def _name_probed_kernels(model: Any, graph: StepGraph | None) -> str:
+    """Return the kernels of steps with probed rows: without a graph for them, the modules'."""
+    return name_kernels(model, packed=graph is not None and graph.packed and graph.has_probe)
 
 
 def _describe_adapter(
