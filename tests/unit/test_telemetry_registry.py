@@ -317,10 +317,16 @@ def test_the_tables_of_the_docs_are_made_from_the_registry() -> None:
 
 
 ROOT = FOLDER.parents[1]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.*")]
+CHART = ROOT / "deploy" / "helm" / "whence" / "templates"
+"""Its templates have names of the same form; the settings that they write are checked elsewhere."""
+DEPLOYED = [it for it in (ROOT / "deploy").rglob("*.*") if not it.is_relative_to(CHART)]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *DEPLOYED]
 NAME = re.compile(r"(?<![\w./@:-])(?:whence|gen_ai)\.[a-z_]+(?:\.[a-z_]+)*(?![\w/(]|\.[a-z])")
-OTHERS = {"whence.env", "whence.page", "whence.security", "whence.summary"}
-"""Names of a file and of packages."""
+OTHERS = {
+    *("whence.env", "whence.page", "whence.security", "whence.summary"),
+    *("whence.whence.svc", "whence.whence.svc.cluster.local"),
+}
+"""Names of a file, of packages, and of a service in a cluster."""
 
 
 def test_the_names_in_docs_dashboards_and_configurations_are_declared() -> None:
