@@ -146,16 +146,8 @@ def _make_sealing(settings: ServeConfig) -> SealingOptions | None:
     return SealingOptions(settings.journal_key, settings.journal_keys, copy_environment())
 
 
-async def _serve(  # noqa: PLR0917 - the parts of a server
-    settings: ServeConfig,
-    engine: ServedEngine,
-    access: Access,
-    journal: Journal,
-    vocabularies: Vocabularies,
-    live: LiveServer,
-    sampler: Sampler,
-) -> int:
-    limits = Limits(
+def _make_limits(settings: ServeConfig) -> Limits:
+    return Limits(
         max_queue=settings.max_queue,
         max_prompt_tokens=settings.max_prompt_tokens,
         max_batch_size=settings.max_batch_size,
@@ -172,6 +164,24 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             settings.caller_max_stored_bytes,
         ),
     )
+
+
+def _share_connections(settings: ServeConfig) -> int:
+    """Return how many connections a front may have: gRPC and HTTP share the file descriptors."""
+    num_fronts = 2 if settings.http_listen else 1
+    return max(compute_max_connections(raise_descriptor_limit()) // num_fronts, 1)
+
+
+async def _serve(  # noqa: PLR0917 - the parts of a server
+    settings: ServeConfig,
+    engine: ServedEngine,
+    access: Access,
+    journal: Journal,
+    vocabularies: Vocabularies,
+    live: LiveServer,
+    sampler: Sampler,
+) -> int:
+    limits = _make_limits(settings)
     serving = Serving(settings.served_name, journal, has_model=not settings.record_only)
     tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
@@ -188,9 +198,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     )
     closing = asyncio.Event()
     calls = CallLog(lambda call: _record_call(journal, call), sampler=sampler)
-    # gRPC and HTTP share the descriptors that are left for connections.
-    num_fronts = 2 if settings.http_listen else 1
-    max_connections = max(compute_max_connections(raise_descriptor_limit()) // num_fronts, 1)
+    max_connections = _share_connections(settings)
     rpc = await build_server(
         ServerOptions(
             listen=settings.listen,
