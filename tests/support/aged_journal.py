@@ -29,15 +29,16 @@ def add(
     num_steps: int = 3,
     step_bytes: int = 20,
     ends: bool = True,
+    owner: str = "",
 ) -> str:
     """Append a generation whose request arrived some days ago, and the record of its call."""
     start_ns = time.time_ns() - int(age_days * DAY_NS)
     started = g.GenerationStarted(
-        generation_id=name(number), prompt=f"prompt {number}", labels=labels or {}
+        generation_id=name(number), prompt=f"prompt {number}", labels=labels or {}, owner=owner
     )
     started.start_time.FromNanoseconds(start_ns)
     index = GenerationIndex(
-        name(number), "", "", start_ns, "", dict(labels or {}), f"prompt {number}", 0
+        name(number), "", "", start_ns, "", dict(labels or {}), f"prompt {number}", 0, owner
     )
     journal.create(index, started.SerializeToString())
     for i in range(num_steps):

@@ -6,7 +6,7 @@ import apsw
 import pytest
 from aged_journal import add, fill, list_kept, name
 
-from whence.v1 import call_pb2, deletion_pb2
+from whence.v1 import audit_pb2, call_pb2, deletion_pb2
 from whence_server.domain.errors import GenerationExistsError
 from whence_server.domain.retention import RetentionPolicy
 from whence_server.journal.journal import Journal
@@ -173,6 +173,37 @@ async def test_a_record_of_a_call_waits_for_an_export(
     journal.advance("otlp-spans", read_position)
     await journal.close()
     await sweep(tmp_path, POLICY, "otlp-spans")
+    assert query(tmp_path, "SELECT min(position) FROM entries") == [(first,)]
+    assert verify_journal(tmp_path).findings == []
+
+
+@pytest.mark.parametrize(
+    ("last_age_days", "policy", "first"),
+    [
+        (179, POLICY, 7),
+        (181, POLICY, 8),
+        (179, RetentionPolicy(age_s=180 * DAY_S, max_bytes=1), 7),
+        (29, RetentionPolicy(age_s=20 * DAY_S, max_bytes=1), 8),
+    ],
+    ids=["young", "old", "young and too large", "old and too large"],
+)
+async def test_a_record_of_the_audit_stays_for_the_longest_age_however_large_the_journal_is(
+    tmp_path, last_age_days: float, policy: RetentionPolicy, first: int
+) -> None:
+    journal = await Journal.open(tmp_path)
+    add(journal, 1, 400)
+    record = audit_pb2.AuditRecord(action=audit_pb2.AUDIT_ACTION_READ)
+    record.time.FromNanoseconds(time.time_ns() - 500 * DAY_S * 10**9)
+    record.last_time.FromNanoseconds(time.time_ns() - int(last_age_days * DAY_S * 10**9))
+    journal._log.record_audit(record.SerializeToString())
+    add(journal, 2, 0, ends=False)
+    await journal.flush()
+    await journal.close()
+    journal = await Journal.open(tmp_path)
+    sweeper = journal.make_sweeper(policy)
+    assert sweeper is not None
+    await sweeper.sweep()
+    await journal.close()
     assert query(tmp_path, "SELECT min(position) FROM entries") == [(first,)]
     assert verify_journal(tmp_path).findings == []
 

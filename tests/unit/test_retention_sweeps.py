@@ -11,7 +11,7 @@ from store_hooks import StoreHooks
 
 from whence.v1 import deletion_pb2
 from whence_server.domain.entries import EntryKind
-from whence_server.domain.errors import GenerationHeldError
+from whence_server.domain.errors import GenerationHeldError, StoredBytesError
 from whence_server.domain.retention import DeletionCause, LabelAge, LabelPattern, RetentionPolicy
 from whence_server.journal.journal import Journal
 from whence_server.journal.listing import PageKey
@@ -297,4 +297,17 @@ async def test_a_column_that_was_changed_deletes_nothing(tmp_path, caplog, state
     await sweeper.sweep()
     assert await list_kept(journal, range(1, 4)) == [1, 2, 3]
     assert caplog.text.count("its columns are not those of its entries") <= 1
+    await journal.close()
+
+
+async def test_what_was_deleted_no_longer_counts_for_its_owner(tmp_path) -> None:
+    journal = await Journal.open(tmp_path)
+    add(journal, 1, 200, num_steps=100, owner="alice")
+    add(journal, 2, 0)
+    await journal.close()
+    journal = await Journal.open(tmp_path)
+    with pytest.raises(StoredBytesError):
+        await journal.stored.check("alice", 1_000)
+    await make_sweeper(journal, HALF_A_YEAR).sweep()
+    await journal.stored.check("alice", 1_000)
     await journal.close()

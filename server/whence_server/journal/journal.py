@@ -336,6 +336,7 @@ class Journal:
                 (self._cursors.get(name, 0) for name in exports),
                 default=self._log.committed_position,
             ),
+            self.stored.note_sweep,
         )
         return Sweeper(swept, stored_policy)
 

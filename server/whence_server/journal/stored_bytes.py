@@ -61,6 +61,11 @@ class StoredBytes:
         if account is not None:
             account.has_deleted = True
 
+    def note_sweep(self) -> None:
+        """Note that retention has deleted generations of any callers."""
+        for account in self._accounts.values():
+            account.has_deleted = True
+
     async def check(self, owner: str, limit: int) -> None:
         """Check that a caller may store more.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from whence.v1 import call_pb2, deletion_pb2
+from whence.v1 import audit_pb2, call_pb2, deletion_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.retention import ANY_VALUE, LabelPattern
 from whence_server.journal.chain import Origin
@@ -151,11 +151,9 @@ def find_removable(connection: Any, limits: RemovalLimits) -> Origin | None:
     )
     last = None
     for position, kind, payload, entry_hash in rows:
-        before_ns = (
-            limits.before_ns
-            if position <= limits.read_position
-            else min(limits.before_ns, limits.unread_before_ns)
-        )
+        before_ns = limits.audit_before_ns if kind == EntryKind.AUDIT else limits.before_ns
+        if position > limits.read_position:
+            before_ns -= limits.unread_ns
         if payload is not None and _get_time_ns(kind, payload) >= before_ns:
             break
         last = Origin(position, entry_hash)
@@ -165,8 +163,14 @@ def find_removable(connection: Any, limits: RemovalLimits) -> Origin | None:
 _READ_TIME: dict[int, Callable[[bytes], int]] = {
     EntryKind.CALL: lambda it: int(call_pb2.Call.FromString(it).end_time.ToNanoseconds()),
     EntryKind.DELETED: lambda it: int(deletion_pb2.Deletion.FromString(it).time.ToNanoseconds()),
+    EntryKind.AUDIT: lambda it: _get_audit_time_ns(audit_pb2.AuditRecord.FromString(it)),
 }
 """Readers of the times of records outside generations; other kinds are never removed."""
+
+
+def _get_audit_time_ns(record: audit_pb2.AuditRecord) -> int:
+    last = record.last_time if record.HasField("last_time") else record.time
+    return int(last.ToNanoseconds())
 
 
 def _get_time_ns(kind: int, payload: bytes) -> int:

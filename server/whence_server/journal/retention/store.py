@@ -28,10 +28,12 @@ class RemovalLimits:
 
     before_ns: int
     """Unix time; records of calls and of deletions are removed if they are older."""
+    audit_before_ns: int
+    """Unix time; records of the audit are removed if they are older."""
     read_position: int
     """Position up to which every export has read."""
-    unread_before_ns: int
-    """Unix time; records after `read_position` are removed only if they are older."""
+    unread_ns: int
+    """Time for which records after `read_position` are kept longer, in nanoseconds."""
     max_entries: int
 
 
@@ -69,6 +71,6 @@ class RetentionStore(Protocol):
     def find_removable(self, limits: RemovalLimits) -> Origin | None:
         """Return the last of the oldest entries that can be removed; None if there is none.
 
-        All entries up to it belong to deleted generations, or are records of calls and deletions
-        that are older than the limits.
+        All entries up to it belong to deleted generations, or are records of calls, deletions and
+        the audit that are older than the limits.
         """

@@ -54,6 +54,8 @@ class SweptJournal(NamedTuple):
     deletion: Deletion
     get_read_position: Callable[[], int]
     """Returns the position up to which every export has read."""
+    note_sweep: Callable[[], None]
+    """Called after generations were deleted."""
 
 
 class Sweeper:
@@ -186,6 +188,7 @@ class Sweeper:
         for request in await self._journal.deletion.delete_all(requests):
             self.stats.deleted[request.cause] += 1
             self.stats.num_unread += request.generation_id in batch.unread
+        self._journal.note_sweep()
         await self._measure()
         await asyncio.sleep(_REST * (time.perf_counter() - started_s))
 
@@ -254,11 +257,15 @@ class Sweeper:
         journal = self._journal
         while True:
             moment = await self._observe()
+            unread_ns = self._policy.unread_s * _SECOND_NS
             before_ns = moment.now_ns - age_s * _SECOND_NS
+            # Also while the journal is too large: an audit is kept for as long as content.
+            audit_age_s = max(age_s, self._policy.longest_age_s or 0)
             limits = RemovalLimits(
                 before_ns,
+                moment.now_ns - audit_age_s * _SECOND_NS,
                 moment.read_position,
-                before_ns - self._policy.unread_s * _SECOND_NS,
+                unread_ns,
                 _MOST_REMOVED,
             )
             origin = await journal.readers.run_heavy(journal.store.find_removable, limits)
