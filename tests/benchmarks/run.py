@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "startup": lambda options: (options.workloads,),
     "start": lambda options: (options.runs,),
     "storage": lambda options: (),
+    "archive": lambda options: (),
     "spans": lambda options: (options.runs,),
     "forms": lambda options: (options.runs,),
     "export": lambda options: (options.outage_seconds,),
