@@ -16,6 +16,8 @@ from whence_server.domain.tracing import TraceContext
 from whence_server.journal import audit_log, sqlite_store
 from whence_server.journal.derive import derive_started_index
 from whence_server.journal.journal import Journal
+from whence_server.journal.retention.store import RemovalLimits
+from whence_server.journal.rows import Durability
 from whence_server.journal.verify import verify_journal
 from whence_server.rpc.audit_servicer import AuditServicer
 from whence_server.rpc.calls import Call
@@ -109,6 +111,22 @@ async def test_verify_notices_a_changed_record(tmp_path: Path, statement: str) -
     await (await fill(tmp_path)).close()
     change(tmp_path, statement)
     assert verify_journal(tmp_path).findings != []
+
+
+async def test_retention_removes_records_at_their_own_age(tmp_path: Path) -> None:
+    journal = await Journal.open(tmp_path)
+    for number in (10, 20, 30):
+        journal.audit.record(make_entry(number))
+    await journal.close()
+    store = sqlite_store.SqliteStore(tmp_path / "journal.db", Durability.GROUP)
+
+    def find_last(audit_before_ns: int, before_ns: int = 50) -> int:
+        limits = RemovalLimits(before_ns, audit_before_ns, 3, 0, 100)
+        found = store.find_removable(limits)
+        return 0 if found is None else found.position
+
+    assert [find_last(it) for it in (10, 11, 25, 50)] == [0, 1, 2, 3]
+    store.close()
 
 
 async def test_list_reads_an_index_and_no_steps(tmp_path: Path) -> None:
