@@ -26,6 +26,7 @@ from whence_server.engines.transformers.supervisor import EngineSupervisor
 from whence_server.engines.upstream.engine import UpstreamEngine
 from whence_server.generation.content.forms import StoredForms
 from whence_server.generation.content.held import HeldContents
+from whence_server.generation.content.redaction import Redaction, open_redaction
 from whence_server.generation.record_failure import RecordFailure
 from whence_server.generation.recording.recorders import Recorders
 from whence_server.generation.recovery import close_interrupted
@@ -91,15 +92,18 @@ async def serve(settings: ServeConfig, engine: ServedEngine) -> int:
         ConfigurationError: the server cannot start with these settings.
         JournalError: the journal's last entries could not be written.
     """
-    # Before the journal opens: nobody waits for an unusable certificate.
+    # Before the journal opens: nobody waits for an unusable certificate or pattern.
+    redaction = open_redaction(settings.redact, settings.redact_patterns)
     access = await open_access(settings, Failures())
     try:
-        return await _serve_with(settings, engine, access)
+        return await _serve_with(settings, engine, access, redaction)
     finally:
         await access.close()
 
 
-async def _serve_with(settings: ServeConfig, engine: ServedEngine, access: Access) -> int:
+async def _serve_with(
+    settings: ServeConfig, engine: ServedEngine, access: Access, redaction: Redaction
+) -> int:
     durability = Durability(settings.durability)
     patience_s = DEFAULT_PATIENCE_S
     if settings.record_failure == RecordFailure.OPEN.value and durability is Durability.GROUP:
@@ -130,7 +134,14 @@ async def _serve_with(settings: ServeConfig, engine: ServedEngine, access: Acces
             live.retention = None if sweeper is None else sweeper.stats
             async with nullcontext() if sweeper is None else sweeper.running():
                 return await _serve(
-                    settings, engine, access, journal, vocabularies, live, observability.sampler
+                    settings,
+                    engine,
+                    access,
+                    redaction,
+                    journal,
+                    vocabularies,
+                    live,
+                    observability.sampler,
                 )
         finally:
             access.gate.trail.write_due(at_end=True)
@@ -176,6 +187,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     settings: ServeConfig,
     engine: ServedEngine,
     access: Access,
+    redaction: Redaction,
     journal: Journal,
     vocabularies: Vocabularies,
     live: LiveServer,
@@ -185,7 +197,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     serving = Serving(settings.served_name, journal, has_model=not settings.record_only)
     tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
-    forms = StoredForms()
+    forms = StoredForms(redaction.make_form)
     recorders = Recorders(
         journal,
         RecordedVocabularies(vocabularies, settings.data_dir),
@@ -197,7 +209,9 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         max_stored_bytes=settings.caller_max_stored_bytes,
     )
     closing = asyncio.Event()
-    calls = CallLog(lambda call: _record_call(journal, call), sampler=sampler)
+    calls = CallLog(
+        lambda call: _record_call(journal, redaction.redact_call(call)), sampler=sampler
+    )
     max_connections = _share_connections(settings)
     rpc = await build_server(
         ServerOptions(

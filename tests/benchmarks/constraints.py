@@ -84,7 +84,7 @@ def run(runs: int) -> None:
     print("| dtype | streams | free ms | with schema ms | ratio of medians | median of ratios |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for dtype in ("float32", "bfloat16"):
-        loaded = load(_make_options(dtype))
+        loaded = load_real_model(dtype)
         for num_streams in (1, 8):
             free, held, ratios = [], [], []
             for _ in range(runs):
@@ -102,8 +102,9 @@ def run(runs: int) -> None:
     print()
 
 
-def _make_options(dtype: str) -> EngineOptions:
-    return EngineOptions(
+def load_real_model(dtype: str) -> LoadedModel:
+    """Return the real model as the engine loads it."""
+    options = EngineOptions(
         model=str(ensure_real_model()),
         model_name="real",
         dtype=dtype,
@@ -116,3 +117,4 @@ def _make_options(dtype: str) -> EngineOptions:
         log_level="warning",
         digest_cache="",
     )
+    return load(options)

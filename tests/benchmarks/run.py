@@ -50,6 +50,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], tuple[object, ...]]] = {
     "internals": lambda options: (options.runs, options.workloads),
     "adapters": lambda options: (options.runs, options.workloads),
     "constraints": lambda options: (options.runs,),
+    "redaction": lambda options: (options.runs,),
     "prefix": lambda options: (options.runs,),
 }
 """Benchmarks in order, each with the arguments that it takes from the options."""

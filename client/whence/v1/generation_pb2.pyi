@@ -16,6 +16,7 @@ import sys
 import typing
 import whence.v1.model_pb2
 import whence.v1.observation_pb2
+import whence.v1.redaction_pb2
 import whence.v1.step_pb2
 
 if sys.version_info >= (3, 10):
@@ -1231,6 +1232,7 @@ class GenerationStarted(google.protobuf.message.Message):
     RECORDED_FIELD_NUMBER: builtins.int
     UNRECORDED_REASON_FIELD_NUMBER: builtins.int
     OWNER_FIELD_NUMBER: builtins.int
+    REDACTIONS_FIELD_NUMBER: builtins.int
     CONTENT_FIELD_NUMBER: builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
@@ -1385,6 +1387,13 @@ class GenerationStarted(google.protobuf.message.Message):
         effective_decoding has no seed, and no step a Draw.
         """
 
+    @property
+    def redactions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.redaction_pb2.Redaction]:
+        """Parts of the texts of this message that were replaced by marks before it was
+        stored. If one is in `prompt`, prompt_token_ids are empty. Where the server
+        redacts, `effective_decoding.forced` has no token ids: they are in the steps.
+        """
+
     def __init__(
         self,
         *,
@@ -1420,11 +1429,12 @@ class GenerationStarted(google.protobuf.message.Message):
         recorded: global___RecordedElsewhere | None = ...,
         unrecorded_reason: builtins.str = ...,
         owner: builtins.str = ...,
+        redactions: collections.abc.Iterable[whence.v1.redaction_pb2.Redaction] | None = ...,
         content: global___ContentPolicy.ValueType = ...,
         num_prompt_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "observation", b"observation", "recorded", b"recorded", "start_time", b"start_time", "training_run", b"training_run", "upstream", b"upstream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "content", b"content", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "num_prompt_tokens", b"num_prompt_tokens", "observation", b"observation", "operation", b"operation", "owner", b"owner", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "unrecorded_reason", b"unrecorded_reason", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "content", b"content", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "num_prompt_tokens", b"num_prompt_tokens", "observation", b"observation", "operation", b"operation", "owner", b"owner", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "redactions", b"redactions", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "unrecorded_reason", b"unrecorded_reason", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
     @typing.overload
@@ -2061,6 +2071,7 @@ class SequenceResult(google.protobuf.message.Message):
     CONSTRAINT_COMPLETE_FIELD_NUMBER: builtins.int
     TOOL_CALLS_FIELD_NUMBER: builtins.int
     REASONING_FIELD_NUMBER: builtins.int
+    REDACTIONS_FIELD_NUMBER: builtins.int
     sequence_index: builtins.int
     """Index of the sequence, as in Step.sequence_index, from 0."""
     text: builtins.str
@@ -2106,6 +2117,13 @@ class SequenceResult(google.protobuf.message.Message):
         there is none.
         """
 
+    @property
+    def redactions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.redaction_pb2.Redaction]:
+        """Parts of `text`, and of the texts that were read from it, that were replaced
+        by marks before they were stored. If there are any in `text`, token_ids are
+        empty (those of other tokens are in the steps), and logprob and score absent.
+        """
+
     def __init__(
         self,
         *,
@@ -2119,9 +2137,10 @@ class SequenceResult(google.protobuf.message.Message):
         constraint_complete: builtins.bool | None = ...,
         tool_calls: collections.abc.Iterable[global___ParsedToolCall] | None = ...,
         reasoning: global___ParsedReasoning | None = ...,
+        redactions: collections.abc.Iterable[whence.v1.redaction_pb2.Redaction] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_constraint_complete", b"_constraint_complete", "_logprob", b"_logprob", "_reasoning", b"_reasoning", "_score", b"_score", "constraint_complete", b"constraint_complete", "logprob", b"logprob", "reasoning", b"reasoning", "score", b"score"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_constraint_complete", b"_constraint_complete", "_logprob", b"_logprob", "_reasoning", b"_reasoning", "_score", b"_score", "constraint_complete", b"constraint_complete", "finish_reason", b"finish_reason", "logprob", b"logprob", "reasoning", b"reasoning", "score", b"score", "sequence_index", b"sequence_index", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_constraint_complete", b"_constraint_complete", "_logprob", b"_logprob", "_reasoning", b"_reasoning", "_score", b"_score", "constraint_complete", b"constraint_complete", "finish_reason", b"finish_reason", "logprob", b"logprob", "reasoning", b"reasoning", "redactions", b"redactions", "score", b"score", "sequence_index", b"sequence_index", "stop", b"stop", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_constraint_complete", b"_constraint_complete"]) -> typing.Literal["constraint_complete"] | None: ...
     @typing.overload

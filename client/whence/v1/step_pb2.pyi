@@ -14,6 +14,7 @@ import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
 import typing
+import whence.v1.redaction_pb2
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
@@ -45,15 +46,16 @@ class Step(google.protobuf.message.Message):
     REQUESTED_LOGPROBS_FIELD_NUMBER: builtins.int
     TOKEN_TEXT_FIELD_NUMBER: builtins.int
     NUM_CHUNK_TOKENS_FIELD_NUMBER: builtins.int
+    REDACTIONS_FIELD_NUMBER: builtins.int
     REASONING_TEXT_FIELD_NUMBER: builtins.int
     sequence_index: builtins.int
     """Which returned sequence this step extends."""
     index: builtins.int
     """Position among the sequence's generated tokens (or among the prompt's)."""
     token_id: builtins.int
-    """Absent where the content policy keeps ids out of the journal, or an upstream
-    did not tell the id. If it tells only text (Observation.token_ids is NONE),
-    a step is a piece of text as it came.
+    """Absent where the content policy keeps ids out of the journal, where there are
+    `redactions`, or where an upstream did not tell the id. If it tells only text
+    (Observation.token_ids is NONE), a step is a piece of text as it came.
     """
     text: builtins.str
     """Text that became certain with this token. Empty while a character's bytes
@@ -136,6 +138,15 @@ class Step(google.protobuf.message.Message):
         journal.
         """
 
+    @property
+    def redactions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[whence.v1.redaction_pb2.Redaction]:
+        """Parts of the text, or of `reasoning_text`, that were replaced before the step was stored and that this
+        token has a share in. The token's id is then absent, and so is everything
+        that tells it: candidates, effects, draw, logprobs, rank, entropies and
+        internals. `text` and its range are those of the stored text, where the first
+        token of a part has the mark, and the others nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -158,10 +169,11 @@ class Step(google.protobuf.message.Message):
         requested_logprobs: global___RequestedLogprobs | None = ...,
         token_text: builtins.str = ...,
         num_chunk_tokens: builtins.int | None = ...,
+        redactions: collections.abc.Iterable[whence.v1.redaction_pb2.Redaction] | None = ...,
         reasoning_text: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_num_chunk_tokens", b"_num_chunk_tokens", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "internals", b"internals", "logprob", b"logprob", "num_chunk_tokens", b"num_chunk_tokens", "processors", b"processors", "rank", b"rank", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "timing", b"timing", "token_id", b"token_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_num_chunk_tokens", b"_num_chunk_tokens", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "index", b"index", "internals", b"internals", "logprob", b"logprob", "num_chunk_tokens", b"num_chunk_tokens", "processors", b"processors", "rank", b"rank", "reasoning_text", b"reasoning_text", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "sequence_index", b"sequence_index", "text", b"text", "text_begin_byte", b"text_begin_byte", "text_end_byte", b"text_end_byte", "timing", b"timing", "token_id", b"token_id", "token_text", b"token_text"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_candidates", b"_candidates", "_draw", b"_draw", "_entropy", b"_entropy", "_internals", b"_internals", "_logprob", b"_logprob", "_num_chunk_tokens", b"_num_chunk_tokens", "_processors", b"_processors", "_rank", b"_rank", "_requested_logprobs", b"_requested_logprobs", "_sampling_entropy", b"_sampling_entropy", "_sampling_logprob", b"_sampling_logprob", "_timing", b"_timing", "_token_id", b"_token_id", "candidates", b"candidates", "draw", b"draw", "entropy", b"entropy", "index", b"index", "internals", b"internals", "logprob", b"logprob", "num_chunk_tokens", b"num_chunk_tokens", "processors", b"processors", "rank", b"rank", "reasoning_text", b"reasoning_text", "redactions", b"redactions", "requested_logprobs", b"requested_logprobs", "sampling_entropy", b"sampling_entropy", "sampling_logprob", b"sampling_logprob", "sequence_index", b"sequence_index", "text", b"text", "text_begin_byte", b"text_begin_byte", "text_end_byte", b"text_end_byte", "timing", b"timing", "token_id", b"token_id", "token_text", b"token_text"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_candidates", b"_candidates"]) -> typing.Literal["candidates"] | None: ...
     @typing.overload

@@ -22,7 +22,6 @@ from whence_server.generation.content.held import HeldContents
 from whence_server.generation.content.record import create_record
 from whence_server.generation.unrecorded import Unrecorded
 from whence_server.journal.codec import encode_started
-from whence_server.journal.content_hiding import RECORD
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow
 
@@ -137,7 +136,7 @@ class Recording:
             started = replace(started, unrecorded_reason=error.reason)
         else:
             return Begun(started, record)
-        hiding = RECORD.get(started.trace.content)
+        hiding = self.forms.choose_hiding(started.trace.content)
         self.unrecorded.create(index, encode_started(started), hiding)
         _log.warning(
             "generation %s is served unrecorded: the journal cannot be written (%s)",

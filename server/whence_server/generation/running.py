@@ -28,6 +28,7 @@ from whence_server.domain.generation import Failure, Finished, SequenceResult, S
 from whence_server.domain.steps import BeamRound, Decision, Step, Timing
 from whence_server.domain.upstream import UpstreamReport
 from whence_server.generation.constraints import JudgedText
+from whence_server.generation.content.record import ContentRecord
 from whence_server.generation.occurrences import Occurrences
 from whence_server.generation.record_failure import Record
 from whence_server.journal.codec import encode_beam_round, encode_finished, encode_step
@@ -298,6 +299,13 @@ class RunningGeneration:
             sequence.finish_reason = finish
             if finish is FinishReason.STOP and self._is_stop_token(decision.token_id):
                 sequence.stop = self._tokenizer.get_token_text(decision.token_id)
+        if sequence.finish_reason is not None:
+            self._end_sequence(sequence_index)
+
+    def _end_sequence(self, index: int) -> None:
+        """Let the record settle what waits for more text of a sequence."""
+        if isinstance(self._journal, ContentRecord):
+            self._journal.end_sequence(self.id, index, self._sequences[index].stop)
 
     def _is_stop_token(self, token_id: int) -> bool:
         # A generation of another process may have been stopped by code of its own.

@@ -250,8 +250,9 @@ class Generations:
             chat=ready.make_chat_record(request),
             owner=arrival.caller_id,
         )
-        self._check_running()
-        self._admit(started, request, arrival, ready.sent)
+        async with self.recording.forms.prepare(started):
+            self._check_running()
+            self._admit(started, request, arrival, ready.sent)
 
     async def _prepare(self, request: GenerationRequest) -> Prepared:
         """Prepare a request: here if that is quick, else in a text process."""

@@ -37,6 +37,7 @@ _SHOWN = _list_names(
         "UpstreamInfo": "kind version model claimed_files weights_difference",
         "UpstreamReport": "model fingerprint",
         "RecordedElsewhere": "library",
+        "Redaction": "kind field",
         "ListGenerationsResponse": "next_page_token",
         "ListStepsResponse": "next_page_token",
         "WatchGenerationsResponse": "generation_id position",
@@ -58,6 +59,8 @@ _TELLING = _list_names(
         "Draw": "noise",
         # Ids are its keys.
         "Decoding": "logit_bias",
+        # Lengths of what was redacted.
+        "Redaction": "begin_byte end_byte num_bytes",
     }
 )
 """Numbers, and messages of numbers, that tell token ids or are read beside them."""

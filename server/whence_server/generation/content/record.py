@@ -85,6 +85,11 @@ class ContentRecord:
             self._journal.append(generation_id, *stored)
         return self._push(kind, payload)
 
+    def end_sequence(self, generation_id: str, index: int, stop: str) -> None:
+        """Take the end of a sequence, for which entries may have waited."""
+        for stored in self._form.end_sequence(index, stop):
+            self._journal.append(generation_id, *stored)
+
     def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
         """Append FINISHED, whose stored form gives the columns; return its offset."""
         del index
