@@ -5,8 +5,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from postgres import PostgresServer
 
 # Read once, when torch and numba are loaded, by this process and by those that tests start. One
 # thread, which sleeps while it waits: others are at work on the same cores. What was compiled
@@ -51,6 +55,45 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgres() -> "Iterator[PostgresServer]":
+    """Runs a PostgreSQL server for the tests of one process."""
+    from postgres import PostgresServer
+
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def use_store(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Gives a function that opens every journal of the test in "sqlite" or in "postgres"."""
+
+    def use(name: str) -> None:
+        if name == "sqlite":
+            return
+        server = request.getfixturevalue("postgres")
+        from whence_server.journal import journal
+        from whence_server.journal.postgres.store import PostgresStore
+
+        monkeypatch.setattr(
+            journal,
+            "SqliteStore",
+            lambda path, _: PostgresStore(server.make_journal_url(str(path))),
+        )
+
+    return use
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def each_store(request: pytest.FixtureRequest, use_store: Callable[[str], None]) -> str:
+    """Opens every journal of the test in SQLite, then in PostgreSQL; the name of the database."""
+    use_store(request.param)
+    return str(request.param)
 
 
 @pytest.fixture

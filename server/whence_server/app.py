@@ -39,6 +39,7 @@ from whence_server.http.origins import Origins
 from whence_server.http.server import HttpServer
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
+from whence_server.journal.open_store import choose_store
 from whence_server.journal.recorded_vocabularies import RecordedVocabularies
 from whence_server.journal.rows import Durability
 from whence_server.journal.sealing.opening import SealingOptions
@@ -66,6 +67,7 @@ from whence_server.rpc.server import RpcServer, ServerOptions, build_server
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
 from whence_server.rpc.training_servicer import TrainingServicer
+from whence_server.takeover import Takeovers
 from whence_server.telemetry.live import LiveServer
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -114,6 +116,7 @@ async def _serve_with(
         durability=durability,
         patience_s=patience_s,
         sealing=_make_sealing(settings),
+        open_store=choose_store(settings.journal, settings.journal_lease),
     )
     try:
         live = LiveServer(journal, settings.max_cache_tokens)
@@ -130,19 +133,24 @@ async def _serve_with(
         try:
             await observability.start()
             await close_interrupted(journal)
+            takeovers = Takeovers(journal, observability.make_followers)
+            takeovers.start()
             sweeper = journal.make_sweeper(settings.retention_policy, observability.export_names)
             live.retention = None if sweeper is None else sweeper.stats
-            async with nullcontext() if sweeper is None else sweeper.running():
-                return await _serve(
-                    settings,
-                    engine,
-                    access,
-                    redaction,
-                    journal,
-                    vocabularies,
-                    live,
-                    observability.sampler,
-                )
+            try:
+                async with nullcontext() if sweeper is None else sweeper.running():
+                    return await _serve(
+                        settings,
+                        engine,
+                        access,
+                        redaction,
+                        journal,
+                        vocabularies,
+                        live,
+                        observability.sampler,
+                    )
+            finally:
+                await takeovers.close()
         finally:
             access.gate.trail.write_due(at_end=True)
             await observability.close()

@@ -94,7 +94,7 @@ class Observability:
             if push is None
             else make_otlp_exporter(push.destination, choose_temporality(push.preference))
         )
-        exports = self._make_span_export() | self._make_event_export() | self._make_audit_export()
+        exports = self._make_exports(journal)
         self._followers = {name: export.follower for name, export in exports.items()}
         self._metrics = Metrics(
             journal,
@@ -154,20 +154,31 @@ class Observability:
                 await self._page.close()
             await self._metrics.close()
 
-    def _make_span_export(self) -> "dict[str, _Export]":
+    def make_followers(self, journal: Journal) -> dict[str, JournalFollower]:
+        """Make the exports of the log of another server, by the names of their cursors."""
+        return {name: export.follower for name, export in self._make_exports(journal).items()}
+
+    def _make_exports(self, journal: Journal) -> "dict[str, _Export]":
+        return (
+            self._make_span_export(journal)
+            | self._make_event_export(journal)
+            | self._make_audit_export(journal)
+        )
+
+    def _make_span_export(self, journal: Journal) -> "dict[str, _Export]":
         destination = self._settings.span_destination
         if destination is None:
             return {}
-        encoder = make_span_encoder(self._settings, self._journal, self._vocabularies)
+        encoder = make_span_encoder(self._settings, journal, self._vocabularies)
         if self._content.on_spans:
             _log.info(
                 "spans carry the text of prompts, outputs and tokens, because %s is %s",
                 CAPTURE_VARIABLE,
                 self._content.value,
             )
-        return {SPANS: self._make_export(SPANS, make_sink(destination), encoder)}
+        return {SPANS: self._make_export(journal, SPANS, make_sink(destination), encoder)}
 
-    def _make_event_export(self) -> "dict[str, _Export]":
+    def _make_event_export(self, journal: Journal) -> "dict[str, _Export]":
         # Read even if no events are sent, so that invalid settings are reported at the start.
         destination = read_otlp_settings(self._settings.opentelemetry, "logs")
         if not self._content.on_events:
@@ -177,12 +188,11 @@ class Observability:
                 f"{CAPTURE_VARIABLE} is {self._content.value}, and events have no destination: set "
                 "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT, or choose SPAN_ONLY"
             )
-        encoder = EventEncoder(self._journal, self._content)
-        return {
-            EVENTS: self._make_export(EVENTS, make_sink(destination, EXPORT_LOGS_METHOD), encoder)
-        }
+        encoder = EventEncoder(journal, self._content)
+        sink = make_sink(destination, EXPORT_LOGS_METHOD)
+        return {EVENTS: self._make_export(journal, EVENTS, sink, encoder)}
 
-    def _make_audit_export(self) -> "dict[str, _Export]":
+    def _make_audit_export(self, journal: Journal) -> "dict[str, _Export]":
         settings = self._settings
         # A collector for spans alone would refuse each record: log records are asked for by name.
         is_named = not settings.opentelemetry.keys().isdisjoint(_LOGS_VARIABLES)
@@ -190,7 +200,7 @@ class Observability:
         if settings.audit_level is AuditLevel.OFF or destination is None:
             return {}
         sink = make_sink(destination, EXPORT_LOGS_METHOD)
-        return {AUDIT: self._make_export(AUDIT, sink, AuditEncoder())}
+        return {AUDIT: self._make_export(journal, AUDIT, sink, AuditEncoder())}
 
     def list_destinations(self) -> list[str]:
         """Return what the server exports, and to where: "otlp-spans to http://collector:4317"."""
@@ -202,17 +212,19 @@ class Observability:
             if name in self._followers and destination is not None
         ]
 
-    def _make_export(self, name: str, sink: SpanSink, encoder: EntryEncoder) -> "_Export":
+    def _make_export(
+        self, journal: Journal, name: str, sink: SpanSink, encoder: EntryEncoder
+    ) -> "_Export":
         exporter = JournalExporter(
-            self._journal,
+            journal,
             sink,
             encoder,
             self._resource,
             version("whence"),
             hide_words=self._content is not ContentCapture.NO_CONTENT,
         )
-        cursor = DurableCursor(self._journal, name)
-        return _Export(exporter, JournalFollower(self._journal, exporter, cursor, name=name))
+        cursor = DurableCursor(journal, name)
+        return _Export(exporter, JournalFollower(journal, exporter, cursor, name=name))
 
 
 def _name_destination(destination: OtlpSettings | str) -> str:

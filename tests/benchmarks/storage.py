@@ -3,10 +3,13 @@
 import asyncio
 import itertools
 import math
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import TypeAlias
 
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
@@ -24,7 +27,9 @@ from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
 from whence_server.journal.sealing.key_file import add_master_key
 from whence_server.journal.sealing.opening import SealingOptions
+from whence_server.journal.store import Store
 
+OpenStore: TypeAlias = Callable[[Path, Durability], Store]
 NUM_STEPS = 4_096
 VOCABULARY = 50_257
 
@@ -87,13 +92,17 @@ def varied_step(stream: int, index: int) -> Step:
     return Step(0, index, decision, " word", index * 5, index * 5 + 5, timing)
 
 
-async def append(durability: Durability, *, sealed: bool) -> tuple[float, float, float, float]:
+async def append(
+    durability: Durability, *, sealed: bool = False, open_store: OpenStore | None = None
+) -> tuple[float, float, float, float]:
     """Return microseconds of an append, steps/s committed, bytes of a step, s to read all."""
     steps = [encode_step(typical_step(i)) for i in range(NUM_STEPS)]
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as name:
         directory = Path(name) / "data"
         sealing = _make_keys(Path(name) / "master.key") if sealed else None
-        journal = await Journal.open(directory, durability=durability, sealing=sealing)
+        journal = await Journal.open(
+            directory, durability=durability, sealing=sealing, open_store=open_store
+        )
         index = GenerationIndex("g", "t" * 32, "m", 0, "d", {}, "", 1)
         journal.create(index, b"started")
         started = time.perf_counter()
@@ -108,8 +117,11 @@ async def append(durability: Durability, *, sealed: bool) -> tuple[float, float,
         entries = await journal.read("g", limit=NUM_STEPS + 2)
         read = time.perf_counter() - started
         assert len(entries) == NUM_STEPS + 2
+        size_bytes = journal.size_bytes
         await journal.close()
-        size = sum(path.stat().st_size for path in directory.iterdir())
+        size = (
+            size_bytes if open_store else sum(path.stat().st_size for path in directory.iterdir())
+        )
     return appended / NUM_STEPS * 1e6, NUM_STEPS / committed, size / NUM_STEPS, read
 
 
@@ -128,10 +140,30 @@ def run() -> None:
     encoding = (time.perf_counter() - started) / NUM_STEPS * 1e6
     print(f"making and serialising a step: {encoding:.1f} us")
     for durability, sealed in itertools.product(Durability, (False, True)):
-        append_us, rate, size, read_s = asyncio.run(append(durability, sealed=sealed))
         form = "encrypted" if sealed else "in clear"
-        print(
-            f"journal {form}, {durability.value}: {append_us:.1f} us an append, "
-            f"{rate:,.0f} steps/s committed, {size:.0f} bytes a step on disk, "
-            f"{NUM_STEPS} steps read in {read_s * 1e3:.0f} ms"
-        )
+        taken = asyncio.run(append(durability, sealed=sealed))
+        report(f"SQLite, {form}, {durability.value}", *taken)
+    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+    from postgres import PostgresServer
+
+    from whence_server.journal.postgres.store import PostgresStore
+
+    server = PostgresServer(durable=True)
+    try:
+        for durability in Durability:
+            url = server.make_journal_url(durability.value)
+
+            def open_store(*_: object, url: str = url) -> Store:
+                return PostgresStore(url)
+
+            taken = asyncio.run(append(durability, open_store=open_store))
+            report(f"PostgreSQL, in clear, {durability.value}", *taken)
+    finally:
+        server.close()
+
+
+def report(name: str, append_us: float, rate: float, size: float, read_s: float) -> None:
+    print(
+        f"journal, {name}: {append_us:.1f} us an append, {rate:,.0f} steps/s committed, "
+        f"{size:.0f} bytes a step on disk, {NUM_STEPS} steps read in {read_s * 1e3:.0f} ms"
+    )

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from whence_server.journal import journal
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import Durability, ListFilter
-from whence_server.journal.sqlite_store import SqliteStore
-from whence_server.journal.store import Batch, Page
+from whence_server.journal.store import Batch, Page, Store
 
 
 def _do_nothing() -> None:
@@ -29,27 +30,30 @@ class StoreHooks:
     after_digests: Callable[[], object] = _do_nothing
     after_write: Callable[[], object] = _do_nothing
 
-    def open_store(self, path: Path, durability: Durability) -> SqliteStore:
-        """Open a store with these hooks; for `Journal.open`."""
-        return _HookedStore(path, durability, self)
+    def open_store(self, path: Path, durability: Durability) -> Any:
+        """Open a store of the test's kind with these hooks; for `Journal.open`."""
+        return _HookedStore(journal.SqliteStore(path, durability), self)
 
 
-class _HookedStore(SqliteStore):
-    def __init__(self, path: Path, durability: Durability, hooks: StoreHooks) -> None:
-        super().__init__(path, durability)
+class _HookedStore:
+    def __init__(self, store: Store, hooks: StoreHooks) -> None:
+        self._store = store
         self._hooks = hooks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
     def read_page(
         self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
     ) -> Page:
         self._hooks.before_page()
-        return super().read_page(list_filter, beyond, limit, max_bytes)
+        return self._store.read_page(list_filter, beyond, limit, max_bytes)
 
     def read_entry_digests(self, generation_id: str) -> tuple[int, list[EntryDigest]]:
-        found = super().read_entry_digests(generation_id)
+        found = self._store.read_entry_digests(generation_id)
         self._hooks.after_digests()
         return found
 
     def write(self, batch: Batch) -> None:
-        super().write(batch)
+        self._store.write(batch)
         self._hooks.after_write()

@@ -26,10 +26,17 @@ from whence_server.journal.rows import Durability, FinishIndex
 from whence_server.journal.schema import MIGRATIONS, migrate
 from whence_server.journal.sqlite_store import check_sqlite_version
 
+FORMS = [
+    *itertools.product(Durability, ["sqlite"], [None, "sealed"]),
+    *itertools.product(Durability, ["postgres"], [None]),
+]
+"""Durabilities, databases and forms of content."""
 
-@pytest.fixture(params=itertools.product(Durability, (None, "sealed")), ids=str)
-async def journal(request, tmp_path):
-    durability, form = request.param
+
+@pytest.fixture(params=FORMS, ids=str)
+async def journal(request, tmp_path, use_store):
+    durability, store, form = request.param
+    use_store(store)
     sealing = make_options(tmp_path / "master.key") if form else None
     journal = await Journal.open(tmp_path / "data", durability=durability, sealing=sealing)
     yield journal
@@ -140,7 +147,7 @@ async def test_preview_with_a_lone_surrogate_does_not_fail_the_batch(journal):
     assert row.index.labels == {"k": "?"}
 
 
-async def test_entries_rows_and_unfinished_generations_survive_a_restart(tmp_path):
+async def test_entries_rows_and_unfinished_generations_survive_a_restart(tmp_path, each_store):
     journal = await Journal.open(tmp_path)
     whole(journal, "done", 2)
     create(journal, "open 1")
@@ -165,7 +172,7 @@ async def test_entries_rows_and_unfinished_generations_survive_a_restart(tmp_pat
     await journal.close()
 
 
-async def test_cursors_only_move_forward_and_are_durable(tmp_path):
+async def test_cursors_only_move_forward_and_are_durable(tmp_path, each_store):
     journal = await Journal.open(tmp_path)
     whole(journal, "g")
     assert await journal.read_cursor("otlp") == 0
@@ -188,10 +195,7 @@ async def test_cursor_is_committed_without_new_entries(journal, tmp_path):
     await journal.flush()
     journal.advance("otlp", 1)
     await journal.flush()
-    path = str(tmp_path / "data" / "journal.db")
-    database = apsw.Connection(path, flags=apsw.SQLITE_OPEN_READONLY)
-    assert database.execute("SELECT position FROM cursors").get == 1
-    database.close()
+    assert journal._store.load_state().cursors == {"otlp": 1}
 
 
 # ---- when it becomes visible and durable ----
@@ -214,7 +218,7 @@ async def test_group_commits_within_its_interval_by_itself(tmp_path):
     await journal.close()
 
 
-async def test_strict_shows_nothing_that_is_not_on_disk(tmp_path):
+async def test_strict_shows_nothing_that_is_not_on_disk(tmp_path, each_store):
     journal = await Journal.open(tmp_path, durability=Durability.STRICT)
     follower = journal.follow("g")
     create(journal, "g")
@@ -258,7 +262,7 @@ async def test_wait_writable_blocks_until_pending_bytes_are_committed(tmp_path, 
 # ---- failures ----
 
 
-async def test_close_ends_waiting_followers_with_an_error(tmp_path):
+async def test_close_ends_waiting_followers_with_an_error(tmp_path, each_store):
     journal = await Journal.open(tmp_path)
     create(journal, "g")
     follower = asyncio.ensure_future(collect(journal.follow("g")))

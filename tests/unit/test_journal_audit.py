@@ -27,7 +27,7 @@ from whence_server.domain.errors import (
     RecordDamagedError,
 )
 from whence_server.generation.recovery import close_interrupted
-from whence_server.journal import sqlite_lookup
+from whence_server.journal import sql_lookup
 from whence_server.journal.journal import Journal
 from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.rows import ListFilter
@@ -270,7 +270,7 @@ async def test_reads_through_a_row_of_another_generation_are_refused(data_dir):
 @pytest.mark.parametrize("labels", ["no json", "[1]", '{"a": 1}', "x'ff'", '{"a": "\\ud800"}'])
 async def test_damaged_labels_do_not_fail_a_list(data_dir, labels, caplog, monkeypatch):
     # A row is named once in a process.
-    monkeypatch.setattr(sqlite_lookup, "_logged", set())
+    monkeypatch.setattr(sql_lookup, "_logged", set())
     value = f"CAST({labels} AS TEXT)" if labels.startswith("x'") else f"'{labels}'"
     change(data_dir, f"UPDATE generations SET labels = {value} WHERE generation_id = '{FIRST}'")
     journal = await Journal.open(data_dir)

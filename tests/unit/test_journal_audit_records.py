@@ -13,7 +13,7 @@ from whence_server.domain.audit import AuditAction, AuditEntry, AuditFilter, Dee
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import InvalidRequestError
 from whence_server.domain.tracing import TraceContext
-from whence_server.journal import audit_log, sqlite_store
+from whence_server.journal import audit_log, sql_reads
 from whence_server.journal.derive import derive_started_index
 from whence_server.journal.journal import Journal
 from whence_server.journal.retention.store import RemovalLimits
@@ -133,8 +133,8 @@ async def test_list_reads_an_index_and_no_steps(tmp_path: Path) -> None:
     """Hold the query to the index over generations, whose end is kind and position."""
     await (await fill(tmp_path)).close()
     connection = apsw.Connection(str(tmp_path / "journal.db"), flags=apsw.SQLITE_OPEN_READONLY)
-    query = f"EXPLAIN QUERY PLAN {sqlite_store.READ_AUDIT}"
-    plan = [row[3] for row in connection.execute(query, (99, 9))]
+    query = f"EXPLAIN QUERY PLAN {sql_reads.READ_AUDIT}"
+    plan = [row[3] for row in connection.execute(query, (1, 99, 9))]
     connection.close()
     terms = "writer=? AND generation=? AND offset=? AND kind=? AND position<?"
     assert plan == [f"SEARCH entries USING INDEX entries_by_generation ({terms})"]

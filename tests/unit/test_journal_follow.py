@@ -35,9 +35,17 @@ def hooks():
     return StoreHooks()
 
 
-@pytest.fixture(params=itertools.product(Durability, (None, "sealed")), ids=str)
-async def journal(request, tmp_path, hooks):
-    durability, form = request.param
+FORMS = [
+    *itertools.product(Durability, ["sqlite"], [None, "sealed"]),
+    *itertools.product(Durability, ["postgres"], [None]),
+]
+"""Durabilities, databases and forms of content."""
+
+
+@pytest.fixture(params=FORMS, ids=str)
+async def journal(request, tmp_path, hooks, use_store):
+    durability, store, form = request.param
+    use_store(store)
     journal = await Journal.open(
         tmp_path / "data",
         durability=durability,
@@ -50,7 +58,7 @@ async def journal(request, tmp_path, hooks):
 
 
 IN_CLEAR = pytest.mark.parametrize(
-    "journal", [(durability, None) for durability in Durability], indirect=True, ids=str
+    "journal", [(durability, "sqlite", None) for durability in Durability], indirect=True, ids=str
 )
 """Mark of tests that count stored bytes, of which encryption makes more."""
 

@@ -9,7 +9,7 @@ import pytest
 from large_journal import START_NS, large_journal
 from store_hooks import StoreHooks
 
-from whence_server.journal import sqlite_list, sqlite_lookup
+from whence_server.journal import sql_list, sql_lookup
 from whence_server.journal.journal import Journal
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import Durability, ListFilter
@@ -33,7 +33,7 @@ def page_and_steps(connection, list_filter, beyond=None, limit=50):
     ticks = []
     connection.set_progress_handler(lambda: bool(ticks.append(1)), 1_000)
     try:
-        page = sqlite_list.read_page(connection, list_filter, beyond, limit, 1 << 20)
+        page = sql_list.read_page(connection, list_filter, beyond, limit, 1 << 20)
     finally:
         connection.set_progress_handler(None)
     return page, len(ticks)
@@ -89,7 +89,7 @@ def test_all_pages_equal_a_plain_query(database, list_filter, number):
 
 
 def test_page_ends_after_max_examined_generations(database, monkeypatch):
-    monkeypatch.setattr(sqlite_list, "MAX_EXAMINED", 2_000)
+    monkeypatch.setattr(sql_list, "MAX_EXAMINED", 2_000)
     wanted = ListFilter(labels={"team": "blue"}, model="other")
     page, _ = page_and_steps(database, wanted)
     assert (page.rows, page.end) == (
@@ -107,10 +107,10 @@ def test_query_planner_uses_the_intended_indexes(database):
         (ListFilter(trace_id="7"), "generations_by_trace (trace_id=?"),
         (ListFilter(start_after_ns=5), "generations_by_start (start_time_ns>?"),
     ):
-        chosen = sqlite_list._choose_index(database, wanted)
-        conditions = sqlite_list._make_walk_conditions(chosen, wanted, None, None)
-        sql = f"SELECT 1 FROM {chosen.source} WHERE {sqlite_list._join_sql(conditions)}"
-        bindings = sqlite_list._collect_bindings(conditions)
+        chosen = sql_list._choose_index(database, wanted)
+        conditions = sql_list._make_walk_conditions(chosen, wanted, None, None)
+        sql = f"SELECT 1 FROM {chosen.source} WHERE {sql_list._join_sql(conditions)}"
+        bindings = sql_list._collect_bindings(conditions)
         plan = database.execute(f"EXPLAIN QUERY PLAN {sql}", bindings).fetchall()
         plans.append(plan)
         assert index in plan[0][3]
@@ -155,7 +155,9 @@ async def test_migration_fills_the_label_index(tmp_path, monkeypatch):
     database.execute(
         "DROP TABLE origins; DROP INDEX generations_kept; "
         "DROP TABLE owners; DROP TABLE labels; DROP INDEX generations_by_model; "
-        "ALTER TABLE cursors DROP COLUMN seal; INSERT INTO cursors VALUES ('otlp-spans', 3);"
+        "DROP TABLE cursors; "
+        "CREATE TABLE cursors (name TEXT PRIMARY KEY, position INTEGER NOT NULL) "
+        "STRICT, WITHOUT ROWID; INSERT INTO cursors VALUES ('otlp-spans', 3);"
         "UPDATE generations SET labels = 'none' WHERE started_position = 1"
     )
     database.pragma("user_version", 1)
@@ -180,7 +182,7 @@ def test_sqlite_steps_of_a_deletion_do_not_grow_with_the_journal(database, numbe
     ticks = []
     connection = store._connection
     connection.set_progress_handler(lambda: bool(ticks.append(1)), 100)
-    digests = sqlite_lookup.read_entry_digests(connection, generation_id)
+    digests = sql_lookup.read_entry_digests(connection, generation_id)
     store.write(Batch(deleted=[(generation_id, 2**62)], last_position=1))
     connection.set_progress_handler(None)
     assert len(digests[1]) == 2

@@ -14,7 +14,7 @@ from whence_server.journal.rows import ListFilter
 
 
 @pytest.fixture
-async def journal(tmp_path):
+async def journal(tmp_path, each_store):
     journal = await Journal.open(tmp_path)
     yield journal
     await journal.close()

@@ -17,7 +17,7 @@ from whence_server.journal.chain import hash_genesis
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import Durability
 from whence_server.journal.schema import migrate
-from whence_server.journal.sqlite_rows import make_entries_query
+from whence_server.journal.sql_rows import make_entries_query
 from whence_server.journal.verify import verify_journal
 
 OCCURRENCE = EntryKind.OCCURRENCE
@@ -25,8 +25,13 @@ OCCURRENCE = EntryKind.OCCURRENCE
 
 @pytest.fixture
 async def data_dir(tmp_path):
-    """A journal with two occurrences of a finished generation, and a running generation."""
-    journal = await Journal.open(tmp_path)
+    await fill(tmp_path)
+    return tmp_path
+
+
+async def fill(directory):
+    """Fill a journal: two occurrences of a finished generation, and a running generation."""
+    journal = await Journal.open(directory)
     begin(journal, FIRST, 1)
     journal.record_occurrence(FIRST, b"first")
     append_steps(journal, FIRST, Step(index=3).SerializeToString())
@@ -34,11 +39,11 @@ async def data_dir(tmp_path):
     end(journal, FIRST, 1)
     begin(journal, RUNNING, 2)
     await journal.close()
-    return tmp_path
 
 
-async def test_occurrences_are_outside_the_offsets_and_keep_their_bytes(data_dir):
-    journal = await Journal.open(data_dir)
+async def test_occurrences_are_outside_the_offsets_and_keep_their_bytes(tmp_path, each_store):
+    await fill(tmp_path)
+    journal = await Journal.open(tmp_path)
     entries = await journal.read_committed(0)
     step = EntryKind.STEP
     assert [(e.offset, e.kind) for e in entries if e.generation_id == FIRST] == [

@@ -14,6 +14,7 @@ from whence_server.journal.derive import derive_started_index
 from whence_server.journal.journal import Journal
 from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.rows import ListFilter
+from whence_server.journal.schema import MIGRATIONS, migrate
 from whence_server.journal.verify import verify_journal
 
 FINISHED = GenerationFinished(
@@ -28,7 +29,12 @@ def name(number: int) -> str:
 
 @pytest.fixture
 async def data_dir(tmp_path: Path) -> Path:
-    journal = await Journal.open(tmp_path)
+    await fill(tmp_path)
+    return tmp_path
+
+
+async def fill(directory: Path) -> None:
+    journal = await Journal.open(directory)
     for number, owner in OWNERS.items():
         message = started(name(number), number)
         message.owner = owner
@@ -39,7 +45,6 @@ async def data_dir(tmp_path: Path) -> Path:
     await journal.flush()
     await journal.delete(name(5), "carol")
     await journal.close()
-    return tmp_path
 
 
 def find(data_dir: Path) -> str:
@@ -55,8 +60,9 @@ async def list_ids(journal: Journal, **fields: object) -> list[str]:
             return found
 
 
-async def test_list_of_an_owner_has_its_generations_alone(data_dir: Path) -> None:
-    journal = await Journal.open(data_dir)
+async def test_list_of_an_owner_has_its_generations_alone(tmp_path: Path, each_store: str) -> None:
+    await fill(tmp_path)
+    journal = await Journal.open(tmp_path)
     assert await list_ids(journal) == [name(4), name(3), name(2), name(1)]
     assert await list_ids(journal, owner="alice") == [name(3), name(1)]
     assert await list_ids(journal, owner="alice", labels={"number": "2"}) == []
@@ -104,7 +110,12 @@ def test_changed_owners_are_found_and_rebuilt(data_dir: Path, statement: str) ->
 
 async def test_journal_of_the_version_before_has_no_owners(data_dir: Path) -> None:
     database = apsw.Connection(str(data_dir / "journal.db"))
+    earlier = apsw.Connection(":memory:")
+    migrate(earlier, MIGRATIONS[:2])
+    cursors = earlier.execute("SELECT sql FROM sqlite_schema WHERE name = 'cursors'").get
     database.execute("DROP TABLE owners; DROP TABLE origins; DROP INDEX generations_kept")
+    for statement in ("DROP TABLE cursors", cursors):
+        database.execute(statement)
     database.pragma("user_version", 2)
     database.close()
     assert find(data_dir) == ""

@@ -86,9 +86,12 @@ def _parse_value(field: dataclasses.Field[Any], source: str, text: str, is_path:
     Raises:
         ConfigurationError: it is malformed.
     """
-    if not is_path:
+    secret = field.metadata["secret"]
+    if not is_path and not secret:
         require_utf8(source, text)
     try:
         return field.metadata["parse"](text)
     except ValueError as error:
+        if secret:
+            raise ConfigurationError(f"{source}: {error}") from None
         raise ConfigurationError(f"{source} {text!r}: {error}") from None

@@ -16,6 +16,7 @@ from whence_server.config.access import AccessSettings, check_access
 from whence_server.config.checks import check_settings
 from whence_server.config.content import ContentSettings
 from whence_server.config.fields import declare_setting
+from whence_server.config.journal import JournalSettings, check_journal
 from whence_server.config.otlp import read_span_destination
 from whence_server.config.reading import add_field_arguments, read_field_values
 from whence_server.config.retention import RetentionSettings, check_retention
@@ -70,7 +71,12 @@ _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig(
-    ModelSettings, AccessSettings, ContentSettings, SealingSettings, RetentionSettings
+    ModelSettings,
+    JournalSettings,
+    AccessSettings,
+    ContentSettings,
+    SealingSettings,
+    RetentionSettings,
 ):
     """The settings of `whence-server serve`, validated."""
 
@@ -365,6 +371,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     check_settings(config)
     check_sealing(config)
     check_retention(config)
+    check_journal(config, config.journal_key)
     check_access(
         config, config.http_listen, config.metrics_listen, config.insecure_metrics_anywhere
     )

@@ -7,14 +7,19 @@ the latter wait in memory up to the journal's bound, beyond which they are inter
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple, Protocol
 
 from whence_server import logs
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.domain.errors import JournalUnwritableError
+from whence_server.domain.errors import (
+    GenerationElsewhereError,
+    JournalUnreachableError,
+    JournalUnwritableError,
+)
 from whence_server.domain.generation import Started
 from whence_server.generation.content.following import follow_whole
 from whence_server.generation.content.forms import StoredForms
@@ -90,6 +95,8 @@ class Recording:
         self.forms = forms or StoredForms()
         self.contents = contents or HeldContents()
         self.starting: dict[str, asyncio.Event] = {}
+        self._away: dict[str, JournalUnreachableError] = {}
+        """Errors by the ids that could not be held, because the database is away."""
 
     def check(self) -> None:
         """Raise if no new generation can be served.
@@ -115,6 +122,24 @@ class Recording:
             return GenerationRow(index, None)
         return await self._journal.look_up(generation_id)
 
+    @asynccontextmanager
+    async def hold(self, generation_id: str) -> AsyncIterator[None]:
+        """Hold an id for a generation that begins within the block.
+
+        Raises:
+            GenerationExistsError: the id was used before, or another server has taken it.
+            JournalUnwritableError: the database is away, and the policy is CLOSED.
+        """
+        async with AsyncExitStack() as held:
+            try:
+                await held.enter_async_context(self._journal.sharing.hold(generation_id))
+            except JournalUnreachableError as error:
+                if not self._is_open:
+                    raise
+                self._away[generation_id] = error
+                held.callback(self._away.pop, generation_id)
+            yield
+
     def begin(self, index: GenerationIndex, started: Started, kept_s: float = 0.0) -> Begun:
         """Record the start of a generation.
 
@@ -129,6 +154,8 @@ class Recording:
             JournalError: nothing more can be written.
         """
         try:
+            if (away := self._away.get(index.generation_id)) is not None:
+                raise away
             record = create_record(self._journal, self.forms, index, started, self.contents, kept_s)
         except JournalUnwritableError as error:
             if not self._is_open:
@@ -145,6 +172,17 @@ class Recording:
             extra={logs.GENERATION_ID: started.generation_id},
         )
         return Begun(started, self.unrecorded)
+
+    async def require_no_other_runs(self, generation_id: str) -> None:
+        """Check that a generation is known, and that no other server runs it.
+
+        Raises:
+            GenerationNotFoundError: it does not exist, or was deleted.
+            GenerationElsewhereError: another server runs it, which alone can stop it.
+        """
+        row = await self._journal.get(generation_id)
+        if row.finish is None and await self._journal.sharing.is_elsewhere(generation_id):
+            raise GenerationElsewhereError(generation_id)
 
     def follow(
         self, generation_id: str, after_offset: int, *, whole: bool = True

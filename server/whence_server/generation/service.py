@@ -250,7 +250,8 @@ class Generations:
             chat=ready.make_chat_record(request),
             owner=arrival.caller_id,
         )
-        async with self.recording.forms.prepare(started):
+        hold = self.recording.hold(generation_id)
+        async with self.recording.forms.prepare(started), hold:
             self._check_running()
             self._admit(started, request, arrival, ready.sent)
 
@@ -382,11 +383,11 @@ class Generations:
         """Stop a generation at once; do nothing if it has finished.
 
         Raises:
-            GenerationNotFoundError: the generation does not exist, or was deleted.
+            GenerationElsewhereError, GenerationNotFoundError: as `require_no_other_runs` does.
         """
         running = self._running.get(generation_id)
         if running is None:
-            await self._journal.get(generation_id)
+            await self.recording.require_no_other_runs(generation_id)
             return
         self._stop(running, FinishReason.CANCELLED, CancelledByCall(caller))
 

@@ -1,6 +1,6 @@
 """Comparison of every table's columns with the entries from which they follow."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,49 +9,45 @@ from google.protobuf.message import DecodeError
 
 from whence.v1 import call_pb2, deletion_pb2
 from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import JournalError, JournalUnwritableError
 from whence_server.journal import owner_index
 from whence_server.journal.chain import SECRET_BYTES, ChainRow, Origin
 from whence_server.journal.cursors import read_expected_seal
 from whence_server.journal.derive import EntriesDigest
 from whence_server.journal.expected import (
-    SELECT_STORED,
     Deletion,
     StoredRow,
     derive_row,
     parse_stored_row,
+    walk_stored_rows,
 )
 from whence_server.journal.findings import Finding, VerifyReport
 from whence_server.journal.label_index import make_label_rows
 from whence_server.journal.origin import read_origin
-from whence_server.journal.schema import MIGRATIONS, migrate
-from whence_server.journal.sqlite_lookup import collect_entry_digests
+from whence_server.journal.schema import CURSORS_OF_WRITERS_VERSION
+from whence_server.journal.sql_lookup import collect_entry_digests
 
-_WRITER = 1
 _FIRST_BOUND_VERSION = 2
 _FIRST_OWNED_VERSION = 3
-_PREPARED = frozenset(
-    {
-        "table labels",
-        "index labels_by_generation",
-        "index sqlite_autoindex_labels_1",
-    }
-)
-"""Objects that exist before the migration to version 2, which a crash may interrupt."""
 
 
 class Audit:
     """Comparison of the stored rows with those that the entries imply.
 
-    Call `begin`, then `take` with all entries in the chain's order, then `compare`.
+    Call `begin`, then `take` with all entries in the chain's order, then `compare`, and
+    `compare_shared` for one log of a database.
 
     Attributes:
         deletions: DELETED entries, by the position of the deleted generation's STARTED entry.
     """
 
-    def __init__(self, connection: Any, report: VerifyReport, version: int) -> None:
+    def __init__(
+        self, connection: Any, report: VerifyReport, version: int, writer: int = 1
+    ) -> None:
         self.deletions: dict[int, Deletion] = {}
         self._connection = connection
         self._report = report
+        self._writer = writer
         self._version = version
         self._bound = version >= _FIRST_BOUND_VERSION
         self._last_position = 0
@@ -62,7 +58,7 @@ class Audit:
 
     def begin(self) -> None:
         """Read the place at which the journal begins; call it before the other methods."""
-        self._origin = read_origin(self._connection)
+        self._origin = read_origin(self._connection, self._writer)
 
     def take(self, rows: list[ChainRow]) -> None:
         """Check the columns of entries that the chain's hash does not cover."""
@@ -82,13 +78,9 @@ class Audit:
     def compare(self) -> None:
         """Check all other tables; an unreadable table does not prevent the check of the others."""
         for name, stage in (
-            ("schema", self._check_schema),
             ("origins", self._check_origin),
-            ("writers", self._check_writers),
             ("generations", self._check_generations),
             ("missing rows", self._check_missing_rows),
-            ("labels without a generation", self._check_orphan_labels),
-            ("owners without a generation", self._check_orphan_owners),
             ("cursors", self._check_cursors),
         ):
             run_stage(self._report, name, stage)
@@ -97,6 +89,15 @@ class Audit:
                 f"{self._num_unbound} deletions were recorded by an earlier version, which did not "
                 "record the ids of deleted generations: these ids cannot be verified"
             )
+
+    def compare_shared(self) -> None:
+        """Check the rows that belong to no log."""
+        for name, stage in (
+            ("entries of unknown writers", self._check_unknown_writers),
+            ("labels without a generation", self._check_orphan_labels),
+            ("owners without a generation", self._check_orphan_owners),
+        ):
+            run_stage(self._report, name, stage)
 
     def _take_deletion(self, row: ChainRow, name: str) -> None:
         message = None
@@ -122,8 +123,8 @@ class Audit:
             self._add_detail("entries", name, "the payload is not a whence.v1.Call")
             return
         found = self._connection.execute(
-            "SELECT started_position FROM generations WHERE generation_id = ?",
-            (call.generation_id,),
+            "SELECT started_position FROM generations WHERE writer = ? AND generation_id = ?",
+            (self._writer, call.generation_id),
         ).fetchall()
         started = found[0][0] if found else 0
         if not found and self._is_removed(row.generation):
@@ -139,7 +140,7 @@ class Audit:
     # ---- generations ----
 
     def _check_generations(self) -> None:
-        for values in self._connection.execute(SELECT_STORED):
+        for values in walk_stored_rows(self._connection, self._writer):
             self._report.num_generations += 1
             run_stage(self._report, "generations", partial(self._check_generation, values))
 
@@ -147,7 +148,7 @@ class Audit:
         row = parse_stored_row(values)
         deletion = self.deletions.get(row.started_position)
         try:
-            expected = derive_row(self._connection, row.started_position, deletion)
+            expected = derive_row(self._connection, self._writer, row.started_position, deletion)
         except ValueError as error:
             self._add_detail("generations", row.name, str(error))
             return
@@ -177,7 +178,7 @@ class Audit:
         ((num_left,),) = self._connection.execute(
             "SELECT count(*) FROM entries WHERE writer = ? AND generation = ? AND position < ? "
             "AND payload IS NOT NULL",
-            (_WRITER, row.started_position, deletion.position),
+            (self._writer, row.started_position, deletion.position),
         )
         if num_left:
             self._add_detail(
@@ -191,7 +192,7 @@ class Audit:
         if self._is_removed(row.started_position):
             return
         entries = collect_entry_digests(
-            self._connection, row.started_position, None, deletion.position
+            self._connection, self._writer, row.started_position, None, deletion.position
         )
         found = EntriesDigest(entries)
         number, digest = found.number, found.compute()
@@ -203,13 +204,14 @@ class Audit:
             )
 
     def _check_labels(self, name: str, expected: set[tuple[str, str, int, str]]) -> None:
-        stored = set(
-            self._connection.execute(
-                "SELECT name, value, start_time_ns, generation_id FROM labels "
+        stored = {
+            (_decode(label), _decode(value), start, name)
+            for label, value, start in self._connection.execute(
+                "SELECT CAST(name AS BLOB), CAST(value AS BLOB), start_time_ns FROM labels "
                 "WHERE generation_id = ?",
                 (name,),
             )
-        )
+        }
         for row in sorted(stored ^ expected):
             what = "an extra row" if row in stored else "a missing row"
             self._add_detail("labels", name, f"{what}, {row[0]!r} = {row[1]!r} at {row[2]}")
@@ -226,14 +228,17 @@ class Audit:
             "SELECT e.position, e.generation FROM entries e WHERE e.writer = ? AND e.kind = ? "
             "AND NOT EXISTS (SELECT 1 FROM generations g WHERE g.writer = e.writer "
             "AND g.started_position = e.position)",
-            (_WRITER, EntryKind.STARTED),
+            (self._writer, EntryKind.STARTED),
         ):
             del generation_id
             self._add_detail(
                 "entries", f"position {position}", "its generation has no row in generations"
             )
+
+    def _check_unknown_writers(self) -> None:
         for (number,) in self._connection.execute(
-            "SELECT count(*) FROM entries WHERE writer <> ?", (_WRITER,)
+            "SELECT count(*) FROM entries e WHERE NOT EXISTS "
+            "(SELECT 1 FROM writers w WHERE w.writer = e.writer)"
         ):
             if number:
                 self._add_detail("entries", "", f"{number} rows belong to an unknown writer")
@@ -242,36 +247,44 @@ class Audit:
         if not self._bound:
             return
         for name, generation_id in self._connection.execute(
-            "SELECT l.name, l.generation_id FROM labels l WHERE NOT EXISTS "
+            "SELECT CAST(l.name AS BLOB), CAST(l.generation_id AS BLOB) FROM labels l "
+            "WHERE NOT EXISTS "
             "(SELECT 1 FROM generations g WHERE g.generation_id = l.generation_id)"
         ):
             self._add_detail(
-                "labels", str(generation_id), f"label {name!r} belongs to no generation"
+                "labels",
+                _decode(generation_id),
+                f"label {_decode(name)!r} belongs to no generation",
             )
 
     def _check_orphan_owners(self) -> None:
         if self._version < _FIRST_OWNED_VERSION:
             return
         for (generation_id,) in self._connection.execute(
-            "SELECT o.generation_id FROM owners o WHERE NOT EXISTS "
+            "SELECT CAST(o.generation_id AS BLOB) FROM owners o WHERE NOT EXISTS "
             "(SELECT 1 FROM generations g WHERE g.generation_id = o.generation_id)"
         ):
-            self._add_detail("owners", str(generation_id), "belongs to no generation")
+            self._add_detail("owners", _decode(generation_id), "belongs to no generation")
 
     # ---- the rest ----
 
     def _check_cursors(self) -> None:
         seal = "seal" if self._bound else "NULL"
-        for name, position, stored in self._connection.execute(
-            f"SELECT name, position, {seal} FROM cursors"  # noqa: S608 - constants only
+        own = "WHERE writer = ?" if self._version >= CURSORS_OF_WRITERS_VERSION else "WHERE ? = 1"
+        for raw_name, position, stored in self._connection.execute(
+            f"SELECT CAST(name AS BLOB), position, {seal} FROM cursors {own}",  # noqa: S608
+            (self._writer,),
         ):
+            name = raw_name.decode(errors="replace")
             if not 0 <= position <= self._last_position:
                 self._add_detail(
                     "cursors",
                     name,
                     f"position {position} is after the newest entry, {self._last_position}",
                 )
-            elif self._bound and stored != read_expected_seal(self._connection, name, position):
+            elif self._bound and stored != read_expected_seal(
+                self._connection, self._writer, name, position
+            ):
                 self._add_detail("cursors", name, f"position {position} does not match its seal")
 
     def _check_origin(self) -> None:
@@ -284,25 +297,6 @@ class Audit:
                 "deleted: the chain is verified from there on"
             )
 
-    def _check_writers(self) -> None:
-        writers = self._connection.execute("SELECT writer FROM writers").fetchall()
-        if writers != [(_WRITER,)]:
-            self._add_detail(
-                "writers", "", f"has rows {writers}; only writer {_WRITER} is expected"
-            )
-
-    def _check_schema(self) -> None:
-        fresh = apsw.Connection(":memory:")
-        migrate(fresh, MIGRATIONS[: max(self._version, 0)])
-        expected, stored = dict(_read_schema(fresh)), dict(_read_schema(self._connection))
-        fresh.close()
-        if not self._bound:
-            # The next version's index over labels is filled before the version changes.
-            stored = {key: sql for key, sql in stored.items() if key not in _PREPARED}
-        for key in sorted(expected.keys() | stored.keys()):
-            if stored.get(key) != expected.get(key):
-                self._add_detail("schema", key, "differs from the schema of this journal's version")
-
     def _add_difference(
         self, row: str, column: str, stored: object, expected: object, table: str = "generations"
     ) -> None:
@@ -312,19 +306,28 @@ class Audit:
         self._report.add(Finding(table, row, detail=detail))
 
 
+_UNREADABLE = (
+    apsw.Error,
+    JournalError,
+    UnicodeDecodeError,
+    ValueError,
+    TypeError,
+    OverflowError,
+)
+
+
 def run_stage(report: VerifyReport, name: str, stage: Callable[[], None]) -> bool:
     """Run one check; return False, and add a finding, if it cannot read the database."""
     try:
         stage()
-    except (apsw.Error, UnicodeDecodeError, ValueError, TypeError, OverflowError) as error:
+    except JournalUnwritableError:
+        raise  # The database is away: nothing is found out about its content.
+    except _UNREADABLE as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         report.add(Finding("database", name, detail=f"cannot be read: {first}"))
         return False
     return True
 
 
-def _read_schema(connection: Any) -> Iterator[tuple[str, tuple[str, str | None]]]:
-    for kind, name, table, sql in connection.execute(
-        "SELECT type, name, tbl_name, sql FROM sqlite_schema"
-    ):
-        yield f"{kind} {name}", (table, sql)
+def _decode(stored: bytes) -> str:
+    return stored.decode(errors="replace")

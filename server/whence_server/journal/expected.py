@@ -1,6 +1,7 @@
 """Rows of `generations` as they are stored, and as the entries imply them."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,9 +10,8 @@ from whence_server.domain.entries import EntryKind
 from whence_server.journal.derive import derive_finished_index, derive_started_index
 from whence_server.journal.label_index import parse_labels
 from whence_server.journal.rows import FinishIndex, GenerationIndex
-from whence_server.journal.sqlite_rows import bind_finish, bind_index
+from whence_server.journal.sql_rows import bind_finish, bind_index
 
-_WRITER = 1
 TEXTS = ("generation_id", "trace_id", "model", "request_digest", "prompt_preview", "text_preview")
 NUMBERS = (
     "writer",
@@ -27,8 +27,11 @@ SELECT_STORED = (
     + ", ".join(f"CAST({name} AS BLOB)" for name in TEXTS)
     + ", "
     + ", ".join(NUMBERS)
-    + ", CAST(labels AS BLOB), secret FROM generations ORDER BY started_position"
+    + ", CAST(labels AS BLOB), secret FROM generations "
+    "WHERE writer = ? AND started_position > ? ORDER BY started_position LIMIT ?"
 )
+_PLACE_OF_POSITION = len(TEXTS) + NUMBERS.index("started_position")
+_BEFORE_ALL, _CHUNK = -(2**63), 1_024
 _TOMBSTONE = {
     "trace_id": "",
     "model": "",
@@ -79,6 +82,14 @@ class ExpectedRow:
     owner: str = ""
 
 
+def walk_stored_rows(connection: Any, writer: int) -> Iterator[Any]:
+    """Yield the stored rows of a writer's generations, for `parse_stored_row`."""
+    last = _BEFORE_ALL
+    while rows := connection.execute(SELECT_STORED, (writer, last, _CHUNK)).fetchall():
+        yield from rows
+        last = rows[-1][_PLACE_OF_POSITION]
+
+
 def parse_stored_row(values: Any) -> StoredRow:
     """Parse one row of SELECT_STORED."""
     *columns, labels, secret = values
@@ -98,18 +109,20 @@ def parse_stored_row(values: Any) -> StoredRow:
     return StoredRow(named, parsed, secret)
 
 
-def derive_row(connection: Any, position: int, deletion: Deletion | None) -> ExpectedRow:
+def derive_row(
+    connection: Any, writer: int, position: int, deletion: Deletion | None
+) -> ExpectedRow:
     """Derive the row of the generation that starts at a position from its entries.
 
     Raises:
         ValueError: the entries are missing or damaged; the message says how.
     """
-    places = {"writer": _WRITER, "started_position": position}
+    places = {"writer": writer, "started_position": position}
     if deletion is not None:
         ids = {} if deletion.message is None else {"generation_id": deletion.message.generation_id}
         return ExpectedRow(places | ids | _TOMBSTONE, {})
-    index = derive_started_index(_read_started(connection, position))
-    finish = _read_finish(connection, position)
+    index = derive_started_index(_read_started(connection, writer, position))
+    finish = _read_finish(connection, writer, position)
     return ExpectedRow(places | derive_columns(index, finish), dict(index.labels), index.owner)
 
 
@@ -139,9 +152,9 @@ def encode_labels(labels: dict[str, str]) -> str:
     return json.dumps(labels)
 
 
-def _read_started(connection: Any, position: int) -> bytes:
+def _read_started(connection: Any, writer: int, position: int) -> bytes:
     found = connection.execute(
-        "SELECT kind, payload FROM entries WHERE writer = ? AND position = ?", (_WRITER, position)
+        "SELECT kind, payload FROM entries WHERE writer = ? AND position = ?", (writer, position)
     ).fetchall()
     if not found or found[0][0] != EntryKind.STARTED:
         raise ValueError(f"no generation starts at position {position}")
@@ -151,11 +164,11 @@ def _read_started(connection: Any, position: int) -> bytes:
     return payload
 
 
-def _read_finish(connection: Any, position: int) -> FinishIndex | None:
+def _read_finish(connection: Any, writer: int, position: int) -> FinishIndex | None:
     found = connection.execute(
         "SELECT kind, payload FROM entries WHERE writer = ? AND generation = ? "
         'ORDER BY "offset" DESC LIMIT 1',
-        (_WRITER, position),
+        (writer, position),
     ).fetchall()
     if not found or found[0][0] != EntryKind.FINISHED or found[0][1] is None:
         return None

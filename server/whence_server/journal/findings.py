@@ -34,9 +34,10 @@ class VerifyReport:
     """Result of a verification."""
 
     num_entries: int = 0
-    """Number of entries before the first fault of the chain."""
-    head: str = ""
-    """Hash of the last intact entry, in hex: note it elsewhere, with the number of entries."""
+    """Number of entries before the first fault of each log's chain, all logs together."""
+    heads: list[str] = field(default_factory=list)
+    """Hash of each log's last intact entry, in hex: note it elsewhere, with the number of entries.
+    """
     num_generations: int = 0
     chain_intact: bool = True
     num_findings: int = 0
@@ -44,6 +45,11 @@ class VerifyReport:
     """The first thousand findings."""
     notes: list[str] = field(default_factory=list)
     """Remarks that are not faults."""
+
+    @property
+    def head(self) -> str:
+        """Heads of all logs, with commas between; one for a journal of one server."""
+        return ", ".join(self.heads)
 
     @property
     def intact(self) -> bool:

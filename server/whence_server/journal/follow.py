@@ -11,6 +11,7 @@ async def follow(
     live: LiveGeneration | None,
     read: Callable[[int], Awaitable[list[Entry]]],
     check: Callable[[], None],
+    wait_elsewhere: Callable[[], Awaitable[bool]],
     *,
     after_offset: int,
     max_batch_bytes: int,
@@ -21,6 +22,7 @@ async def follow(
         live: the generation, if it is running.
         read: reads the entries on disk after an offset; the last entry if there are none.
         check: raises if no new entry can be committed.
+        wait_elsewhere: waits for news if another server may run the generation; else returns False.
         after_offset: offset up to which entries are skipped.
         max_batch_bytes: limit of the payloads in a batch; a single entry may exceed it.
 
@@ -46,6 +48,8 @@ async def follow(
         sound = _truncate_at_gap(batch, cursor)
         if sound:
             yield sound
+        elif batch[-1].offset <= cursor and not _is_end(batch) and await wait_elsewhere():
+            continue
         if len(sound) < len(batch):
             raise _make_missing_error(batch[0].generation_id, sound[-1].offset if sound else cursor)
         if _is_end(batch):

@@ -7,6 +7,7 @@ from whence_server.domain.entries import Entry
 from whence_server.journal.follow import follow
 from whence_server.journal.log import Log
 from whence_server.journal.readers import Readers
+from whence_server.journal.sharing.sharing import Sharing
 from whence_server.journal.store import Store
 from whence_server.journal.tail import LiveGeneration
 
@@ -19,10 +20,11 @@ BATCH_ENTRIES = 1_024
 class Following:
     """Readers that follow one log; its methods are those of `Journal`."""
 
-    def __init__(self, log: Log, store: Store, readers: Readers) -> None:
+    def __init__(self, log: Log, store: Store, readers: Readers, sharing: Sharing) -> None:
         self._log = log
         self._store = store
         self._readers = readers
+        self._sharing = sharing
 
     def follow(
         self, generation_id: str, after_offset: int = 0, max_batch_bytes: int = BATCH_BYTES
@@ -44,6 +46,7 @@ class Following:
             live,
             partial(self._read_next, generation_id, max_batch_bytes),
             partial(self.check, live),
+            partial(self._sharing.wait_elsewhere, generation_id),
             after_offset=min(after_offset, MAX_OFFSET),
             max_batch_bytes=max_batch_bytes,
         )

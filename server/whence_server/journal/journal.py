@@ -1,7 +1,9 @@
 """The journal's interface for the event loop: append, follow, read, delete, verify."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 
 from whence_server.domain.entries import Entry, EntryKind
@@ -33,6 +35,7 @@ from whence_server.journal.rows import (
 from whence_server.journal.sealing.forms import CLEAR_FORMS, Forms
 from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.journal.sealing.sealed_store import SealedStore
+from whence_server.journal.sharing.sharing import Sharing
 from whence_server.journal.signal import Signal
 from whence_server.journal.sqlite_store import SqliteStore
 from whence_server.journal.store import State, Store
@@ -54,6 +57,7 @@ class Journal:
         forms: forms in which entries and labels are stored.
         audit: its audit records.
         stored: bytes that each caller has in it.
+        sharing: the parts for a database of several servers.
     """
 
     def __init__(
@@ -85,13 +89,22 @@ class Journal:
         self.forms = forms
         self._cursors = dict(state.cursors)
         self._readers = Readers()
-        self._following = Following(self._log, store, self._readers)
+        self.sharing = Sharing(store, self._log, self._readers, self.delete)
+        self._following = Following(self._log, store, self._readers, self.sharing)
         self._lookup = Lookup(self._log, store, self._readers)
         self._deletion = Deletion(self._log, store, self._readers, forms.find_key_id)
         self.audit = AuditLog(self._log, store, self._readers)
         self.stored = StoredBytes(store, self._readers, self._lookup.flush_pending)
         self._log.on_append = self.stored.add
         self._release = release
+        self._join = partial(
+            Journal,
+            durability=durability,
+            commit_interval_s=commit_interval_s,
+            max_pending_bytes=max_pending_bytes,
+            tail_entries=tail_entries,
+            patience_s=patience_s,
+        )
 
     @classmethod
     async def open(
@@ -103,7 +116,7 @@ class Journal:
         max_pending_bytes: int = 16 << 20,
         tail_entries: int = 64,
         patience_s: float = DEFAULT_PATIENCE_S,
-        open_store: Callable[[Path, Durability], Store] = SqliteStore,
+        open_store: Callable[[Path, Durability], Store] | None = None,
         sealing: SealingOptions | None = None,
     ) -> "Journal":
         """Open the log in a directory; create both if they do not exist.
@@ -116,7 +129,7 @@ class Journal:
             tail_entries: number of committed entries of each running generation to keep in memory.
             patience_s: seconds that the journal may be unwritable before readers that follow a
                 generation get an error.
-            open_store: opens the database at a path; called in a thread.
+            open_store: opens the database at a path; called in a thread. None: SQLite.
             sealing: keys by which content is encrypted; None to store it in clear.
 
         Raises:
@@ -124,7 +137,7 @@ class Journal:
                 of a newer version, SQLite is too old, or the keys are missing or wrong.
         """
         lock, store, state, forms = await asyncio.to_thread(
-            open_directory, data_dir, durability, open_store, sealing
+            open_directory, data_dir, durability, open_store or SqliteStore, sealing
         )
         return cls(
             store,
@@ -137,6 +150,15 @@ class Journal:
             release=lock.release,
             forms=forms,
         )
+
+    async def take_over(self) -> "Journal | None":
+        """Open the log of a server that died or left something to do; None if there is none.
+
+        Raises:
+            JournalError: the database is away, or the log is damaged.
+        """
+        found = await self.sharing.take_over()
+        return None if found is None else self._join(*found, release=lambda: None)
 
     @property
     def size_bytes(self) -> int:
@@ -245,6 +267,24 @@ class Journal:
         """Return an endless generator of all committed entries, as `Following.follow_all`."""
         return self._following.follow_all(after_position, max_batch_bytes)
 
+    async def follow_logs(
+        self, reached: Mapping[bytes, int], max_batch_bytes: int = BATCH_BYTES
+    ) -> AsyncGenerator[tuple[bytes, list[Entry]], None]:
+        """Yield the ids of logs with their committed entries, without an end, as `follow_all`.
+
+        Args:
+            reached: position up to which entries are skipped, by the id of the log; 0 for others.
+            max_batch_bytes: limit of the payloads in a batch.
+        """
+        batches = self.sharing.follow_logs(reached, max_batch_bytes)
+        if batches is None:
+            async for entries in self.follow_all(reached.get(self.id, 0), max_batch_bytes):
+                yield self.id, entries
+            return
+        async with aclosing(batches):
+            async for log_id, entries in batches:
+                yield log_id, entries
+
     async def read_committed(
         self, after_position: int, limit: int = BATCH_ENTRIES, max_bytes: int = 4 << 20
     ) -> list[Entry]:
@@ -296,6 +336,9 @@ class Journal:
         """
         self.check_writable()
         row = await self.get(generation_id)
+        if (writer := await self.sharing.find_other_writer(generation_id)) is not None:
+            await self.sharing.delete_elsewhere(writer, generation_id, caller_id)
+            return
         # A generation that is not running and has no finish is damaged: it can be deleted.
         if row.finish is None and self._log.get_live(generation_id) is not None:
             raise GenerationRunningError(generation_id)
@@ -390,6 +433,7 @@ class Journal:
             JournalError: pending entries could not be written.
         """
         await self._deletion.close()
+        await self.sharing.close()
         try:
             await self._log.writer.close()
         finally:

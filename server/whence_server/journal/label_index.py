@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS labels (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS labels_by_generation ON labels (generation_id);
 """
-INSERT = "INSERT OR IGNORE INTO labels VALUES (?, ?, ?, ?)"
+INSERT = "INSERT INTO labels VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _SLICE = 2_000
 
 
@@ -53,10 +53,10 @@ def prepare(connection: Any) -> None:
     Unreadable labels are left out: `verify` reports them, and a rebuild restores them.
     """
     connection.execute(_SCHEMA)
-    last = ""
+    last = b""
     while rows := connection.execute(
-        "SELECT generation_id, start_time_ns, CAST(labels AS BLOB) FROM generations "
-        "WHERE generation_id > ? AND deleted = 0 ORDER BY generation_id LIMIT ?",
+        "SELECT CAST(generation_id AS BLOB), start_time_ns, CAST(labels AS BLOB) FROM generations "
+        "WHERE generation_id > CAST(? AS TEXT) AND deleted = 0 ORDER BY generation_id LIMIT ?",
         (last, _SLICE),
     ).fetchall():
         with connection:
@@ -64,13 +64,13 @@ def prepare(connection: Any) -> None:
         last = rows[-1][0]
 
 
-def _parse_rows(rows: Iterable[tuple[str, int, bytes]]) -> Iterator[tuple[str, str, int, str]]:
-    for generation_id, start_time_ns, stored in rows:
+def _parse_rows(rows: Iterable[tuple[bytes, int, bytes]]) -> Iterator[tuple[str, str, int, str]]:
+    for raw_id, start_time_ns, stored in rows:
         try:
             labels = parse_labels(stored)
         except ValueError:
             continue
-        yield from make_label_rows(generation_id, start_time_ns, labels)
+        yield from make_label_rows(raw_id.decode(errors="replace"), start_time_ns, labels)
 
 
 def _replace_surrogates(label: str) -> str:

@@ -35,6 +35,7 @@ class Log:
     Attributes:
         writer: commits what is appended.
         on_append: called with the owner and the size of each entry of a generation.
+        held_ids: ids that a generation may take without a look-up.
 
     Appending is synchronous and touches no disk. While the disk is full or failing, running
     generations may append and no new one starts. Every later write or wait raises a final error
@@ -63,6 +64,7 @@ class Log:
         """CALL entries appended during the deletion of a generation, by generation id."""
         self._num_left_out = 0
         self._num_audits_left_out = 0
+        self.held_ids: set[str] = set()
         self._forms = forms
         self.on_append: Callable[[str, int], None] = lambda *_: None
         self._live = {
@@ -122,10 +124,10 @@ class Log:
         generation_id = index.generation_id
         if generation_id in self._live:
             raise GenerationExistsError(generation_id)
-        # One index look-up, in this thread: readers never wait for the writer, and a duplicate
-        # found only at the commit would make a whole batch fail.
-        if (row := self._store.find_generation(generation_id)) is not None:
-            raise GenerationExistsError(generation_id, deleted=row.deleted)
+        # A duplicate found only at the commit would make a whole batch fail. Without a hold, one
+        # index look-up in this thread: readers never wait for the writer.
+        if generation_id not in self.held_ids:
+            self._store.take_id(generation_id)
         live = LiveGeneration(
             index,
             secrets.token_bytes(SECRET_BYTES),

@@ -13,7 +13,6 @@ CREATE TABLE origins (
 CREATE INDEX generations_kept ON generations (writer, started_position) WHERE deleted = 0;
 """
 
-_WRITER = 1
 # A deletion's record is the last trace of its generation: the row goes with it.
 _FORGET = """
     DELETE FROM generations WHERE writer = ? AND deleted = 1 AND started_position IN (
@@ -26,21 +25,21 @@ _SET = """
 """
 
 
-def read_origin(connection: Any) -> Origin | None:
-    """Return the place at which a journal begins; None if no entry was removed."""
+def read_origin(connection: Any, writer: int = 1) -> Origin | None:
+    """Return the place at which a writer's log begins; None if no entry was removed."""
     exists = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'origins'").fetchall()
     if not exists:
         return None
     found = connection.execute(
-        "SELECT position, hash FROM origins WHERE writer = ?", (_WRITER,)
+        "SELECT position, hash FROM origins WHERE writer = ?", (writer,)
     ).fetchall()
     return Origin(*found[0]) if found else None
 
 
-def remove_entries(connection: Any, origin: Origin) -> None:
-    """Remove the entries up to a position, in the transaction of the caller."""
-    connection.execute(_FORGET, (_WRITER, _WRITER, origin.position))
+def remove_entries(connection: Any, writer: int, origin: Origin) -> None:
+    """Remove the entries of a writer's log up to a position, in the transaction of the caller."""
+    connection.execute(_FORGET, (writer, writer, origin.position))
     connection.execute(
-        "DELETE FROM entries WHERE writer = ? AND position <= ?", (_WRITER, origin.position)
+        "DELETE FROM entries WHERE writer = ? AND position <= ?", (writer, origin.position)
     )
-    connection.execute(_SET, (_WRITER, *origin))
+    connection.execute(_SET, (writer, *origin))

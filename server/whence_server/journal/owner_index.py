@@ -14,7 +14,10 @@ CREATE TABLE owners (
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX owners_by_generation ON owners (generation_id);
 """
-INSERT = "INSERT OR REPLACE INTO owners VALUES (?, ?, ?)"
+INSERT = """
+    INSERT INTO owners VALUES (?, ?, ?) ON CONFLICT (generation_id)
+    DO UPDATE SET owner = excluded.owner, start_time_ns = excluded.start_time_ns
+"""
 DELETE = "DELETE FROM owners WHERE generation_id = ?"
 COLUMN = "(SELECT CAST(o.owner AS BLOB) FROM owners o WHERE o.generation_id = g.generation_id)"
 """Owner of a row of `generations g`; NULL without one."""
@@ -48,6 +51,6 @@ def read_owners(connection: Any, generation_id: str) -> list[tuple[str, int]]:
 def measure_owner(connection: Any, owner: str) -> Owned:
     """Count the bytes of the entries of an owner's generations, and find the oldest of these."""
     name = owner.encode(errors="replace").decode()
-    num_bytes: int = connection.execute(_MEASURE, (name,)).get
+    ((num_bytes,),) = connection.execute(_MEASURE, (name,)).fetchall()
     oldest = connection.execute(_OLDEST, (name,))
-    return Owned(num_bytes, tuple(found.decode(errors="replace") for (found,) in oldest))
+    return Owned(int(num_bytes), tuple(found.decode(errors="replace") for (found,) in oldest))

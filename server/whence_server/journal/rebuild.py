@@ -9,13 +9,13 @@ from whence_server.journal import cursors, label_index, owner_index
 from whence_server.journal.audit import Audit
 from whence_server.journal.chain import ChainRow
 from whence_server.journal.expected import (
-    SELECT_STORED,
     Deletion,
     ExpectedRow,
     StoredRow,
     derive_row,
     encode_labels,
     parse_stored_row,
+    walk_stored_rows,
 )
 from whence_server.journal.findings import VerifyReport
 from whence_server.journal.lock import DirectoryLock
@@ -64,8 +64,8 @@ def _rebuild(connection: Any) -> int:
     changed = len(differing) + _rebuild_labels(connection)
     changed += _rebuild_owners(connection, audit.deletions)
     changed += _drop_nameless_cursors(connection)
-    for name, position in cursors.load_cursors(connection).items():
-        cursors.advance(connection, {name: position})
+    for name, position in cursors.load_cursors(connection, 1).items():
+        cursors.advance(connection, 1, {name: position})
     return changed
 
 
@@ -79,11 +79,11 @@ def _find_differing(
     connection: Any, deletions: dict[int, Deletion]
 ) -> list[tuple[StoredRow, ExpectedRow]]:
     differing = []
-    for values in connection.execute(SELECT_STORED).fetchall():
+    for values in list(walk_stored_rows(connection, 1)):
         row = parse_stored_row(values)
         deletion = deletions.get(row.started_position)
         try:
-            expected = derive_row(connection, row.started_position, deletion)
+            expected = derive_row(connection, 1, row.started_position, deletion)
         except ValueError:
             continue
         same = all(row.columns[column] == value for column, value in expected.columns.items())
@@ -125,7 +125,7 @@ def _rebuild_owners(connection: Any, deletions: dict[int, Deletion]) -> int:
         "SELECT started_position FROM generations WHERE deleted = 0"
     ).fetchall():
         try:
-            expected = derive_row(connection, position, deletions.get(position))
+            expected = derive_row(connection, 1, position, deletions.get(position))
         except ValueError:
             continue
         if expected.owner:

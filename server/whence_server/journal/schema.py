@@ -1,4 +1,7 @@
-"""SQLite schema as a list of numbered migrations; old migrations are never edited."""
+"""Schema as a list of numbered migrations in SQLite's SQL; old migrations are never edited.
+
+`postgres.dialect` translates them: a journal in PostgreSQL has the same tables and versions.
+"""
 
 from typing import Any
 
@@ -62,8 +65,30 @@ ALTER TABLE cursors ADD COLUMN seal BLOB; -- binds it to the entry that it stand
 UPDATE generations SET finish_reason = 0 WHERE deleted = 1;
 """
 
+# A database of several servers holds a log of each, with cursors of its own.
+_CURSORS_OF_WRITERS = """
+CREATE TABLE cursors_of_writers (
+    writer INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    seal BLOB, -- binds it to the entry that it stands at
+    PRIMARY KEY (writer, name)
+) STRICT, WITHOUT ROWID;
+INSERT INTO cursors_of_writers SELECT 1, name, position, seal FROM cursors;
+DROP TABLE cursors;
+ALTER TABLE cursors_of_writers RENAME TO cursors;
+"""
+
 # Generations of earlier versions have no owner.
-MIGRATIONS: tuple[str, ...] = (_INITIAL, _BOUND_COLUMNS, owner_index.SCHEMA, origin.SCHEMA)
+MIGRATIONS: tuple[str, ...] = (
+    _INITIAL,
+    _BOUND_COLUMNS,
+    owner_index.SCHEMA,
+    origin.SCHEMA,
+    _CURSORS_OF_WRITERS,
+)
+CURSORS_OF_WRITERS_VERSION = MIGRATIONS.index(_CURSORS_OF_WRITERS) + 1
+"""First version whose cursors name the writer of their log."""
 _PREPARATIONS = {2: label_index.prepare}
 """Functions that run before a migration, in their own transactions; may run repeatedly."""
 _COMPLETIONS = {2: seal_cursors}

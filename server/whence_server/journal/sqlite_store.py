@@ -2,89 +2,37 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import apsw
 
-from whence_server.domain.entries import Entry, EntryKind
-from whence_server.domain.errors import ConfigurationError, JournalError
+from whence_server.domain.errors import ConfigurationError, GenerationExistsError, JournalError
 from whence_server.domain.retention import LabelPattern
-from whence_server.journal import cursors, label_index, owner_index, sqlite_list, sqlite_lookup
-from whence_server.journal.chain import ChainRow, Origin, digest_payload
-from whence_server.journal.derive import EntryDigest
-from whence_server.journal.label_index import make_label_rows
+from whence_server.journal.chain import Origin
 from whence_server.journal.listing import PageKey
-from whence_server.journal.origin import read_origin, remove_entries
 from whence_server.journal.retention import sqlite_queries
 from whence_server.journal.retention.store import Candidate, RemovalLimits
-from whence_server.journal.rows import Durability, GenerationRow, ListFilter
+from whence_server.journal.rows import Durability
 from whence_server.journal.schema import migrate
+from whence_server.journal.sql_reads import SqlReads
+from whence_server.journal.sql_writes import write_batch
 from whence_server.journal.sqlite_errors import translate_corruption, translate_transient_errors
-from whence_server.journal.sqlite_rows import (
-    INDEX_COLUMNS,
-    bind_finish,
-    bind_generation,
-    make_entries_query,
-    read_entries,
-    read_own_entries,
-)
-from whence_server.journal.sqlite_state import load_state
-from whence_server.journal.store import Batch, Owned, Page, State
+from whence_server.journal.store import Batch, NewEntry
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _OLDEST_SQLITE = (3, 51, 3)
 # Only a checkpoint waits, for a reader.
 _BUSY_MS = 1_000
 _MAX_LOG_BYTES = 64 << 20
-_ALL_BYTES = 2**62
 # Number of the writer: each database has one.
 _WRITER = 1
 
-_INSERT_GENERATION = f"""
-    INSERT INTO generations (writer, started_position, secret, {INDEX_COLUMNS})
-    VALUES ({_WRITER}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""  # noqa: S608  # constants only
 _INSERT_ENTRY = f"INSERT INTO entries VALUES ({_WRITER}, ?, ?, ?, ?, ?, NULL, ?)"  # noqa: S608
-_INSERT_DESTROYED = f"INSERT INTO entries VALUES ({_WRITER}, ?, ?, ?, ?, NULL, ?, ?)"  # noqa: S608
-_INSERT_OUTSIDE = f"""
-    INSERT INTO entries VALUES (
-        {_WRITER}, ?,
-        coalesce((SELECT started_position FROM generations WHERE generation_id = ?), 0),
-        0, ?, ?, NULL, ?
-    )
-"""  # noqa: S608  # constants only
-_FINISH = """
-    UPDATE generations SET finish_reason = ?, num_generated_tokens = ?, text_preview = ?
-    WHERE generation_id = ?
-"""
-_BURY = """
-    UPDATE generations SET secret = NULL, trace_id = '', model = '', start_time_ns = 0,
-        request_digest = '', labels = '{}', prompt_preview = '', num_prompt_tokens = 0,
-        finish_reason = 0, num_generated_tokens = 0, text_preview = '', deleted = 1
-    WHERE generation_id = ?
-"""
-_READ_ALL = f"""
-    SELECT position, CAST(coalesce(generation_id, '') AS BLOB), "offset", kind,
-        coalesce(payload, x'')
-    FROM entries e LEFT JOIN generations g
-        ON g.writer = e.writer AND g.started_position = e.generation
-    WHERE e.writer = {_WRITER} AND position > ? ORDER BY position LIMIT ?
-"""  # noqa: S608  # constants only
-# The index over generations has kind and position at its end: AUDIT entries have generation 0.
-READ_AUDIT = f"""
-    SELECT position, x'', 0, kind, coalesce(payload, x'') FROM entries
-    INDEXED BY entries_by_generation
-    WHERE writer = {_WRITER} AND generation = 0 AND "offset" = 0
-        AND kind = {EntryKind.AUDIT:d} AND position < ? ORDER BY position DESC LIMIT ?
-"""  # noqa: S608  # constants only
-_CHAIN = f"""
-    SELECT position, generation, "offset", kind, payload, inner_digest, hash, secret
-    FROM entries e LEFT JOIN generations g
-        ON g.writer = e.writer AND g.started_position = e.generation
-    WHERE e.writer = {_WRITER} AND position > ? ORDER BY position LIMIT ?
-"""  # noqa: S608  # constants only
 
 
 def check_sqlite_version(version: str) -> None:
@@ -100,12 +48,10 @@ def check_sqlite_version(version: str) -> None:
         )
 
 
-class SqliteStore:
-    """One connection that writes, and one that reads for each reading thread.
+class SqliteStore(SqlReads):
+    """One connection that writes, and one that reads for each reading thread."""
 
-    Attributes:
-        writer_id: the log's UUID, 16 bytes, chosen when the database is created.
-    """
+    writer = _WRITER
 
     def __init__(self, path: Path, durability: Durability) -> None:
         """Open or create the database, and bring its schema up to date.
@@ -151,22 +97,7 @@ class SqliteStore:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
-            connection.executemany(_INSERT_GENERATION, map(bind_generation, batch.generations))
-            for new in batch.generations:
-                index = new.index
-                rows = make_label_rows(index.generation_id, index.start_time_ns, index.labels)
-                connection.executemany(label_index.INSERT, rows)
-                if index.owner:
-                    connection.execute(owner_index.INSERT, owner_index.bind_owner(index))
-            connection.executemany(_INSERT_ENTRY, batch.entries)
-            connection.executemany(_INSERT_OUTSIDE, batch.outside)
-            connection.executemany(_FINISH, map(bind_finish, batch.finished))
-            for generation_id, before in batch.deleted:
-                self._destroy(generation_id, before)
-            if batch.removed is not None:
-                remove_entries(connection, batch.removed)
-                cursors.move_to_origin(connection, batch.removed.position)
-            cursors.advance(connection, batch.cursors)
+            write_batch(connection, _WRITER, batch, self._insert_entries)
             connection.execute("COMMIT")
         except BaseException:
             # After a full disk SQLite has already rolled back.
@@ -175,36 +106,8 @@ class SqliteStore:
                     connection.execute("ROLLBACK")
             raise
 
-    def _destroy(self, generation_id: str, before: int) -> None:
-        found = self._connection.execute(
-            "SELECT started_position, secret FROM generations WHERE generation_id = ?",
-            (generation_id,),
-        ).fetchall()
-        if not found:
-            return  # A damaged row must not make the whole batch fail.
-        ((generation, secret),) = found
-        rows = self._connection.execute(
-            'SELECT position, "offset", kind, payload, hash '
-            "FROM entries INDEXED BY entries_by_generation WHERE writer = ? "
-            "AND generation = ? AND payload IS NOT NULL AND position < ? ORDER BY position",
-            (_WRITER, generation, before),
-        ).fetchall()
-        # SQLite merges no pages whose rows shrink: an update would leave the file as large as it
-        # is. Rows that go and come back are packed, in order.
-        self._connection.executemany(
-            "DELETE FROM entries WHERE writer = ? AND position = ?",
-            ((_WRITER, position) for position, *_ in rows),
-        )
-        self._connection.executemany(
-            _INSERT_DESTROYED,
-            (
-                (position, generation, offset, kind, digest_payload(kind, secret, payload), link)
-                for position, offset, kind, payload, link in rows
-            ),
-        )
-        self._connection.execute(_BURY, (generation_id,))
-        self._connection.execute("DELETE FROM labels WHERE generation_id = ?", (generation_id,))
-        self._connection.execute(owner_index.DELETE, (generation_id,))
+    def _insert_entries(self, entries: Iterable[NewEntry]) -> None:
+        self._connection.executemany(_INSERT_ENTRY, entries)
 
     def truncate_log(self) -> bool:
         """Remove deleted content from the write-ahead log; return False if a reader holds it.
@@ -227,84 +130,14 @@ class SqliteStore:
 
     # ---- any thread ----
 
-    def load_state(self) -> State:
-        """Read the state of the log."""
-        with self._open_snapshot() as connection:
-            return load_state(connection, self.writer_id)
-
-    def find_generation(self, generation_id: str) -> GenerationRow | None:
-        """Return a generation's row, deleted or not; None if the id is unknown."""
-        with self._open_snapshot() as connection:
-            return sqlite_lookup.find_generation(connection, generation_id)
-
-    def read_page(
-        self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
-    ) -> Page:
-        """Return a page of generations, newest first, without deleted ones."""
-        with self._open_snapshot() as connection:
-            return sqlite_list.read_page(connection, list_filter, beyond, limit, max_bytes)
-
-    def read_entry_digests(self, generation_id: str) -> tuple[int, list[EntryDigest]]:
-        """Return the position of a generation's STARTED entry, and its entries' digests."""
-        with self._open_snapshot() as connection:
-            return sqlite_lookup.read_entry_digests(connection, generation_id)
-
-    def read(
-        self,
-        generation_id: str,
-        after_offset: int,
-        *,
-        limit: int,
-        max_bytes: int,
-        kinds: Collection[EntryKind] | None = None,
-    ) -> list[Entry]:
-        """Read a generation's own entries up to either bound; at least one if there is one.
+    def take_id(self, generation_id: str) -> None:
+        """Raise if an id was used before.
 
         Raises:
-            GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its rows are damaged.
+            GenerationExistsError: it was.
         """
-        with self._open_snapshot() as connection:
-            generation = sqlite_lookup.find_started_position(connection, generation_id)
-            rows = connection.execute(
-                make_entries_query(kinds), (_WRITER, generation, after_offset, limit)
-            )
-            return read_own_entries(generation_id, rows, max_bytes)
-
-    def read_last(self, generation_id: str) -> Entry:
-        """Return a generation's newest own entry.
-
-        Raises:
-            GenerationNotFoundError: it is not known, or was deleted.
-            RecordDamagedError: its rows are damaged.
-        """
-        with self._open_snapshot() as connection:
-            return sqlite_lookup.read_last_entry(connection, generation_id)
-
-    def read_all(self, after_position: int, *, limit: int, max_bytes: int) -> list[Entry]:
-        """Read entries of all kinds by position, up to either bound."""
-        with self._open_snapshot() as connection:
-            return read_entries(connection.execute(_READ_ALL, (after_position, limit)), max_bytes)
-
-    def read_audit(self, before_position: int, limit: int) -> list[Entry]:
-        """Read AUDIT entries before a position, the newest first."""
-        with self._open_snapshot() as connection:
-            rows = connection.execute(READ_AUDIT, (before_position, limit))
-            return read_entries(rows, _ALL_BYTES)
-
-    def measure_owner(self, owner: str) -> Owned:
-        """Count the bytes of the entries of a caller's generations."""
-        with self._open_snapshot() as connection:
-            return owner_index.measure_owner(connection, owner)
-
-    def read_chain(self, after_position: int, limit: int) -> list[ChainRow]:
-        """Read entries with everything that their hashes cover."""
-        return [ChainRow(*row) for row in self._read_rows(_CHAIN, (after_position, limit))]
-
-    def read_origin(self) -> Origin | None:
-        """Return the place at which the log begins; None if no entry was removed."""
-        with self._open_snapshot() as connection:
-            return read_origin(connection)
+        if (row := self.find_generation(generation_id)) is not None:
+            raise GenerationExistsError(generation_id, deleted=row.deleted)
 
     # ---- retention, in any thread ----
 
@@ -346,10 +179,12 @@ class SqliteStore:
             connection.close()
         self._connection.close()
 
-    def _read_rows(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[Any]:
-        with translate_corruption():
-            rows: list[Any] = self._get_reader().execute(sql, bindings).fetchall()
-        return rows
+    def _read(
+        self, function: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        connection = self._get_reader()
+        with translate_corruption(), connection:
+            return function(connection, *args, **kwargs)
 
     @contextmanager
     def _open_snapshot(self) -> Iterator[Any]:

@@ -122,6 +122,13 @@ class Store(Protocol):
     def truncate_log(self) -> bool:
         """Remove deleted content from the write-ahead log; return False if a reader holds it."""
 
+    def take_id(self, generation_id: str) -> None:
+        """Take an id for a new generation.
+
+        Raises:
+            GenerationExistsError: it was used before, or another server has taken it.
+        """
+
     def find_generation(self, generation_id: str) -> GenerationRow | None:
         """Return a generation's row, deleted or not, with one index look-up; None if unknown."""
 

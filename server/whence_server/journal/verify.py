@@ -1,6 +1,7 @@
 """Verification of a journal that no server uses: files, chain and columns."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,12 @@ from whence_server.journal.evidence import Evidence, open_evidence
 from whence_server.journal.findings import Finding, VerifyReport
 from whence_server.journal.origin import read_origin
 from whence_server.journal.schema import MIGRATIONS
+from whence_server.journal.schema_check import check_schema, check_writers
 from whence_server.journal.sealing.content_check import ContentCheck, KeysToVerify
+from whence_server.journal.sql_reads import CHAIN
 
 _CHUNK = 1_024
 _MAX_MESSAGES = 100
-_CHAIN = """
-    SELECT position, generation, "offset", kind, payload, inner_digest, hash, secret
-    FROM entries e LEFT JOIN generations g
-        ON g.writer = e.writer AND g.started_position = e.generation
-    WHERE e.writer = 1 AND position > ? ORDER BY position LIMIT ?
-"""
 
 
 def verify_journal(data_dir: Path, keys: KeysToVerify | None = None) -> VerifyReport:
@@ -63,20 +60,46 @@ def verify_evidence(evidence: Evidence, keys: KeysToVerify | None = None) -> Ver
     if not num_objects:
         return report
     run_stage(report, "pages", lambda: _check_integrity(connection, report))
-    audit = Audit(connection, report, number)
-    run_stage(report, "origins", audit.begin)
+    run_stage(report, "schema", lambda: check_schema(connection, report, number))
+    run_stage(report, "writers", lambda: check_writers(connection, report))
     if keys is not None:
         run_stage(report, "writers", lambda: _check_keys(connection, keys))
-    content = ContentCheck(report, keys)
-
-    def take(rows: list[ChainRow]) -> None:
-        audit.take(rows)
-        run_stage(report, "content", lambda: content.take(rows))
-
-    run_stage(report, "entries", lambda: _verify_chain(connection, report, take))
-    audit.compare()
-    content.end()
+    verify_logs(connection, report, number, keys)
     return report
+
+
+def verify_logs(
+    connection: Any, report: VerifyReport, version: int, keys: KeysToVerify | None = None
+) -> None:
+    """Verify every log of a database.
+
+    Args:
+        connection: reads the database.
+        report: takes the findings.
+        version: version of the database's schema.
+        keys: keys of the encrypted generations; None to leave their content encrypted.
+    """
+    content = ContentCheck(report, keys)
+    writers = [1]
+
+    def look() -> None:
+        found = connection.execute("SELECT writer FROM writers ORDER BY writer").fetchall()
+        writers[:] = [writer for (writer,) in found] or writers
+
+    run_stage(report, "logs", look)
+    for writer in writers:
+        audit = Audit(connection, report, version, writer)
+        run_stage(report, "origins", audit.begin)
+        take = partial(_take, report, audit, content)
+        run_stage(report, "entries", partial(_verify_chain, connection, writer, report, take))
+        audit.compare()
+    audit.compare_shared()
+    content.end()
+
+
+def _take(report: VerifyReport, audit: Audit, content: ContentCheck, rows: list[ChainRow]) -> None:
+    audit.take(rows)
+    run_stage(report, "content", lambda: content.take(rows))
 
 
 def _check_integrity(connection: Any, report: VerifyReport) -> None:
@@ -88,17 +111,19 @@ def _check_integrity(connection: Any, report: VerifyReport) -> None:
 
 
 def walk_chain(
-    connection: Any, also: Callable[[list[ChainRow]], None] = lambda _: None
+    connection: Any, writer: int = 1, also: Callable[[list[ChainRow]], None] = lambda _: None
 ) -> Iterator[ChainReport]:
-    """Walk the chain, and call `also` with all entries, including those after a break.
+    """Walk a writer's chain, and call `also` with all entries, including those after a break.
 
     Yields:
         The result so far, after each thousand entries and at the end.
     """
-    ((writer_id,),) = connection.execute("SELECT writer_id FROM writers WHERE writer = 1")
-    walk = ChainWalk(writer_id, read_origin(connection))
+    ((writer_id,),) = connection.execute(
+        "SELECT writer_id FROM writers WHERE writer = ?", (writer,)
+    )
+    walk = ChainWalk(writer_id, read_origin(connection, writer))
     last = 0
-    while rows := connection.execute(_CHAIN, (last, _CHUNK)).fetchall():
+    while rows := connection.execute(CHAIN, (writer, last, _CHUNK)).fetchall():
         entries = [ChainRow(*row) for row in rows]
         last = entries[-1].position
         if not walk.broken:
@@ -114,17 +139,18 @@ def _check_keys(connection: Any, keys: KeysToVerify) -> None:
 
 
 def _verify_chain(
-    connection: Any, report: VerifyReport, take: Callable[[list[ChainRow]], None]
+    connection: Any, writer: int, report: VerifyReport, take: Callable[[list[ChainRow]], None]
 ) -> None:
     found = ChainReport(0, "")
     try:
-        for so_far in walk_chain(connection, take):
+        for so_far in walk_chain(connection, writer, take):
             found = so_far
     except BaseException:
         report.chain_intact = False
         raise
     finally:
-        report.num_entries, report.head = found.num_entries, found.head
+        report.num_entries += found.num_entries
+        report.heads.append(found.head)
         report.chain_intact = report.chain_intact and found.intact
         if found.broken_position is not None:
             where = f"broken at entry {found.broken_position}"

@@ -156,6 +156,16 @@ class Writer:
         """Call a function on the writer's thread, between two transactions."""
         return await self._loop.run_in_executor(self._executor, function)
 
+    def probe(self) -> None:
+        """Commit now, even if nothing is pending, so that the stall of an idle store is noticed."""
+        if self._in_flight is None and self.error is None:
+            self._send()
+
+    def fail_for_good(self, error: BaseException) -> None:
+        """Note that nothing can be written any more."""
+        if self.error is None:
+            self._fail_for_good(self._in_flight or Batch(), error)
+
     async def close(self) -> None:
         """Commit the pending batch, if possible, and end the thread.
 

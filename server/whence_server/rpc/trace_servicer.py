@@ -30,10 +30,9 @@ from whence_server.rpc.splice import (
     build_watch_response,
 )
 from whence_server.rpc.visibility import get_visible_owner, require_access, sees_content
+from whence_server.rpc.watch_positions import read_positions
 from whence_server.rpc.watching import (
     WatchFilter,
-    make_position_token,
-    read_position,
     stop_at_close,
 )
 
@@ -151,29 +150,25 @@ class TraceServicer:
     ) -> AsyncGenerator[bytes, None]:
         """Stream the events of all generations that match the filter, as they happen."""
         asked = request.after_position
-        journal_id = self._journal.id
-        cursor = read_position(asked, self._journal) if asked else self._journal.position
+        positions = await read_positions(asked, self._journal)
         list_filter = convert_filter(request.filter, get_visible_owner(call.identity))
         wanted = WatchFilter(self._journal, list_filter, request.lifecycle_only)
         shows_content = sees_content(call.identity)
 
         def make_filler() -> bytes:
-            # A position is handed out only once it is on disk, where no crash can give it away.
-            return build_watch_position(
-                make_position_token(journal_id, min(cursor, self._journal.committed_position))
-            )
+            return build_watch_position(positions.make_token())
 
         call.make_filler = make_filler
         async with aclosing(
-            stop_at_close(self._journal.follow_all(cursor), self._closing)
+            stop_at_close(self._journal.follow_logs(positions.reached), self._closing)
         ) as batches:
-            async for entries in batches:
+            async for log_id, entries in batches:
                 for run in await wanted.select_runs(entries):
                     shown = run if shows_content else list(map(READER.hide_entry, run))
                     for event in build_events(shown):
-                        position = make_position_token(journal_id, event.last.position)
+                        position = positions.make_token(log_id, event.last.position)
                         yield build_watch_response(event, position)
-                cursor = entries[-1].position
+                positions.reached[log_id] = entries[-1].position
         # The stream has no end of its own: OK would tell a reader that it is complete.
         raise DrainingError
 

@@ -1,18 +1,13 @@
-"""Filter and positions of WatchGenerations."""
+"""Filter of WatchGenerations."""
 
 import asyncio
-import base64
-import binascii
-import re
 from collections.abc import AsyncGenerator
 from itertools import groupby
 from typing import TypeVar
 
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import (
-    FieldViolation,
     GenerationNotFoundError,
-    InvalidRequestError,
     RecordDamagedError,
 )
 from whence_server.journal.journal import Journal
@@ -21,48 +16,9 @@ from whence_server.rpc.splice import require_readable
 
 T = TypeVar("T")
 
-_PREFIX = b"p2:"
-# Tokens of earlier servers, "p1:", do not name the journal.
-_TOKEN = re.compile(rb"(?:p1:|p2:([0-9a-f]{32}):)([0-9]{1,18})")
 _LIFECYCLE = frozenset({EntryKind.STARTED, EntryKind.FINISHED})
 # Number of generations whose match is cached: more than run at the same time.
 _MAX_REMEMBERED = 10_000
-
-
-def make_position_token(journal_id: bytes, position: int) -> str:
-    """Return a journal's position as an opaque token, which no other journal takes."""
-    raw = b"%b%b:%d" % (_PREFIX, journal_id.hex().encode(), position)
-    return base64.urlsafe_b64encode(raw).decode()
-
-
-def read_position(token: str, journal: Journal) -> int:
-    """Parse a token of `make_position_token`, or of a server that did not name its journal.
-
-    Raises:
-        InvalidRequestError: the token is malformed, or from another journal.
-    """
-    parsed = _parse_position(token)
-    if parsed is None:
-        fault = "is not a position that WatchGenerations returned"
-    elif parsed[0] not in ("", journal.id.hex()) or parsed[1] > journal.position:
-        # A watch from there would miss events in silence.
-        fault = (
-            f"is position {parsed[1]} of another journal than this server's: leave it empty, or "
-            "ask the server that returned it"
-        )
-    else:
-        return parsed[1]
-    raise InvalidRequestError(FieldViolation("after_position", fault))
-
-
-def _parse_position(token: str) -> tuple[str, int] | None:
-    """Return the id of the journal, "" if the token has none, and the position."""
-    try:
-        raw = base64.b64decode(token, altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    found = _TOKEN.fullmatch(raw)
-    return ((found[1] or b"").decode(), int(found[2])) if found else None
 
 
 async def stop_at_close(

@@ -17,6 +17,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── EmergenceRefusedError       FAILED_PRECONDITION
 ├── EmergenceBusyError          RESOURCE_EXHAUSTED, gives a retry delay
 ├── GenerationExistsError       ALREADY_EXISTS
+├── GenerationElsewhereError    FAILED_PRECONDITION: another server runs it
 ├── GenerationRunningError      FAILED_PRECONDITION
 ├── QueueFullError              RESOURCE_EXHAUSTED, gives a retry delay
 ├── TextQueueFullError          RESOURCE_EXHAUSTED, gives a retry delay
@@ -41,8 +42,10 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── RecordDamagedError          DATA_LOSS: a generation's rows have changed since they were written
 ├── JournalError                INTERNAL
 │   ├── JournalUnwritableError  UNAVAILABLE, gives a retry delay
-│   │   └── JournalFullError    RESOURCE_EXHAUSTED: the disk is full
-│   └── JournalLostError        UNAVAILABLE: the server ends
+│   │   ├── JournalFullError    RESOURCE_EXHAUSTED: the disk is full
+│   │   └── JournalUnreachableError  UNAVAILABLE: the database is away
+│   ├── JournalLostError        UNAVAILABLE: the server ends
+│   └── LeaseLostError          UNAVAILABLE: another server has the log; this one ends
 ├── LineageError                INTERNAL: a training run's record
 └── UpstreamError               UNAVAILABLE: the server of another engine failed
     ├── UpstreamAwayError       UNAVAILABLE, gives a retry delay
@@ -77,6 +80,7 @@ from whence_server.domain.errors.calls import (
 )
 from whence_server.domain.errors.generations import (
     EngineLostError,
+    GenerationElsewhereError,
     GenerationExistsError,
     GenerationFailedError,
     GenerationNotFoundError,
@@ -101,7 +105,9 @@ from whence_server.domain.errors.journal import (
     JournalError,
     JournalFullError,
     JournalLostError,
+    JournalUnreachableError,
     JournalUnwritableError,
+    LeaseLostError,
     RecordDamagedError,
 )
 from whence_server.domain.errors.recording import RecordersFullError, VocabulariesFullError
@@ -137,6 +143,7 @@ __all__ = [
     "EmergenceRefusedError",
     "EngineLostError",
     "FieldViolation",
+    "GenerationElsewhereError",
     "GenerationExistsError",
     "GenerationFailedError",
     "GenerationHeldError",
@@ -148,7 +155,9 @@ __all__ = [
     "JournalError",
     "JournalFullError",
     "JournalLostError",
+    "JournalUnreachableError",
     "JournalUnwritableError",
+    "LeaseLostError",
     "LineageError",
     "MediaTypeError",
     "MethodNotFoundError",

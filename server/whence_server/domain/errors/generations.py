@@ -39,6 +39,20 @@ class GenerationExistsError(WhenceError):
         )
 
 
+class GenerationElsewhereError(WhenceError):
+    """Another server that shares the journal runs the generation."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "GENERATION_ELSEWHERE"
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__(
+            f"generation {generation_id!r} runs on another server that shares this one's journal: "
+            "cancel it there",
+            generation_id=generation_id,
+        )
+
+
 class GenerationRunningError(WhenceError):
     """The generation is still running, and the call needs a finished one."""
 

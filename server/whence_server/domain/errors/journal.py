@@ -14,18 +14,19 @@ class JournalUnwritableError(JournalError):
     """The journal cannot be written at present; the server keeps trying.
 
     Attributes:
+        TEXT: the message, with a place for the detail.
         retry_after_s: seconds after which a caller may retry.
     """
 
     code = Code.UNAVAILABLE
     reason = "JOURNAL_UNWRITABLE"
+    TEXT = (
+        "the journal cannot be written at present ({detail}), so that nothing new can be "
+        "recorded; the server keeps trying to write"
+    )
 
     def __init__(self, detail: str, retry_after_s: float = 5.0, **metadata: str) -> None:
-        super().__init__(
-            f"the journal cannot be written at present ({detail}), so that nothing new can be "
-            "recorded; the server keeps trying to write",
-            **metadata,
-        )
+        super().__init__(self.TEXT.format(detail=detail), **metadata)
         self.detail = detail
         self.retry_after_s = retry_after_s
 
@@ -35,6 +36,30 @@ class JournalFullError(JournalUnwritableError):
 
     code = Code.RESOURCE_EXHAUSTED
     reason = "JOURNAL_FULL"
+
+
+class JournalUnreachableError(JournalUnwritableError):
+    """The database with the journal cannot be reached; the server keeps trying."""
+
+    reason = "JOURNAL_UNREACHABLE"
+
+    TEXT = (
+        "the journal's database cannot be reached at present ({detail}), so that nothing can be "
+        "recorded or read; the server keeps trying to reach it"
+    )
+
+
+class LeaseLostError(JournalError):
+    """Another server has taken over this server's log, because this one gave no sign of life."""
+
+    code = Code.UNAVAILABLE
+    reason = "LEASE_LOST"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another server has taken over this server's log, because this one was paused or "
+            "without its database for longer than its lease; this one ends"
+        )
 
 
 class JournalLostError(JournalError):

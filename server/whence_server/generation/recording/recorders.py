@@ -276,15 +276,17 @@ class Recorders:
                 await self._journal.stored.check(recorder.owner, self._max_stored_bytes)
                 await self._keep_vocabulary(model, recorder.owner)
                 self._journal.check_writable()
-                recorder.batches[start.number] = RecordedBatch(
-                    start,
-                    model,
-                    texts,
-                    journal=self._journal,
-                    library=recorder.library,
-                    owner=recorder.owner,
-                    forms=self._forms,
-                )
+                ids = (one.generation_id for one in start.prompts)
+                async with self._journal.sharing.hold(*ids):
+                    recorder.batches[start.number] = RecordedBatch(
+                        start,
+                        model,
+                        texts,
+                        journal=self._journal,
+                        library=recorder.library,
+                        owner=recorder.owner,
+                        forms=self._forms,
+                    )
         except JournalError:
             raise
         except WhenceError as error:

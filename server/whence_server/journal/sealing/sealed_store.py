@@ -131,6 +131,10 @@ class SealedStore:
 
     # ---- any thread ----
 
+    def take_id(self, generation_id: str) -> None:
+        """Take an id for a new generation; raise as `Store.take_id` does."""
+        self._store.take_id(generation_id)
+
     def find_generation(self, generation_id: str) -> GenerationRow | None:
         """Return a generation's row, deleted or not; None if the id is unknown."""
         row = self._store.find_generation(generation_id)

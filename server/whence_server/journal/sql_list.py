@@ -1,4 +1,4 @@
-"""Pages of generations from SQLite, each read through the most selective index.
+"""Pages of generations from the database, each read through the most selective index.
 
 A page takes a bounded number of index steps for every filter: the most selective index is walked
 in slices, each row is checked against the rest of the filter, and after `MAX_EXAMINED` rows the
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import GenerationRow, ListFilter
-from whence_server.journal.sqlite_lookup import load_row
-from whence_server.journal.sqlite_rows import ROW_COLUMNS
+from whence_server.journal.sql_lookup import load_row
+from whence_server.journal.sql_rows import ROW_COLUMNS
 from whence_server.journal.store import Page
 
 MAX_EXAMINED = 8_000
@@ -50,7 +50,11 @@ def read_page(
     num_bytes = 0
     for _ in range(MAX_EXAMINED // _SLICE):
         last = _find_slice_end(connection, index, list_filter, beyond)
-        for row, key, size in _read_matching(connection, index, list_filter, beyond, last):
+        # One more than fit: it shows that the page is full.
+        most = limit + 1 - len(found)
+        for row, key, size in _read_matching(
+            connection, index, list_filter, beyond, last, most=most
+        ):
             num_bytes += size
             if len(found) == limit or (found and num_bytes > max_bytes):
                 return Page(found, beyond)
@@ -92,7 +96,7 @@ def _count_selective(connection: Any, list_filter: ListFilter) -> Iterator[tuple
     for index in wanted:
         ((number,),) = connection.execute(
             f"SELECT count(*) FROM (SELECT 1 FROM {index.source} "  # noqa: S608 - constants only
-            f"WHERE {' AND '.join(index.conditions)} LIMIT ?)",
+            f"WHERE {' AND '.join(index.conditions)} LIMIT ?) AS found",
             (*index.bindings, _MANY),
         )
         yield number, index
@@ -118,8 +122,10 @@ def _read_matching(
     list_filter: ListFilter,
     beyond: PageKey | None,
     last: PageKey | None,
+    *,
+    most: int,
 ) -> Any:
-    """Yield (row, key, bytes) of the generations of one slice that match the filter."""
+    """Yield (row, key, bytes) of the first generations of one slice that match the filter."""
     conditions = [
         *_make_walk_conditions(index, list_filter, beyond, last),
         *_make_filter_conditions(list_filter),
@@ -127,8 +133,9 @@ def _read_matching(
     cursor = connection.execute(
         f"SELECT {_KEY}, {ROW_COLUMNS} "  # noqa: S608
         f"FROM {index.source} CROSS JOIN generations g ON g.generation_id = d.generation_id "
-        f"WHERE {_join_sql(conditions)} ORDER BY d.start_time_ns DESC, d.generation_id DESC",
-        _collect_bindings(conditions),
+        f"WHERE {_join_sql(conditions)} ORDER BY d.start_time_ns DESC, d.generation_id DESC "
+        "LIMIT ?",
+        (*_collect_bindings(conditions), most),
     )
     try:
         for start_time_ns, generation_id, *stored in cursor:

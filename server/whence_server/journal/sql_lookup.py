@@ -1,8 +1,8 @@
-"""One generation's row and entries from SQLite; entries replace a damaged row."""
+"""One generation's row and entries from the database; entries replace a damaged row."""
 
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
@@ -16,11 +16,10 @@ from whence_server.journal.derive import (
 )
 from whence_server.journal.rows import GenerationRow
 from whence_server.journal.sealing.stored_form import peek_key_id
-from whence_server.journal.sqlite_rows import KINDS, ROW_COLUMNS, parse_row
+from whence_server.journal.sql_rows import KINDS, ROW_COLUMNS, parse_row
 
 _log = logging.getLogger(__name__)
 
-_WRITER = 1
 _MAX_LOGGED = 1_000
 _logged: set[str] = set()
 
@@ -36,7 +35,7 @@ def find_generation(connection: Any, generation_id: str) -> GenerationRow | None
 
 def load_row(connection: Any, stored: Any) -> GenerationRow:
     """Parse a stored row; if it is damaged, derive it from its entries."""
-    row, started_position = parse_row(stored)
+    row, writer, started_position = parse_row(stored)
     if not row.damage:
         return row
     if row.generation_id not in _logged and len(_logged) < _MAX_LOGGED:
@@ -48,17 +47,17 @@ def load_row(connection: Any, stored: Any) -> GenerationRow:
         )
     if row.deleted or row.foreign:
         return row
-    return _derive_from_entries(connection, row, started_position)
+    return _derive_from_entries(connection, row, writer, started_position)
 
 
 def _derive_from_entries(
-    connection: Any, row: GenerationRow, started_position: int
+    connection: Any, row: GenerationRow, writer: int, started_position: int
 ) -> GenerationRow:
     payloads = dict(
         connection.execute(
             "SELECT kind, payload FROM entries WHERE writer = ? AND generation = ? "
             "AND kind IN (?, ?) AND payload IS NOT NULL",
-            (_WRITER, started_position, EntryKind.STARTED, EntryKind.FINISHED),
+            (writer, started_position, EntryKind.STARTED, EntryKind.FINISHED),
         ).fetchall()
     )
     try:
@@ -74,36 +73,44 @@ def _derive_from_entries(
     return GenerationRow(index, finish, damage=row.damage, key_id=key_id)
 
 
-def find_started_position(connection: Any, generation_id: str) -> int:
-    """Return the position of a generation's STARTED entry, after a check of its id.
+class Place(NamedTuple):
+    """Place of a generation: the number of its log's writer, and its STARTED entry's position."""
+
+    writer: int
+    started_position: int
+
+
+def find_place(connection: Any, generation_id: str) -> Place:
+    """Return the place of a generation, after a check of its id.
 
     Raises:
         GenerationNotFoundError: it is not known, or was deleted.
         RecordDamagedError: its row points to another generation's entries.
     """
     found = connection.execute(
-        "SELECT g.started_position, g.deleted, substr(e.payload, 1, ?) FROM generations g "
+        "SELECT g.writer, g.started_position, g.deleted, "  # noqa: S608 - constants only
+        f"substr(e.payload, 1, {PEEK_BYTES}) FROM generations g "
         "LEFT JOIN entries e ON e.writer = g.writer AND e.position = g.started_position "
         "WHERE g.generation_id = ?",
-        (PEEK_BYTES, generation_id),
+        (generation_id,),
     ).fetchall()
     if not found:
         raise GenerationNotFoundError(generation_id)
-    ((position, deleted, first),) = found
+    ((writer, position, deleted, first),) = found
     if deleted or first is None:
         raise GenerationNotFoundError(generation_id, deleted=True)
     if peek_generation_id(first) not in (None, generation_id):
         raise RecordDamagedError(generation_id, "its row points to another generation's entries")
-    return int(position)
+    return Place(int(writer), int(position))
 
 
 def read_last_entry(connection: Any, generation_id: str) -> Entry:
-    """Return a generation's newest own entry; raise as `find_started_position` does."""
-    generation = find_started_position(connection, generation_id)
+    """Return a generation's newest own entry; raise as `find_place` does."""
+    place = find_place(connection, generation_id)
     found = connection.execute(
         'SELECT position, "offset", kind, payload FROM entries '
         'WHERE writer = ? AND generation = ? ORDER BY "offset" DESC LIMIT 1',
-        (_WRITER, generation),
+        place,
     ).fetchall()
     for position, offset, kind, payload in found:
         if payload is not None and kind in KINDS:
@@ -113,15 +120,15 @@ def read_last_entry(connection: Any, generation_id: str) -> Entry:
 
 def read_entry_digests(connection: Any, generation_id: str) -> tuple[int, list[EntryDigest]]:
     """Read digests as `Store.read_entry_digests` does."""
-    position = find_started_position(connection, generation_id)
+    writer, position = find_place(connection, generation_id)
     ((secret,),) = connection.execute(
         "SELECT secret FROM generations WHERE generation_id = ?", (generation_id,)
     )
-    return position, collect_entry_digests(connection, position, secret)
+    return position, collect_entry_digests(connection, writer, position, secret)
 
 
 def collect_entry_digests(
-    connection: Any, generation: int, secret: bytes | None, before: int = 2**62
+    connection: Any, writer: int, generation: int, secret: bytes | None, before: int = 2**62
 ) -> list[EntryDigest]:
     """Return the digests of a generation's entries before a position."""
     entries = []
@@ -130,7 +137,7 @@ def collect_entry_digests(
         'SELECT position, "offset", kind, payload, inner_digest '
         "FROM entries INDEXED BY entries_by_generation "
         "WHERE writer = ? AND generation = ? AND position < ? AND kind <> ? ORDER BY position",
-        (_WRITER, generation, before, EntryKind.DELETED),
+        (writer, generation, before, EntryKind.DELETED),
     ):
         kept = digest_payload(kind, secret, payload) if payload is not None else inner or b""
         entries.append(EntryDigest(position, offset, kind, kept))

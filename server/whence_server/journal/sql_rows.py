@@ -1,4 +1,4 @@
-"""Conversion between the journal's types and SQLite's rows, which are validated."""
+"""Conversion between the journal's types and rows of its database, which are validated."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -25,7 +25,7 @@ ROW_COLUMNS = f"""
     CAST(g.generation_id AS BLOB), CAST(g.trace_id AS BLOB), CAST(g.model AS BLOB),
     g.start_time_ns, CAST(g.request_digest AS BLOB), CAST(g.labels AS BLOB),
     CAST(g.prompt_preview AS BLOB), g.num_prompt_tokens, g.finish_reason, g.num_generated_tokens,
-    CAST(g.text_preview AS BLOB), g.deleted, g.started_position,
+    CAST(g.text_preview AS BLOB), g.deleted, g.writer, g.started_position,
     (SELECT substr(e.payload, 1, {PEEK_BYTES}) FROM entries e
      WHERE e.writer = g.writer AND e.position = g.started_position),
     (SELECT e.kind FROM entries e
@@ -52,9 +52,11 @@ def _make_offset_condition(kinds: Collection[EntryKind] | None) -> str:
     """Return an SQL condition whose one binding is the offset after which to begin."""
     if kinds is None:
         return '"offset" > max(?, 0)'
-    # The numbers are enum values: nothing can be injected. An empty choice matches nothing.
+    if not kinds:
+        return '"offset" > max(?, 0) AND 1 = 0'
+    # The numbers are enum values: nothing can be injected.
     numbers = ", ".join(str(int(kind)) for kind in kinds)
-    if kinds and OUTSIDE_OFFSETS.issuperset(kinds):
+    if OUTSIDE_OFFSETS.issuperset(kinds):
         # The range holds 0 alone. SQLite finds it in the index, without a walk over the
         # generation's steps; for an equality it would walk over the whole table, in its order.
         return f'"offset" BETWEEN 0 AND min(max(?, 0), 0) AND kind IN ({numbers})'
@@ -150,12 +152,13 @@ class ParsedRow(NamedTuple):
     """One row of `generations`, with a description of its damage."""
 
     row: GenerationRow
+    writer: int
     started_position: int
 
 
 def parse_row(stored: Iterable[Any]) -> ParsedRow:
     """Parse ROW_COLUMNS; `GenerationRow.damage` describes faults."""
-    *columns, finish_reason, num_tokens, preview, deleted, started_position, first, last, owner = (
+    *columns, finish_reason, num_tokens, preview, deleted, writer, started, first, last, owner = (
         stored
     )
     generation_id = columns[0].decode(errors="replace")
@@ -164,14 +167,14 @@ def parse_row(stored: Iterable[Any]) -> ParsedRow:
         row = _make_blank_row(
             generation_id, "its row points to another generation's entries", foreign=True
         )
-        return ParsedRow(row, started_position)
+        return ParsedRow(row, writer, started)
     if bool(deleted) != (first is None):
         damage = (
             "it is marked as deleted, but its content is stored"
             if deleted
             else "its content is missing, but it is not marked as deleted"
         )
-        return ParsedRow(_make_blank_row(generation_id, damage, deleted=True), started_position)
+        return ParsedRow(_make_blank_row(generation_id, damage, deleted=True), writer, started)
     try:
         index = _parse_index(columns, owner)
         finish = None
@@ -181,12 +184,12 @@ def parse_row(stored: Iterable[Any]) -> ParsedRow:
             )
     except (ValueError, TypeError, AttributeError) as error:
         damage = f"its row cannot be read: {error}"
-        return ParsedRow(_make_blank_row(generation_id, damage), started_position)
+        return ParsedRow(_make_blank_row(generation_id, damage), writer, started)
     damage = ""
     if not deleted and (finish is None) == (last == EntryKind.FINISHED):
         damage = "its row and its entries disagree on whether it has finished"
     row = GenerationRow(index, finish, bool(deleted), damage, key_id=peek_key_id(first))
-    return ParsedRow(row, started_position)
+    return ParsedRow(row, writer, started)
 
 
 def _parse_index(columns: list[Any], owner: bytes | None) -> GenerationIndex:

@@ -7,12 +7,11 @@ from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import ConfigurationError
 from whence_server.journal.chain import SECRET_BYTES, hash_genesis
 from whence_server.journal.cursors import load_cursors
-from whence_server.journal.sqlite_lookup import find_generation
+from whence_server.journal.sql_lookup import find_generation
 from whence_server.journal.store import State, Unfinished
 
 _log = logging.getLogger(__name__)
 
-_WRITER = 1
 _OPEN = f"""
     SELECT CAST(g.generation_id AS BLOB), g.started_position, g.secret, l."offset"
     FROM generations g
@@ -21,46 +20,54 @@ _OPEN = f"""
         SELECT e.position FROM entries e
         WHERE e.writer = g.writer AND e.generation = g.started_position
         ORDER BY e."offset" DESC LIMIT 1)
-    WHERE g.writer = {_WRITER} AND s.kind = {EntryKind.STARTED:d} AND s.payload IS NOT NULL
+    WHERE g.writer = ? AND s.kind = {EntryKind.STARTED:d} AND s.payload IS NOT NULL
         AND l.kind <> {EntryKind.FINISHED:d}
     ORDER BY g.started_position
 """  # noqa: S608  # constants only
 _UNCALLED = f"""
     SELECT CAST(g.generation_id AS BLOB) FROM generations g
-    WHERE g.writer = {_WRITER} AND g.deleted = 0 AND NOT EXISTS (
+    WHERE g.writer = ? AND g.deleted = 0 AND NOT EXISTS (
         SELECT 1 FROM entries e
         WHERE e.writer = g.writer AND e.generation = g.started_position
             AND e."offset" = 0 AND e.kind = {EntryKind.CALL:d})
 """  # noqa: S608  # constants only
 
 
-def load_state(connection: Any, writer_id: bytes) -> State:
-    """Read the state of the log.
+def load_state(connection: Any, writer: int, writer_id: bytes) -> State:
+    """Read the state of a log.
+
+    Args:
+        connection: reads the database.
+        writer: number of the log's writer.
+        writer_id: the log's UUID, 16 bytes.
 
     Raises:
         ConfigurationError: a row has a position after the log's end.
     """
     last = connection.execute(
         "SELECT position, hash FROM entries WHERE writer = ? ORDER BY position DESC LIMIT 1",
-        (_WRITER,),
+        (writer,),
     ).fetchall()
     position, last_hash = last[0] if last else (0, hash_genesis(writer_id))
-    _check_places(connection, position)
-    uncalled = [row[0].decode(errors="replace") for row in connection.execute(_UNCALLED)]
+    _check_places(connection, writer, position)
+    rows = connection.execute(_UNCALLED, (writer,)).fetchall()
+    uncalled = [row[0].decode(errors="replace") for row in rows]
     return State(
         writer_id,
         position,
         last_hash,
-        _load_unfinished(connection),
+        _load_unfinished(connection, writer),
         uncalled,
-        load_cursors(connection),
+        load_cursors(connection, writer),
     )
 
 
-def _load_unfinished(connection: Any) -> list[Unfinished]:
+def _load_unfinished(connection: Any, writer: int) -> list[Unfinished]:
     """Return the generations whose newest entry is not FINISHED."""
     unfinished = []
-    for raw_id, started_position, secret, last_offset in connection.execute(_OPEN).fetchall():
+    for raw_id, started_position, secret, last_offset in connection.execute(
+        _OPEN, (writer,)
+    ).fetchall():
         generation_id = raw_id.decode(errors="replace")
         row = find_generation(connection, generation_id)
         if row is None or row.foreign or row.deleted or secret is None:
@@ -81,11 +88,11 @@ def _log_unclosable(generation_id: str, damage: str) -> None:
     )
 
 
-def _check_places(connection: Any, position: int) -> None:
+def _check_places(connection: Any, writer: int, position: int) -> None:
     beyond = connection.execute(
         "SELECT CAST(generation_id AS BLOB) FROM generations "
         "WHERE writer = ? AND started_position > ? LIMIT 1",
-        (_WRITER, position),
+        (writer, position),
     ).fetchall()
     if beyond:
         generation_id = beyond[0][0].decode(errors="replace")

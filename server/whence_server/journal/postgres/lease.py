@@ -1,0 +1,156 @@
+"""Lease of a log: its holder alone may write to it.
+
+A server that stops giving signs of life loses its lease after some seconds of the database's clock.
+Another server then takes the log over. Every transaction that writes locks the lease's row first,
+and fails if the holder is another one: a server that was paused cannot write after it has lost
+its log, and nobody takes a log over in the middle of a transaction.
+"""
+
+import secrets
+import socket
+import uuid
+from typing import NamedTuple
+
+from whence_server.domain.errors import LeaseLostError
+from whence_server.journal.postgres.connection import PostgresConnection
+
+DEFAULT_LEASE_S = 10.0
+"""Seconds without a sign of life after which another server may take a log over."""
+
+_HOLDER_BYTES = 16
+_REGISTER = """
+    INSERT INTO leases (writer, expires_at)
+    SELECT writer, '-infinity' FROM writers ON CONFLICT DO NOTHING
+"""
+# A row that is locked belongs to a server that is writing.
+_FIND_FREE = """
+    SELECT w.writer, w.writer_id FROM writers w JOIN leases l ON l.writer = w.writer
+    WHERE l.expires_at < clock_timestamp() AND w.writer <> ? AND (
+        l.holder IS NOT NULL OR ? = 1
+        OR EXISTS (SELECT 1 FROM errands e WHERE e.writer = l.writer AND e.outcome IS NULL))
+    ORDER BY w.writer LIMIT 1 FOR UPDATE OF l SKIP LOCKED
+"""
+_TAKE = """
+    UPDATE leases SET holder = ?, host = convert_from(?, 'UTF8'),
+        expires_at = clock_timestamp() + ? * interval '1 microsecond'
+    WHERE writer = ?
+"""
+_LOCK = "SELECT holder FROM leases WHERE writer = ? FOR UPDATE"
+_RENEW = """
+    UPDATE leases SET expires_at = clock_timestamp() + ? * interval '1 microsecond'
+    WHERE writer = ? AND holder = ?
+"""
+_END_STALE = """
+    SELECT pg_terminate_backend(a.pid) FROM leases l
+    JOIN pg_stat_activity a ON a.application_name = 'whence-' || encode(l.holder, 'hex')
+    WHERE l.writer <> ? AND l.expires_at < clock_timestamp() - ? * interval '1 microsecond'
+"""
+_EXPIRE = "UPDATE leases SET expires_at = '-infinity' WHERE writer = ? AND holder = ?"
+_DROP = """
+    UPDATE leases SET expires_at = '-infinity', holder = NULL WHERE writer = ? AND holder = ?
+"""
+
+
+class Lease(NamedTuple):
+    """A server's hold on one log."""
+
+    writer: int
+    writer_id: bytes
+    holder: bytes
+    """A random number of this hold, 16 bytes: who takes the log again gets another one."""
+    duration_s: float
+
+    def lock(self, connection: PostgresConnection) -> None:
+        """Lock the lease until the end of the transaction.
+
+        Raises:
+            LeaseLostError: another server holds it.
+        """
+        found = connection.execute(_LOCK, (self.writer,)).fetchall()
+        if found != [(self.holder,)]:
+            raise LeaseLostError
+
+    def renew(self, connection: PostgresConnection) -> None:
+        """Extend the lease from now on.
+
+        Raises:
+            LeaseLostError: another server holds it.
+        """
+        bindings = (_count_microseconds(self.duration_s), self.writer, self.holder)
+        if not connection.execute(_RENEW, bindings).rowcount:
+            raise LeaseLostError
+
+    def end(self, connection: PostgresConnection, *, done: bool) -> None:
+        """Give the lease back.
+
+        Args:
+            connection: writes to the database.
+            done: whether nothing is left to do in the log; otherwise another server takes it over.
+        """
+        connection.execute(_DROP if done else _EXPIRE, (self.writer, self.holder))
+
+
+def take_lease(connection: PostgresConnection, duration_s: float) -> Lease:
+    """Take the lease of a log that no server holds, or of a new log."""
+    with connection:
+        connection.execute(_REGISTER)
+        found = _take_free(connection, duration_s, idle=True)
+        if found is not None:
+            return found
+        # Only one server at a time chooses a number.
+        connection.execute("LOCK TABLE writers IN SHARE ROW EXCLUSIVE MODE")
+        ((writer,),) = connection.execute("SELECT coalesce(max(writer), 0) + 1 FROM writers")
+        connection.execute("INSERT INTO writers VALUES (?, ?)", (writer, uuid.uuid4().bytes))
+        connection.execute(_REGISTER)
+        found = _take_free(connection, duration_s, idle=True)
+        if found is None:
+            raise LeaseLostError
+        return found
+
+
+def take_over(connection: PostgresConnection, own: int, duration_s: float) -> Lease | None:
+    """Take the lease of a log whose server died or left something to do; None if there is none.
+
+    Args:
+        connection: writes to the database.
+        own: number of this server's own writer, which it never takes over.
+        duration_s: seconds for which the lease holds.
+    """
+    with connection:
+        return _take_free(connection, duration_s, idle=False, own=own)
+
+
+def end_stale_sessions(connection: PostgresConnection, own: int, duration_s: float) -> None:
+    """End the sessions of servers that stopped in the middle of a transaction.
+
+    A server that is paused while it sends rows keeps its lease's row locked, and no timeout of
+    PostgreSQL ends it. Its lease has expired for as long as it holds: it is not just slow.
+
+    Args:
+        connection: asks for it; by the same user, or by one who may signal sessions.
+        own: number of this server's own writer.
+        duration_s: seconds for which a lease holds.
+    """
+    connection.execute(_END_STALE, (own, _count_microseconds(duration_s)))
+
+
+def make_session_name(holder: bytes) -> str:
+    """Return the application name of the session that writes under a lease."""
+    return f"whence-{holder.hex()}"
+
+
+def _take_free(
+    connection: PostgresConnection, duration_s: float, *, idle: bool, own: int = 0
+) -> Lease | None:
+    found = connection.execute(_FIND_FREE, (own, int(idle))).fetchall()
+    if not found:
+        return None
+    ((writer, writer_id),) = found
+    holder = secrets.token_bytes(_HOLDER_BYTES)
+    bindings = (holder, socket.gethostname(), _count_microseconds(duration_s), writer)
+    connection.execute(_TAKE, bindings)
+    return Lease(writer, writer_id, holder, duration_s)
+
+
+def _count_microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)

@@ -1,0 +1,53 @@
+"""Tables of a journal in PostgreSQL: those of every journal, and those for several servers."""
+
+from whence_server.journal.postgres.connection import PostgresConnection
+from whence_server.journal.postgres.errors import translate_errors
+from whence_server.journal.schema import migrate
+
+# Any fixed number: servers that start at the same time take their turns.
+_LOCK = 0x77686E6365
+_SHARING = """
+CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL);
+INSERT INTO schema_version SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM schema_version);
+
+-- A server may write to a log as long as it is the holder. Times are the database's own.
+CREATE TABLE IF NOT EXISTS leases (
+    writer BIGINT PRIMARY KEY,
+    holder BYTEA, -- a random number of the server; NULL once nothing is left to do in the log
+    host TEXT NOT NULL DEFAULT '', -- where the holder runs, for people
+    expires_at TIMESTAMPTZ NOT NULL
+);
+
+-- Ids of generations that are about to start: servers cannot see each other's uncommitted ones.
+CREATE TABLE IF NOT EXISTS taken_ids (
+    generation_id BYTEA PRIMARY KEY,
+    holder BYTEA NOT NULL,
+    taken_at TIMESTAMPTZ NOT NULL
+);
+CREATE TABLE IF NOT EXISTS errands (
+    number BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    writer BIGINT NOT NULL, -- of the log with the generation
+    generation_id BYTEA NOT NULL,
+    caller_id BYTEA NOT NULL,
+    outcome BYTEA, -- NULL until it is done
+    asked_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS taken_ids_by_time ON taken_ids (taken_at);
+"""
+
+
+def prepare_schema(connection: PostgresConnection) -> None:
+    """Create the tables, or bring them up to date.
+
+    Raises:
+        ConfigurationError: a newer version wrote the database; nothing is changed.
+        JournalError: the user may not create tables.
+    """
+    connection.execute("SELECT pg_advisory_lock(?)", (_LOCK,))
+    try:
+        with connection, translate_errors():
+            connection.raw.execute(_SHARING)
+        migrate(connection)
+    finally:
+        if not connection.is_broken:
+            connection.execute("SELECT pg_advisory_unlock(?)", (_LOCK,))

@@ -1,0 +1,340 @@
+"""The journal's tables in a PostgreSQL database."""
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from whence_server.domain.entries import Entry
+from whence_server.domain.errors import (
+    ConfigurationError,
+    GenerationExistsError,
+    JournalError,
+    JournalUnreachableError,
+)
+from whence_server.journal.chain import hash_genesis
+from whence_server.journal.postgres import errands
+from whence_server.journal.postgres.connection import PostgresConnection
+from whence_server.journal.postgres.errors import explain_for_operators, translate_errors
+from whence_server.journal.postgres.lease import (
+    DEFAULT_LEASE_S,
+    Lease,
+    end_stale_sessions,
+    make_session_name,
+    take_lease,
+    take_over,
+)
+from whence_server.journal.postgres.listening import Listener
+from whence_server.journal.postgres.schema import prepare_schema
+from whence_server.journal.sharing.store import Change, Errand, LogEnd
+from whence_server.journal.sql_lookup import find_place
+from whence_server.journal.sql_reads import SqlReads, read_log
+from whence_server.journal.sql_writes import write_batch
+from whence_server.journal.store import Batch, NewEntry, State
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_COPY = "COPY entries FROM STDIN (FORMAT BINARY)"
+_COPIED_TYPES = ("int8", "int8", "int8", "int8", "int8", "bytea", "bytea", "bytea")
+_LAST = "SELECT position, hash FROM entries WHERE writer = ? ORDER BY position DESC LIMIT 1"
+_LOGS = """
+    SELECT w.writer, w.writer_id,
+        coalesce((SELECT max(position) FROM entries e WHERE e.writer = w.writer), 0)
+    FROM writers w ORDER BY w.writer
+"""
+_SIZE = """
+    SELECT coalesce(sum(pg_total_relation_size(name::regclass)), 0)::bigint
+    FROM unnest(array['entries', 'generations', 'labels', 'owners', 'cursors']) AS name
+"""
+_TAKE_ID = """
+    INSERT INTO taken_ids SELECT ?, ?, clock_timestamp()
+    WHERE NOT EXISTS (SELECT 1 FROM generations WHERE generation_id = ?)
+    ON CONFLICT (generation_id) DO UPDATE SET taken_at = excluded.taken_at
+    WHERE taken_ids.holder = excluded.holder
+"""
+_RELEASE_ID = "DELETE FROM taken_ids WHERE generation_id = ? AND holder = ?"
+# A commit follows an id by seconds at most; while the database is away, by as long.
+_FORGET_IDS = "DELETE FROM taken_ids WHERE taken_at < clock_timestamp() - interval '1 hour'"
+
+
+class PostgresStore(SqlReads):
+    """One writer's log in a database with others: a session that writes, one for each reader.
+
+    Attributes:
+        lease: the hold on the log.
+        lease_s: seconds without `renew` after which another server takes the log over.
+    """
+
+    def __init__(
+        self, url: str, lease_s: float = DEFAULT_LEASE_S, lease: Lease | None = None
+    ) -> None:
+        """Connect, bring the schema up to date, and take a log that no server holds.
+
+        Args:
+            url: address of the database.
+            lease_s: seconds without a sign of life after which another server takes the log.
+            lease: hold on a log that was taken before; None takes one.
+
+        Raises:
+            ConfigurationError: the database cannot be reached or used, or is of a newer version.
+        """
+        self._url = url
+        self._local = threading.local()
+        self._readers: list[PostgresConnection] = []
+        self._readers_lock = threading.Lock()
+        self._connection: PostgresConnection | None = None
+        self._size = 0
+        try:
+            connection = self._connect(lease_s)
+            if lease is None:
+                prepare_schema(connection)
+                lease = take_lease(connection, lease_s)
+        except JournalError as error:
+            raise ConfigurationError(
+                f"the database of --journal cannot be used: {explain_for_operators(error)}"
+            ) from error
+        self._connection = connection
+        self.lease, self.lease_s = lease, lease_s
+        self._name_session(connection)
+        self.writer, self.writer_id = lease.writer, lease.writer_id
+        self._last = (0, hash_genesis(self.writer_id))
+        """Position and hash of the newest entry that is known to be committed."""
+        self._in_doubt = False
+        """True after a failed transaction, whose commit may have arrived all the same."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the tables of all logs with their indexes, as it was at the last renewal."""
+        return self._size
+
+    # ---- the writer's thread ----
+
+    def write(self, batch: Batch) -> None:
+        """Commit a batch; the database has it on disk then, whatever the durability.
+
+        Raises:
+            JournalUnwritableError: the database is away, full or busy; the batch may be tried
+                again.
+            LeaseLostError: another server has taken the log over.
+            JournalError: the database has lost entries.
+        """
+        last = _get_last(batch) or self._last
+        try:
+            connection = self._get_writer()
+            with connection:
+                self.lease.lock(connection)
+                if not self._in_doubt or self._check_place(connection, last):
+                    write_batch(connection, self.writer, batch, self._copy_entries)
+                    if batch.last_position:
+                        errands.notify(connection, "whence_entries", self.writer)
+                self.lease.renew(connection)
+        except BaseException:
+            self._in_doubt = True
+            raise
+        self._last, self._in_doubt = last, False
+
+    def _check_place(self, connection: PostgresConnection, last: tuple[int, bytes]) -> bool:
+        """Return False if the batch that ends with an entry was committed after all.
+
+        Raises:
+            JournalError: the database ends elsewhere: it is a standby that lacked the newest
+                entries, or an old backup.
+        """
+        found = connection.execute(_LAST, (self.writer,)).fetchall()
+        place = found[0] if found else (0, hash_genesis(self.writer_id))
+        if place == self._last:
+            return True
+        if place == last:
+            return False
+        raise JournalError(
+            f"the database ends at entry {place[0]} of this server's log, and entry "
+            f"{self._last[0]} was committed: it has lost entries, as an asynchronous standby or an "
+            "old backup has; the next start continues from there"
+        )
+
+    def _copy_entries(self, entries: Iterable[NewEntry]) -> None:
+        writer = self.writer
+        connection = self._get_writer()
+        with translate_errors(), connection.raw.cursor() as cursor, cursor.copy(_COPY) as copy:
+            copy.set_types(_COPIED_TYPES)
+            write_row = copy.write_row
+            for position, generation, offset, kind, payload, entry_hash in entries:
+                write_row(
+                    (writer, position, generation, offset, int(kind), payload, None, entry_hash)
+                )
+
+    def renew(self) -> None:
+        """Extend the lease, and do what is due from time to time.
+
+        Raises:
+            JournalUnwritableError: the database is away or busy.
+            LeaseLostError: another server has taken the log over.
+        """
+        connection = self._get_writer()
+        with connection:
+            self.lease.lock(connection)
+            self.lease.renew(connection)
+        connection.execute(_FORGET_IDS)
+        connection.execute(errands.FORGET_OLD)
+        ((self._size,),) = connection.execute(_SIZE)
+
+    def end_lease(self) -> None:
+        """Give the log back, in which nothing is left to do.
+
+        Raises:
+            JournalUnwritableError: the database is away or busy.
+        """
+        self.lease.end(self._get_writer(), done=True)
+
+    def truncate_log(self) -> bool:
+        """Return True: deleted content is out of the tables once its transaction is committed."""
+        return True
+
+    def _get_writer(self) -> PostgresConnection:
+        if self._connection is None or self._connection.is_broken:
+            self._in_doubt = True
+            self._connection = self._connect(self.lease.duration_s)
+            self._name_session(self._connection)
+        return self._connection
+
+    def _name_session(self, connection: PostgresConnection) -> None:
+        """Give the session a name by which others can end it once the lease has expired."""
+        connection.execute(
+            "SELECT set_config('application_name', convert_from(?, 'UTF8'), false)",
+            (make_session_name(self.lease.holder),),
+        )
+
+    def _connect(self, lease_s: float) -> PostgresConnection:
+        connection = PostgresConnection(self._url)
+        # The database ends the transaction of a server that is paused in the middle of it.
+        connection.execute(
+            "SELECT set_config('idle_in_transaction_session_timeout', convert_from(?, 'UTF8'), "
+            "false), set_config('lock_timeout', '5s', false), "
+            "set_config('synchronous_commit', 'on', false)",
+            (f"{round(lease_s * 1_000)}ms",),
+        )
+        return connection
+
+    # ---- any thread ----
+
+    def load_state(self) -> State:
+        """Read the state of the log."""
+        state = super().load_state()
+        self._last = (state.position, state.hash)
+        return state
+
+    def take_id(self, generation_id: str) -> None:
+        """Take an id for a new generation, where other servers see it.
+
+        Raises:
+            GenerationExistsError: it was used before, or another server has taken it.
+            JournalUnreachableError: the database is away.
+        """
+        bindings = (generation_id, self.lease.holder, generation_id)
+        try:
+            taken = self._get_session().execute(_TAKE_ID, bindings).rowcount
+        except JournalUnreachableError:
+            # The session may have ended long ago, while nobody used it.
+            taken = self._get_session().execute(_TAKE_ID, bindings).rowcount
+        if not taken:
+            row = self.find_generation(generation_id)
+            raise GenerationExistsError(generation_id, deleted=row is not None and row.deleted)
+
+    def release_id(self, generation_id: str) -> None:
+        """Give an id back, so that the caller can use it at another server at once."""
+        connection = self._get_session()
+        connection.execute(_RELEASE_ID, (generation_id, self.lease.holder))
+
+    def find_writer(self, generation_id: str) -> int:
+        """Return the number of the writer of a generation's log.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+        """
+        return self._read(find_place, generation_id).writer
+
+    def listen(self, on_change: Callable[[Change], None]) -> Callable[[], None]:
+        """Call a function, in a thread, after each change by others; return what ends it."""
+        return Listener(self._url, self.writer, on_change).stop
+
+    def ask_deletion(self, writer: int, generation_id: str, caller_id: str) -> int:
+        """Ask the holder of a log to delete a generation; return the errand's number."""
+        return errands.ask_deletion(self._get_session(), writer, generation_id, caller_id)
+
+    def list_errands(self) -> list[Errand]:
+        """Return what others ask of the holder of this log."""
+        return errands.list_errands(self._get_session(), self.writer)
+
+    def end_errand(self, number: int, outcome: str) -> None:
+        """Answer an errand of this log."""
+        errands.end_errand(self._get_session(), number, outcome)
+
+    def read_outcome(self, number: int) -> str | None:
+        """Return the answer to an errand; None if there is none yet."""
+        return errands.read_outcome(self._get_session(), number)
+
+    def forget_errand(self, number: int) -> None:
+        """Remove an errand that was answered, or that nobody waits for any more."""
+        errands.forget_errand(self._get_session(), number)
+
+    def list_logs(self) -> list[LogEnd]:
+        """Return every log with the position of its newest committed entry."""
+        return [LogEnd(*row) for row in self._get_session().execute(_LOGS).fetchall()]
+
+    def read_log(
+        self, writer: int, after_position: int, *, limit: int, max_bytes: int
+    ) -> list[Entry]:
+        """Read entries of all kinds of one log by position, up to either bound."""
+        return self._read(read_log, writer, after_position, limit, max_bytes)
+
+    def take_over(self) -> "PostgresStore | None":
+        """Take a log whose server died or left something to do; None if there is none."""
+        session = self._get_session()
+        end_stale_sessions(session, self.writer, self.lease_s)
+        lease = take_over(session, self.writer, self.lease_s)
+        return None if lease is None else PostgresStore(self._url, self.lease_s, lease)
+
+    def close(self) -> None:
+        """Give the lease back, and end every session."""
+        if self._connection is not None and not self._connection.is_broken:
+            with suppress(JournalError):
+                self.lease.end(self._connection, done=False)
+            self._connection.close()
+        for connection in self._readers:
+            connection.close()
+
+    def _read(
+        self, function: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        try:
+            with self._get_reader() as connection:
+                return function(connection, *args, **kwargs)
+        except JournalUnreachableError:
+            # The session may have ended long ago, while nobody used it.
+            with self._get_reader() as connection:
+                return function(connection, *args, **kwargs)
+
+    def _get_session(self) -> PostgresConnection:
+        """Return a session of this thread whose statements are transactions of their own."""
+        return self._get_reader(snapshots=False)
+
+    def _get_reader(self, *, snapshots: bool = True) -> PostgresConnection:
+        name = "snapshots" if snapshots else "statements"
+        connection: PostgresConnection | None = getattr(self._local, name, None)
+        if connection is None or connection.is_broken:
+            connection = PostgresConnection(self._url, snapshots=snapshots)
+            if not snapshots:
+                # Nothing is lost with an id, an errand or a takeover that a crash undoes.
+                connection.execute("SELECT set_config('synchronous_commit', 'off', false)")
+            setattr(self._local, name, connection)
+            with self._readers_lock:
+                self._readers = [kept for kept in self._readers if not kept.is_broken]
+                self._readers.append(connection)
+        return connection
+
+
+def _get_last(batch: Batch) -> tuple[int, bytes] | None:
+    """Return position and hash of a batch's last entry; None if it has none."""
+    ends = [(rows[-1].position, rows[-1].hash) for rows in (batch.entries, batch.outside) if rows]
+    return max(ends, default=None)

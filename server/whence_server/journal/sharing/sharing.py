@@ -1,0 +1,153 @@
+"""The parts of a journal whose database several servers share."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+
+from whence_server.domain.entries import Entry
+from whence_server.journal.log import Log
+from whence_server.journal.readers import Readers
+from whence_server.journal.sharing.elsewhere import Elsewhere
+from whence_server.journal.sharing.errands import Delete, Errands
+from whence_server.journal.sharing.logs import follow_logs
+from whence_server.journal.sharing.reservations import Reservations
+from whence_server.journal.sharing.store import Change, SharedStore
+from whence_server.journal.sharing.upkeep import keep_lease
+from whence_server.journal.store import State, Store
+
+_LOOK_AGAIN_S = 0.5
+
+
+class Sharing:
+    """Lease, held ids, errands and changes of other logs; without a shared database, nothing.
+
+    Args:
+        store: the database.
+        log: the log of this server.
+        readers: threads for look-ups.
+        delete: deletes a generation of this log, for a caller.
+    """
+
+    def __init__(self, store: Store, log: Log, readers: Readers, delete: Delete) -> None:
+        """Begin in the running event loop."""
+        self._store = store if isinstance(store, SharedStore) else None
+        self._log = log
+        self._readers = readers
+        self._tasks: list[asyncio.Task[None]] = []
+        if self._store is None:
+            return
+        self._reservations = Reservations(log, self._store, readers)
+        self._elsewhere = Elsewhere(self._store)
+        self._errands = Errands(self._store, readers, self._elsewhere, delete)
+        self._tasks = [
+            asyncio.create_task(keep_lease(self._store, log.writer), name="journal-lease"),
+            asyncio.create_task(self._errands.run(), name="journal-errands"),
+        ]
+
+    @property
+    def lease_s(self) -> float | None:
+        """Seconds without a sign of life after which another server takes the log over, or None."""
+        return None if self._store is None else self._store.lease_s
+
+    async def take_over(self) -> tuple[SharedStore, State] | None:
+        """Take a log whose server died or left something to do; None if there is none.
+
+        Raises:
+            JournalError: the database is away, or the log is damaged.
+        """
+        if self._store is None:
+            return None
+        store = await self._readers.run_heavy(self._store.take_over)
+        if store is None:
+            return None
+        try:
+            return store, await self._readers.run_heavy(store.load_state)
+        except BaseException:
+            await asyncio.to_thread(store.close)
+            raise
+
+    async def give_back(self) -> None:
+        """Do the errands of a log that was taken over, and give it back.
+
+        Raises:
+            JournalError: the database is away.
+        """
+        if self._store is not None:
+            await self._errands.do_all()
+            await self._log.writer.run(self._store.end_lease)
+
+    def hold(self, *generation_ids: str) -> AbstractAsyncContextManager[None]:
+        """Hold ids within a block, as `Reservations.hold`.
+
+        The database of one server needs no hold: `Log.create` looks an id up.
+        """
+        if self._store is None:
+            return nullcontext()
+        return self._reservations.hold(*generation_ids)
+
+    async def find_other_writer(self, generation_id: str) -> int | None:
+        """Return the writer of a generation in another log; None if it is in this one.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+        """
+        if self._store is None or self._log.get_live(generation_id) is not None:
+            return None
+        writer = await self._readers.run(self._store.find_writer, generation_id)
+        return None if writer == self._store.writer else writer
+
+    async def is_elsewhere(self, generation_id: str) -> bool:
+        """Return whether a known generation is in the log of another server."""
+        return await self.find_other_writer(generation_id) is not None
+
+    async def wait_elsewhere(self, generation_id: str) -> bool:
+        """Wait for news of a generation in another log; return False if it is in this one.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+        """
+        if await self.find_other_writer(generation_id) is None:
+            return False
+        await self._elsewhere.wait(Change.ENTRIES, _LOOK_AGAIN_S)
+        return True
+
+    async def read_other_ends(self) -> dict[bytes, int]:
+        """Return the position of the newest committed entry of each log but this, by its id."""
+        if self._store is None:
+            return {}
+        logs = await self._readers.run_heavy(self._store.list_logs)
+        return {log.log_id: log.position for log in logs if log.writer != self._store.writer}
+
+    def follow_logs(
+        self, reached: Mapping[bytes, int], max_batch_bytes: int
+    ) -> AsyncGenerator[tuple[bytes, list[Entry]], None] | None:
+        """Return a generator of the entries of all logs, as `follow_logs`; None if there is one."""
+        if self._store is None:
+            return None
+        return follow_logs(self._store, self._readers, self._wait_for_any, reached, max_batch_bytes)
+
+    async def _wait_for_any(self) -> None:
+        """Wait until this log or another one may have grown."""
+        waiting = [
+            asyncio.ensure_future(self._elsewhere.wait(Change.ENTRIES, _LOOK_AGAIN_S)),
+            asyncio.ensure_future(self._log.writer.committed.wait()),
+        ]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        self._log.writer.check()
+
+    async def delete_elsewhere(self, writer: int, generation_id: str, caller_id: str) -> None:
+        """Have the holder of another log delete a generation, as `Errands.give`."""
+        await self._errands.give(writer, generation_id, caller_id)
+
+    async def close(self) -> None:
+        """End everything but the lease, which the store gives back."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._store is not None:
+            await self._elsewhere.close()

@@ -1,0 +1,94 @@
+"""Logs that servers on a shared database left behind: they are finished by another server."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from whence_server.domain.errors import JournalError
+from whence_server.generation.recovery import close_interrupted
+from whence_server.journal.journal import Journal
+from whence_server.telemetry.follower import JournalFollower
+
+_log = logging.getLogger(__name__)
+
+MakeFollowers = Callable[[Journal], Mapping[str, JournalFollower]]
+_LOOKS_PER_LEASE = 2
+_FLUSH_S = 5.0
+
+
+class Takeovers:
+    """Task that takes over the logs of servers that died or stopped.
+
+    The generations and calls that such a server left open are closed, its exports go on from its
+    cursors, and its log is then free for the next server that starts.
+
+    Args:
+        journal: this server's journal.
+        make_followers: makes the exports of a journal, by the names of their cursors.
+    """
+
+    def __init__(self, journal: Journal, make_followers: MakeFollowers) -> None:
+        self._journal = journal
+        self._make_followers = make_followers
+        self._stopping = asyncio.Event()
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start in the running event loop; without a shared database, do nothing."""
+        if (lease_s := self._journal.sharing.lease_s) is not None:
+            self._task = asyncio.create_task(self._run(lease_s), name="takeovers")
+
+    async def close(self) -> None:
+        """Stop; logs that are not finished wait for another server."""
+        self._stopping.set()
+        if self._task is not None:
+            await self._task
+        await asyncio.gather(*self._finishing, return_exceptions=True)
+
+    async def _run(self, lease_s: float) -> None:
+        while not self._stopping.is_set():
+            try:
+                while (taken := await self._journal.take_over()) is not None:
+                    task = asyncio.create_task(self._finish(taken), name="takeover")
+                    self._finishing.add(task)
+                    task.add_done_callback(self._finishing.discard)
+            except JournalError as error:
+                _log.debug("no log can be taken over at present: %s", error)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(lease_s / _LOOKS_PER_LEASE):
+                    await self._stopping.wait()
+
+    async def _finish(self, journal: Journal) -> None:
+        """Finish a log until the server stops, and close it in any case."""
+        _log.warning("took over log %s, which its server left", journal.id.hex())
+        work = asyncio.create_task(self._work(journal))
+        stop = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (work, stop):
+            task.cancel()
+        await asyncio.gather(work, stop, return_exceptions=True)
+        try:
+            await journal.close()
+        except JournalError as error:
+            _log.error("log %s: %s", journal.id.hex(), error)
+
+    async def _work(self, journal: Journal) -> None:
+        """Close what is open in a log, export it to its end, and give it back."""
+        followers = self._make_followers(journal)
+        try:
+            for follower in followers.values():
+                follower.start()
+            await close_interrupted(journal)
+            for follower in followers.values():
+                while not await follower.flush(_FLUSH_S):
+                    pass  # The collector may be away for longer.
+            await journal.flush()
+            await journal.sharing.give_back()
+            _log.info("log %s is finished", journal.id.hex())
+        except JournalError as error:
+            _log.error("log %s is not finished: %s", journal.id.hex(), error)
+        finally:
+            for follower in followers.values():
+                await follower.close()

@@ -1,0 +1,377 @@
+"""Several journals in one PostgreSQL database: leases, takeovers, and each other's generations."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+from journal_cases import append_steps, collect, create, finish, whole
+from journal_records import FIRST, RUNNING, begin, end
+from waiting import wait_until
+
+from whence_server.domain.decoding import FinishReason
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import (
+    GenerationExistsError,
+    GenerationNotFoundError,
+    GenerationRunningError,
+    JournalLostError,
+    LeaseLostError,
+)
+from whence_server.journal.journal import Journal
+from whence_server.journal.postgres.store import PostgresStore
+from whence_server.journal.postgres.verify import verify_database
+from whence_server.journal.rows import ListFilter
+from whence_server.rpc.watch_positions import read_positions
+from whence_server.takeover import Takeovers
+from whence_server.telemetry.follower import BatchHandler, DurableCursor, JournalFollower
+
+LEASE_S = 1.0
+
+
+@pytest.fixture
+def url(postgres, tmp_path):
+    return postgres.make_journal_url(str(tmp_path))
+
+
+@asynccontextmanager
+async def server(url, directory, lease_s=60.0):
+    journal = await Journal.open(directory, open_store=lambda *_: PostgresStore(url, lease_s))
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+@pytest.fixture
+async def pair(url, tmp_path):
+    async with server(url, tmp_path / "a") as a, server(url, tmp_path / "b") as b:
+        yield a, b
+
+
+# ---- each other's generations ----
+
+
+async def test_each_server_has_a_log_of_its_own(pair, url):
+    a, b = pair
+    assert a.id != b.id
+    for journal, name in ((a, "in a"), (b, "in b")):
+        whole(journal, name)
+        await journal.flush()
+    for journal in pair:
+        assert (await journal.verify()).num_entries == journal.position == 5
+        rows, _ = await journal.list(ListFilter(), 10)
+        assert {row.generation_id for row in rows} == {"in a", "in b"}
+        for name in ("in a", "in b"):
+            assert (await journal.get(name)).finish is not None
+            assert len(await journal.read(name)) == 5
+            assert len(await collect(journal.follow(name, 2))) == 3
+        assert [e.position for e in await journal.read_committed(0)] == [1, 2, 3, 4, 5]
+    report = verify_database(url)
+    assert (report.num_entries, report.num_generations, len(report.heads)) == (10, 2, 2)
+
+
+async def test_a_running_generation_is_followed_from_another_server(pair):
+    a, b = pair
+    create(a, "g")
+    await a.flush()
+    reader = b.follow("g")
+    assert [e.payload for e in await anext(reader)] == [b"started"]
+    delays = []
+    for number in range(20):
+        coming = asyncio.ensure_future(anext(reader))
+        await asyncio.sleep(0.005)  # it waits by then, mostly
+        begun = time.monotonic()
+        append_steps(a, "g", b"%d" % number)
+        assert [e.payload for e in await coming] == [b"%d" % number]
+        delays.append(time.monotonic() - begun)
+    finish(a, "g")
+    assert [e.kind for e in await collect(reader)] == [EntryKind.FINISHED]
+    # The commit takes up to 20 ms. Without notifications, every delay were near half a second.
+    assert sorted(delays)[10] < 0.25
+
+
+async def test_a_running_generation_is_followed_without_notifications(pair, monkeypatch):
+    a, b = pair
+    create(a, "g")
+    await a.flush()
+    await b.sharing._elsewhere.close()
+    reading = asyncio.ensure_future(collect(b.follow("g")))
+    finish(a, "g")
+    assert [e.offset for e in await reading] == [1, 2]
+
+
+async def test_a_watch_sees_the_generations_of_all_servers(pair, url, tmp_path):
+    a, b = pair
+    whole(a, "before")
+    await a.flush()
+    positions = await read_positions("", b)
+    watch = b.follow_logs(positions.reached)
+    for journal, name in ((a, "in a"), (b, "in b")):
+        whole(journal, name)
+        log_id, entries = await anext(watch)
+        while entries[-1].kind is not EntryKind.FINISHED:
+            assert log_id == journal.id
+            log_id, entries = await anext(watch)
+        assert (log_id, entries[-1].generation_id) == (journal.id, name)
+    token = positions.make_token()
+    await watch.aclose()
+    # From the token on, through the other server, and with a log that began later.
+    async with server(url, tmp_path / "c") as c:
+        whole(c, "in c")
+        await c.flush()
+        positions = await read_positions(token, a)
+        watch, seen = a.follow_logs(positions.reached), set()
+        while len(seen) < 3:
+            _, entries = await anext(watch)
+            seen |= {entry.generation_id for entry in entries}
+        assert seen == {"in a", "in b", "in c"}
+        await watch.aclose()
+
+
+async def test_an_id_is_used_once_by_all_servers(pair):
+    a, b = pair
+    async with a.sharing.hold("g"):
+        with pytest.raises(GenerationExistsError):
+            async with b.sharing.hold("g"):
+                pass
+        with pytest.raises(GenerationExistsError):
+            async with a.sharing.hold("g"):
+                pass
+        create(a, "g")
+    for journal in pair:
+        with pytest.raises(GenerationExistsError):
+            async with journal.sharing.hold("g"):
+                pass
+    await a.flush()
+    with pytest.raises(GenerationExistsError):
+        create(b, "g")
+
+
+async def test_an_id_that_was_not_used_is_free_for_another_server(pair):
+    a, b = pair
+    async with a.sharing.hold("g"):
+        pass
+    async with b.sharing.hold("g"):
+        create(b, "g")
+    await b.flush()
+    assert (await a.get("g")).generation_id == "g"
+
+
+async def test_a_generation_is_deleted_through_another_server(pair, url):
+    a, b = pair
+    whole(a, "g")
+    await a.flush()
+    await b.delete("g", "carol")
+    for journal in pair:
+        with pytest.raises(GenerationNotFoundError, match="deleted"):
+            await journal.get("g")
+        with pytest.raises(GenerationNotFoundError):
+            await journal.delete("g")
+    assert (await a.read_committed(5))[0].kind is EntryKind.DELETED
+    assert b.position == 0
+    assert "broken" not in str(verify_database(url).findings)
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT count(*) FROM errands").fetchone() == (0,)
+
+
+async def test_a_generation_that_runs_elsewhere_is_not_deleted(pair):
+    a, b = pair
+    create(a, "g")
+    await a.flush()
+    with pytest.raises(GenerationRunningError):
+        await b.delete("g")
+    finish(a, "g")
+    await a.flush()
+    await b.delete("g")
+
+
+# ---- leases ----
+
+
+async def test_a_stopped_server_leaves_its_log_to_the_next(url, tmp_path):
+    async with server(url, tmp_path / "a") as a:
+        whole(a, "g")
+        first = a.id
+    async with server(url, tmp_path / "b") as b:
+        assert (b.id, b.position) == (first, 5)
+
+
+async def test_a_living_server_keeps_its_log_beyond_the_lease(url, tmp_path):
+    async with (
+        server(url, tmp_path / "a", LEASE_S) as a,
+        server(url, tmp_path / "b", LEASE_S) as b,
+    ):
+        create(a, "g")
+        await a.flush()
+        end = time.monotonic() + 2.5 * LEASE_S
+        while time.monotonic() < end:
+            assert await b.take_over() is None
+            await asyncio.sleep(0.1)
+        finish(a, "g")
+        await a.flush()
+
+
+async def wait_for_takeover(journal):
+    while True:
+        if (taken := await journal.take_over()) is not None:
+            return taken
+        await asyncio.sleep(0.05)
+
+
+async def test_a_server_without_its_lease_writes_nothing_more(url, tmp_path):
+    async with server(url, tmp_path / "b", LEASE_S) as b:
+        a = await Journal.open(tmp_path / "a", open_store=lambda *_: PostgresStore(url, LEASE_S))
+        create(a, "g")
+        await a.flush()
+        a.sharing._tasks[0].cancel()  # as if it were paused
+        taken = await wait_for_takeover(b)
+        append_steps(a, "g", b"too late")
+        with pytest.raises(JournalLostError) as caught:
+            await a.flush()
+        assert isinstance(caught.value.__cause__.__cause__, LeaseLostError)
+        await a.close()
+        assert taken.position == 1
+        assert taken.list_unfinished() == ["g"]
+        finish(taken, "g")
+        await taken.flush()
+        assert [e.payload for e in await b.read("g")] == [b"started", b"finished"]
+        await taken.close()
+
+
+PAUSED = """
+import asyncio, pathlib, sys
+sys.path[:0] = sys.argv[3:]
+from journal_cases import append_steps, create
+from journal_records import RUNNING, begin
+from whence_server.domain.errors import JournalUnwritableError
+from whence_server.journal.journal import Journal
+from whence_server.journal.postgres.store import PostgresStore
+
+async def main():
+    open_store = lambda *_: PostgresStore(sys.argv[1], 1.0)
+    journal = await Journal.open(pathlib.Path(sys.argv[2]), open_store=open_store)
+    begin(journal, RUNNING, 1)
+    while True:
+        append_steps(journal, RUNNING, b"")
+        try:
+            await journal.flush()
+        except JournalUnwritableError:  # its session was ended in the middle of a transaction
+            await journal.wait_writable()
+        print(journal.committed_position, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_process_that_was_paused_beyond_its_lease_writes_nothing_more(url, tmp_path):
+    arguments = [sys.executable, "-c", PAUSED, url, str(tmp_path / "a"), *sys.path]
+    process = await asyncio.create_subprocess_exec(
+        *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        for _ in range(10):
+            assert await process.stdout.readline()
+        async with server(url, tmp_path / "b", LEASE_S) as b:
+            # Wherever it is: between two transactions, or in the middle of one.
+            process.send_signal(signal.SIGSTOP)
+            taken = await wait_for_takeover(b)
+            position = taken.position
+            finish(taken, RUNNING)
+            await taken.flush()
+            process.send_signal(signal.SIGCONT)
+            _, errors = await asyncio.wait_for(process.communicate(), 60)
+            assert b"another server has taken over" in errors
+            assert process.returncode == 1
+            entries = await b.read(RUNNING)
+            assert entries[-1].kind is EntryKind.FINISHED
+            assert entries[-1].position == position + 1 == taken.position
+            assert (await taken.verify()).intact
+            await taken.close()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+# ---- takeovers ----
+
+
+class Collector(BatchHandler):
+    """Exporter that keeps what it is given."""
+
+    def __init__(self):
+        self.entries = []
+
+    async def handle(self, batch):
+        self.entries += batch.entries
+
+    def note_progress(self):
+        pass
+
+    def note_failure(self, error):
+        raise error
+
+    async def close(self):
+        pass
+
+
+async def test_another_server_closes_and_exports_the_log_of_a_dead_one(url, tmp_path):
+    async with server(url, tmp_path / "b", LEASE_S) as b:
+        a = await Journal.open(tmp_path / "a", open_store=lambda *_: PostgresStore(url, LEASE_S))
+        begin(a, RUNNING, 1)
+        await a.flush()
+        a.advance("otlp-spans", 2)
+        await a.flush()
+        dead, collector = a.id, Collector()
+        for task in a.sharing._tasks:
+            task.cancel()
+
+        def make_followers(journal):
+            assert journal.id == dead
+            cursor = DurableCursor(journal, "otlp-spans")
+            return {"otlp-spans": JournalFollower(journal, collector, cursor)}
+
+        takeovers = Takeovers(b, make_followers)
+        takeovers.start()
+        row = await b.get(RUNNING)
+        entries = await asyncio.wait_for(collect(b.follow(RUNNING)), 60)
+        assert row.finish is None
+        assert [e.kind for e in entries] == [
+            *(EntryKind.STARTED, EntryKind.STEP, EntryKind.STEP, EntryKind.STEP),
+            EntryKind.FINISHED,
+        ]
+        assert (await b.get(RUNNING)).finish.finish_reason is FinishReason.INTERRUPTED
+        with psycopg.connect(url, autocommit=True) as connection:
+            free = "SELECT count(*) FROM leases WHERE holder IS NULL"
+            await wait_until(lambda: connection.execute(free).fetchone() == (1,))
+        # From the dead server's cursor to the end: the FINISHED entry and the call.
+        assert [e.position for e in collector.entries] == [3, 4, 5, 6]
+        await takeovers.close()
+        a.record_call("", b"too late")
+        with pytest.raises(JournalLostError):
+            await a.flush()
+        await a.close()
+        # It is the next server's log.
+        async with server(url, tmp_path / "c") as c:
+            assert (c.id, c.position) == (dead, 6)
+            assert await c.read_cursor("otlp-spans") == 6
+    assert verify_database(url).findings == []
+
+
+async def test_a_generation_in_a_log_without_a_server_is_deleted(url, tmp_path):
+    async with server(url, tmp_path / "b", LEASE_S) as b:
+        async with server(url, tmp_path / "a") as a:
+            begin(a, FIRST, 1)
+            end(a, FIRST, 1)
+            assert a.id != b.id
+        takeovers = Takeovers(b, lambda _: {})
+        takeovers.start()
+        await b.delete(FIRST)
+        with pytest.raises(GenerationNotFoundError, match="deleted"):
+            await b.get(FIRST)
+        await takeovers.close()
