@@ -40,8 +40,16 @@ _TRAIN_EPILOG = """exit status: 0 trained; 1 the record or a checkpoint could no
 belongs to another run; 2 a setting or a text cannot be used; 130 interrupted"""
 
 
-_MAY_BE_ANY_BYTES = ("texts", "eval")
-"""Arguments that name text files, whose paths need not be UTF-8."""
+_COPY_EPILOG = """exit status: 0 copied, and the copy is intact; 1 the source is not intact or the
+connection was lost, and nothing was written; 2 the source or the target cannot be used"""
+_PLACE = "a data directory, or postgresql://USER@HOST:PORT/DATABASE"
+_COPIES = {
+    "migrate": "copy a journal that no server uses to another database or directory",
+    "backup": "copy a journal to a new directory, also while servers use it",
+    "restore": "verify a backup, and copy it to an empty database or directory",
+}
+_MAY_BE_ANY_BYTES = ("texts", "eval", "journal", "WHENCE_JOURNAL")
+"""Names of text files, which need not be UTF-8, and a URL that no message repeats."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,20 +72,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verify = commands.add_parser(
         "verify",
         help="check the hash chain of a journal, and every column against the entries",
-        description="Verify a journal that no server uses. The command changes nothing: it writes, "
-        "creates and removes no file, so the directory may be read-only.",
+        description="Verify a journal in a directory that no server uses, or in a PostgreSQL "
+        "database, also while servers use it. The command changes nothing: it writes, creates and "
+        "removes no file, so the directory may be read-only.",
         epilog=_VERIFY_EPILOG,
         allow_abbrev=False,
     )
-    verify.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    place = verify.add_mutually_exclusive_group(required=True)
+    place.add_argument("--data-dir", type=Path, metavar="DIR")
+    place.add_argument("--journal", metavar="URL", help="postgresql://USER@HOST:PORT/DATABASE")
     key_command.add_key_arguments(verify)
     verify.add_argument(
         "--rebuild",
         action="store_true",
-        help="if the chain is intact, rebuild the columns that differ from the entries, and verify "
-        "again; the entries do not change",
+        help="with --data-dir: if the chain is intact, rebuild the columns that differ from the "
+        "entries, and verify again; the entries do not change",
     )
     _add_retention_commands(commands)
+    for name, text in _COPIES.items():
+        copy = commands.add_parser(name, help=text, epilog=_COPY_EPILOG, allow_abbrev=False)
+        for flag, field in (("--from", "source"), ("--to", "target")):
+            copy.add_argument(flag, dest=field, required=True, metavar="DIR_OR_URL", help=_PLACE)
     verify_model = commands.add_parser(
         "verify-model",
         help="compare a model with the record of its training",
@@ -160,9 +175,11 @@ def _require_utf8(parsed: argparse.Namespace) -> None:
 
     Names of text files may be any bytes.
     """
-    given = {name: value for name, value in vars(parsed).items() if name not in _MAY_BE_ANY_BYTES}
+    given = vars(parsed).copy()
     if parsed.command == "serve":
         given |= {name: it for name, it in copy_environment().items() if name.startswith("WHENCE_")}
+    for name in _MAY_BE_ANY_BYTES:
+        given.pop(name, None)
     for name, value in given.items():
         for one in value if isinstance(value, list | tuple) else (value,):
             if isinstance(one, str | Path) and get_undecodable_bytes(one):
@@ -194,6 +211,8 @@ def _verify(parsed: argparse.Namespace) -> int:
     from whence_server.journal.rebuild import rebuild_journal
     from whence_server.journal.verify import verify_journal
 
+    if parsed.journal is not None:
+        return _verify_database(parsed)
     keys = key_command.open_keys_to_verify(parsed, copy_environment())
     report = verify_journal(parsed.data_dir, keys)
     if parsed.rebuild and not report.intact and report.chain_intact:
@@ -225,6 +244,31 @@ def _plan_retention(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _copy(parsed: argparse.Namespace) -> int:
+    from whence_server.journal.moving.command import run
+
+    return run(parsed)
+
+
+def _verify_database(parsed: argparse.Namespace) -> int:
+    from whence_server.journal.moving.command import parse_place
+    from whence_server.journal.open_store import import_postgres
+
+    if parsed.rebuild:
+        raise ConfigurationError("--rebuild: works on a directory, and not on --journal")
+    place = parse_place(parsed.journal)
+    if isinstance(place, Path):
+        raise ConfigurationError("--journal: expected postgresql://USER@HOST:PORT/DATABASE")
+    import_postgres()
+    from whence_server.journal.postgres.verify import verify_database
+
+    report = verify_database(place.text)
+    _print_report(report)
+    if report.nothing:
+        return 3
+    return 0 if report.intact else 1
+
+
 def _print_report(report: "VerifyReport") -> None:
     for note in report.notes:
         print(f"note: {note}")
@@ -251,8 +295,11 @@ def _manage_keys(parsed: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "backup": _copy,
     "compact": _compact,
     "key": _manage_keys,
+    "migrate": _copy,
+    "restore": _copy,
     "retention": _plan_retention,
     "serve": _serve,
     "token": token_command.run,

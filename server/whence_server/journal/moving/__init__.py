@@ -1,0 +1,1 @@
+"""Copies of whole journals: to another database, to a backup and back."""

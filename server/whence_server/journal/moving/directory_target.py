@@ -1,0 +1,90 @@
+"""A copy of a journal in a directory: complete and verified, or not there."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import apsw
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.journal.findings import VerifyReport
+from whence_server.journal.moving.sources import Source
+from whence_server.journal.moving.tables import list_tables
+from whence_server.journal.privacy import make_directory
+from whence_server.journal.schema import migrate
+from whence_server.journal.verify import verify_journal
+from whence_server.journal.vocabularies import FOLDER
+
+
+def check_free(data_dir: Path) -> None:
+    """Refuse a directory that holds a journal.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if (data_dir / "journal.db").exists():
+        raise ConfigurationError(
+            f"{data_dir} holds a journal already: choose an empty or a new directory"
+        )
+
+
+def write_directory(source: Source, data_dir: Path, vocabularies: Path | None) -> VerifyReport:
+    """Write a journal to a directory and verify it; without findings, it appears there.
+
+    Args:
+        source: the journal.
+        data_dir: the directory, with no journal in it.
+        vocabularies: data directory whose vocabularies are copied too.
+
+    Returns:
+        The result of the verification. With findings, nothing is left in the directory.
+
+    Raises:
+        ConfigurationError: the directory holds a journal or cannot be written.
+    """
+    check_free(data_dir)
+    try:
+        make_directory(data_dir)
+        # In the same file system: the last step is a rename.
+        partial = Path(tempfile.mkdtemp(dir=data_dir, prefix=".partial-"))
+        try:
+            _write_database(source, partial / "journal.db")
+            report = verify_journal(partial)
+            if report.intact:
+                _publish(partial, data_dir, vocabularies)
+            return report
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, apsw.Error) as error:
+        raise ConfigurationError(f"{data_dir} cannot be written: {error}") from error
+
+
+def _write_database(source: Source, path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    try:
+        connection.pragma("synchronous", "OFF")
+        migrate(connection)
+        with connection:
+            for table in list_tables():
+                connection.executemany(table.make_insert(), source.read(table))
+    finally:
+        connection.close()
+
+
+def _publish(partial: Path, data_dir: Path, vocabularies: Path | None) -> None:
+    if vocabularies is not None and (vocabularies / FOLDER).is_dir():
+        shutil.copytree(vocabularies / FOLDER, data_dir / FOLDER, dirs_exist_ok=True)
+    database = partial / "journal.db"
+    _sync(database)
+    check_free(data_dir)
+    database.rename(data_dir / "journal.db")
+    _sync(data_dir)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

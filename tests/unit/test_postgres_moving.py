@@ -1,0 +1,141 @@
+"""Copies of journals between SQLite and PostgreSQL: whole, verified, or not there."""
+
+import asyncio
+from pathlib import Path
+
+import apsw
+import psycopg
+import pytest
+from journal_cases import whole
+from journal_records import begin, change, end, fill
+
+from whence_server.cli import main
+from whence_server.journal.journal import Journal
+from whence_server.journal.moving.tables import list_tables
+from whence_server.journal.postgres.connection import PostgresConnection
+from whence_server.journal.postgres.store import PostgresStore
+from whence_server.journal.verify import verify_journal
+from whence_server.journal.vocabularies import Vocabularies
+
+
+@pytest.fixture
+def url(postgres, tmp_path):
+    return postgres.make_journal_url(str(tmp_path))
+
+
+@pytest.fixture
+async def source(tmp_path):
+    directory = tmp_path / "source"
+    await fill(directory)
+    Vocabularies(directory).keep("ab" * 32, [b"a", b"b"], 0)
+    return directory
+
+
+def read(place: Path | str) -> dict[str, list[tuple[object, ...]]]:
+    """Return every row of every table."""
+    if isinstance(place, Path):
+        connection = apsw.Connection(str(place / "journal.db"))
+    else:
+        connection = PostgresConnection(place)
+    found = {t.name: connection.execute(t.make_select()).fetchall() for t in list_tables()}
+    connection.close()
+    return found
+
+
+def run(command, source, target):
+    return main([command, "--from", str(source), "--to", str(target)])
+
+
+def test_migration_there_and_back_keeps_every_row(source, url, tmp_path, capsys):
+    before = read(source)
+    assert run("migrate", source, url) == 0
+    assert read(url) == before
+    assert main(["verify", "--journal", url]) == 0
+    assert run("migrate", url, tmp_path / "back") == 0
+    assert read(tmp_path / "back") == before
+    heads = {line.rpartition(" ")[2] for line in capsys.readouterr().out.splitlines()}
+    assert len(heads) == 1
+    assert verify_journal(tmp_path / "back").findings == []
+    assert len(before["entries"]) == 25
+
+
+async def test_a_server_goes_on_with_a_migrated_journal(source, url, tmp_path):
+    assert await asyncio.to_thread(run, "migrate", source, url) == 0
+    old = verify_journal(source)
+    journal = await Journal.open(tmp_path / "data", open_store=lambda *_: PostgresStore(url))
+    assert journal.position == old.num_entries
+    assert journal.list_unfinished() == ["00000000-0000-4000-8000-000000000004"]
+    assert await journal.read_cursor("otlp-spans") == 7
+    whole(journal, "new")
+    await journal.flush()
+    assert (await journal.verify()).intact
+    await journal.close()
+
+
+async def test_a_backup_is_one_state_of_a_journal_in_use(tmp_path, each_store, request):
+    place = tmp_path / "data"
+    journal = await Journal.open(place)
+    if each_store == "postgres":
+        server = request.getfixturevalue("postgres")
+        place = server.make_journal_url(str(place / "journal.db"))
+    stop = asyncio.Event()
+
+    async def write():
+        number = 0
+        while not stop.is_set():
+            number += 1
+            generation_id = f"00000000-0000-4000-8000-{number:012x}"
+            begin(journal, generation_id, number % 1_000)
+            await journal.flush()
+            end(journal, generation_id, number % 1_000)
+
+    writing = asyncio.create_task(write())
+    await journal.wait_committed(20)
+    assert await asyncio.to_thread(run, "backup", place, tmp_path / "backup") == 0
+    stop.set()
+    await writing
+    await journal.flush()
+    report = verify_journal(tmp_path / "backup")
+    assert report.findings == []
+    assert 20 <= report.num_entries < journal.position
+    # A migration of a journal in use would miss what comes after it.
+    assert await asyncio.to_thread(run, "migrate", place, tmp_path / "moved") == 2
+    await journal.close()
+
+
+def test_a_backup_of_a_directory_has_its_vocabularies(source, tmp_path):
+    for command, name in (("backup", "backup"), ("restore", "restored")):
+        place = source if command == "backup" else tmp_path / "backup"
+        assert run(command, place, tmp_path / name) == 0
+    assert (tmp_path / "restored" / "vocabularies" / ("ab" * 32)).is_file()
+
+
+def test_a_damaged_backup_is_not_restored(source, url, tmp_path, capsys):
+    assert run("backup", source, tmp_path / "backup") == 0
+    change(tmp_path / "backup", "UPDATE entries SET payload = x'00' WHERE position = 9")
+    for target in (url, tmp_path / "restored"):
+        assert run("restore", tmp_path / "backup", target) == 1
+    assert "broken at entry 9" in capsys.readouterr().err
+    assert not (tmp_path / "restored").exists()
+    assert run("migrate", tmp_path / "backup", url) == 1
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT count(*) FROM entries").fetchone() == (0,)
+
+
+def test_a_copy_never_replaces_a_journal(source, url, tmp_path, capsys):
+    assert run("backup", source, tmp_path / "backup") == 0
+    assert run("migrate", source, url) == 0
+    for target in (url, tmp_path / "backup"):
+        assert run("restore", tmp_path / "backup", target) == 2
+    errors = capsys.readouterr().err
+    assert "holds a journal with entries already" in errors
+    assert "holds a journal already" in errors
+
+
+@pytest.mark.parametrize("command", ["migrate", "backup", "restore"])
+def test_an_unusable_place_is_named_without_its_password(command, tmp_path, capsys):
+    secret = "postgresql://whence:hunter2@127.0.0.1:1/x?connect_timeout=2"
+    (tmp_path / "empty").mkdir()
+    for source, target in ((secret, tmp_path / "a"), (tmp_path / "empty", tmp_path / "b")):
+        assert run(command, source, target) == 2
+    assert "hunter2" not in capsys.readouterr().err
