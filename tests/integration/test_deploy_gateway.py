@@ -28,10 +28,11 @@ from server_process import ServerProcess
 from whence import Client, NotFoundError, UnavailableError
 from whence_server.config import ServeConfig
 
-OVERLAYS = ["gateway", "gateway-mtls", "gateway-jwt"]
+OVERLAYS = ["gateway", "gateway-mtls", "gateway-jwt", "gateway-replicas"]
 MOUNT = "/etc/whence"
 UNKNOWN_TO_KUBERNETES = {"ServiceMonitor", "Certificate"}
-SECRETS = {"whence-tls", "whence-callers"}
+SECRETS = {"whence-tls", "whence-callers", "whence-journal"}
+JOURNAL = "postgresql://whence@primary.postgresql.svc/whence"
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -71,7 +72,10 @@ def move_mounts(environment: dict[str, str], mounted: Path) -> dict[str, str]:
 
 
 def read(manifests: Manifests, mounted: Path) -> ServeConfig:
-    return read_settings(move_mounts(get_environment(manifests), mounted))
+    environment = move_mounts(get_environment(manifests), mounted)
+    if "WHENCE_JOURNAL" in environment:
+        environment["WHENCE_JOURNAL"] = JOURNAL
+    return read_settings(environment)
 
 
 def test_manifests_are_valid_for_kubernetes(manifests: Manifests) -> None:
@@ -106,8 +110,9 @@ def test_files_that_settings_name_are_mounted(manifests: Manifests) -> None:
         assert secret["secretName"] in SECRETS
         # The group reads, and nobody writes: a file of callers that others can write to is refused.
         assert secret["defaultMode"] == 0o440
+    # The URL of the database names files of its secret, which no setting does.
     secrets = {it["secret"]["secretName"] for it in pod["volumes"] if "secret" in it}
-    assert len(secrets) == len({Path(path).parent for path in named})
+    assert len(secrets - {"whence-journal"}) == len({Path(path).parent for path in named})
 
 
 def test_ports_are_those_that_the_server_listens_on(manifests: Manifests, mounted: Path) -> None:
@@ -137,6 +142,8 @@ def test_the_network_policy_opens_what_the_settings_need(
         _get_namespace_and_port(url)
         for url in (settings.upstream, get_environment(manifests)["WHENCE_OTLP_ENDPOINT"])
     }
+    if "WHENCE_JOURNAL" in get_environment(manifests):
+        needed.add(("postgresql", 5432))
     rules = manifests["NetworkPolicy/whence"]["spec"]["egress"]
     opened = {
         (peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"], port["port"])
@@ -154,6 +161,21 @@ def _get_namespace_and_port(url: str) -> tuple[str, int]:
     match = re.fullmatch(r"http://[a-z]+\.([a-z]+)\.svc:(\d+)(/v1)?", url)
     assert match is not None, url
     return match[1], int(match[2])
+
+
+def test_replicas_share_a_journal_or_there_is_one(manifests: Manifests) -> None:
+    replicas = manifests["StatefulSet/whence"]["spec"]
+    variables = {it["name"]: it for it in get_container(manifests)["env"]}
+    data = {it["mountPath"]: it["name"] for it in get_container(manifests)["volumeMounts"]}["/data"]
+    if "WHENCE_JOURNAL" in variables:
+        assert replicas["replicas"] == 2
+        secret = variables["WHENCE_JOURNAL"]["valueFrom"]["secretKeyRef"]
+        assert secret == {"name": "whence-journal", "key": "url"}
+        assert "volumeClaimTemplates" not in replicas
+        assert data in {it["name"] for it in get_pod(manifests)["volumes"] if "emptyDir" in it}
+    else:
+        assert replicas["replicas"] == 1
+        assert data in {it["metadata"]["name"] for it in replicas["volumeClaimTemplates"]}
 
 
 def test_selectors_find_the_pods(manifests: Manifests) -> None:

@@ -23,6 +23,7 @@ CHOICES = {
     "gateway": "overlays/gateway",
     "gateway-mtls": "overlays/gateway-mtls",
     "gateway-jwt": "overlays/gateway-jwt",
+    "gateway-replicas": "overlays/gateway-replicas",
 }
 # What comes apart from a release of the chart.
 APART = {"Namespace", "PersistentVolumeClaim", "Certificate"}
@@ -159,6 +160,7 @@ def test_parts_can_be_left_out() -> None:
     [
         ("auth.callersSecret=", "give auth.callersSecret or auth.jwt.jwks"),
         ("auth.jwt.jwks=https://issuer.example.com/jwks", "'/auth/jwt/issuer': minLength"),
+        ("replicas=2", "give postgresql.secret, or replicas: 1"),
         ("mode=sidecar", "'/application/containers': minItems"),
         ("mode=proxy", "'/mode': value must be one of"),
         # Helm would write 1e+06.

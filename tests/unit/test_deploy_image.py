@@ -71,7 +71,7 @@ def test_everything_is_installed_by_the_constraints() -> None:
         "TORCH_INDEX=https://download.pytorch.org/whl/${TORCH_VARIANT}",
     ]
     assert "--index-url" not in rest
-    assert "'.[server]'" in rest
+    assert "'.[server,postgres]'" in rest
     assert re.search(r"^torch==", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
 
 

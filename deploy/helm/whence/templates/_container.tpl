@@ -1,5 +1,6 @@
 {{/* The container of whence. As a sidecar it is the model's engine too, which takes minutes to load. */}}
 {{- define "whence.container" -}}
+{{- $shared := include "whence.shared" . -}}
 {{- $sidecar := eq .Values.mode "sidecar" -}}
 {{- $live := list "python" "/opt/whence/healthcheck.py" "--live" "unix:/run/whence/whence.sock" -}}
 {{- $serves := list "python" "/opt/whence/healthcheck.py" "unix:/run/whence/whence.sock" -}}
@@ -14,6 +15,13 @@ envFrom:
   - configMapRef:
       name: {{ include "whence.name" . }}-settings
 env:
+  {{- if $shared }}
+  - name: WHENCE_JOURNAL
+    valueFrom:
+      secretKeyRef:
+        name: {{ .Values.postgresql.secret }}
+        key: url
+  {{- end }}
   - name: POD_NAME
     valueFrom:
       fieldRef:
@@ -61,8 +69,13 @@ securityContext:
 volumeMounts:
   - name: socket
     mountPath: /run/whence
-  - name: journal
+  - name: {{ ternary "data" "journal" (ne $shared "") }}
     mountPath: /data
+  {{- if $shared }}
+  - name: journal-files
+    mountPath: /etc/whence/journal
+    readOnly: true
+  {{- end }}
   {{- if .Values.modelClaim }}
   - name: models
     mountPath: /models
@@ -94,6 +107,15 @@ volumeMounts:
   persistentVolumeClaim:
     claimName: {{ .Values.modelClaim }}
     readOnly: true
+{{- end }}
+{{- if include "whence.shared" . }}
+- name: data
+  emptyDir:
+    sizeLimit: 1Gi
+- name: journal-files
+  secret:
+    secretName: {{ .Values.postgresql.secret }}
+    defaultMode: 0440
 {{- end }}
 - name: whence-cache
   emptyDir:

@@ -18,3 +18,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "whence.headless" -}}
 {{- include "whence.name" . -}}-metrics
 {{- end -}}
+
+{{/* Text where replicas share a journal, and nothing where each has its own. */}}
+{{- define "whence.shared" -}}
+{{- if eq .Values.mode "gateway" }}{{ .Values.postgresql.secret }}{{ end -}}
+{{- end -}}
