@@ -18,6 +18,7 @@ from whence_server.journal.derive import derive_started_index
 from whence_server.journal.journal import Journal
 from whence_server.journal.retention.store import RemovalLimits
 from whence_server.journal.rows import Durability
+from whence_server.journal.sqlite_store import SqliteStore
 from whence_server.journal.verify import verify_journal
 from whence_server.rpc.audit_servicer import AuditServicer
 from whence_server.rpc.calls import Call
@@ -118,7 +119,7 @@ async def test_retention_removes_records_at_their_own_age(tmp_path: Path) -> Non
     for number in (10, 20, 30):
         journal.audit.record(make_entry(number))
     await journal.close()
-    store = sqlite_store.SqliteStore(tmp_path / "journal.db", Durability.GROUP)
+    store = SqliteStore(tmp_path / "journal.db", Durability.GROUP)
 
     def find_last(audit_before_ns: int, before_ns: int = 50) -> int:
         limits = RemovalLimits(before_ns, audit_before_ns, 3, 0, 100)
