@@ -250,8 +250,7 @@ class Generations:
             chat=ready.make_chat_record(request),
             owner=arrival.caller_id,
         )
-        hold = self.recording.hold(generation_id)
-        async with self.recording.forms.prepare(started), hold:
+        async with self.recording.forms.prepare(started), self.recording.hold(generation_id):
             self._check_running()
             self._admit(started, request, arrival, ready.sent)
 
