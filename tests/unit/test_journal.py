@@ -43,6 +43,16 @@ async def journal(request, tmp_path, use_store):
     await journal.close()
 
 
+async def test_start_time_of_more_than_64_bits_is_refused_alone(journal):
+    for start_time_ns in (2**63, -(2**63) - 1):
+        with pytest.raises(ValueError, match="more than 64 bits"):
+            create(journal, "far away", start_time_ns=start_time_ns)
+    create(journal, "g")
+    await journal.flush()
+    assert (await journal.look_up("far away")) is None
+    assert (await journal.look_up("g")) is not None
+
+
 async def test_offsets_and_positions_have_no_gaps(journal):
     assert journal.create(index("g1"), b"start 1") == 1
     assert journal.create(index("g2"), b"start 2") == 1

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from record_server import RecordServer
 from transformers import AutoTokenizer
 
@@ -108,6 +109,8 @@ def make_begun(batch_number: int, generation_id: str, **changes: Any) -> record_
         prompts=[record_pb2.BatchPrompt(generation_id=generation_id, token_ids=[5, 6])],
     )
     begun.start_time.GetCurrentTime()
+    if "start_time" in changes:
+        begun.ClearField("start_time")
     begun.MergeFrom(record_pb2.BatchBegun(**changes))
     return begun
 
@@ -218,6 +221,11 @@ WRONG_STARTS = {
     "forced": {"decoding": generation_pb2.Decoding(forced=generation_pb2.Forced(text="x"))},
     "too many labels": {"labels": {str(i): "" for i in range(33)}},
     "long name of a processor": {"processor_names": ["x" * 1000]},
+    "start beyond 64 bits of nanoseconds": {"start_time": Timestamp(seconds=253402300799)},
+    "start that is no time": {"start_time": Timestamp(seconds=2**62)},
+    "start in 200 years": {"start_time": Timestamp(seconds=8_000_000_000)},
+    "no start": {"start_time": Timestamp()},
+    "start before 1970": {"start_time": Timestamp(seconds=-1)},
     "too many rows": {"decoding": generation_pb2.Decoding(num_return_sequences=5000)},
 }
 

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 # Bytes of a pending entry besides its payload: tuples, hash, bookkeeping.
 _ENTRY_BYTES = 256
+_INT64 = 2**63
 _OWN_METHODS = OUTSIDE_OFFSETS | {EntryKind.STARTED, EntryKind.FINISHED}
 
 
@@ -119,8 +120,12 @@ class Log:
             GenerationExistsError: the id was used before.
             JournalUnwritableError: the disk is full or failing at present.
             JournalError: nothing more can be written.
+            ValueError: the start time has more than 64 bits.
         """
         self.writer.check_writable()
+        if not -_INT64 <= index.start_time_ns < _INT64:
+            # The transaction would fail for good, with the entries of all others in it.
+            raise ValueError(f"start_time_ns {index.start_time_ns} has more than 64 bits")
         generation_id = index.generation_id
         if generation_id in self._live:
             raise GenerationExistsError(generation_id)

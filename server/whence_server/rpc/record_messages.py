@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import time
 
 from opentelemetry.sdk.trace.sampling import Sampler
 
@@ -31,6 +32,7 @@ from whence_server.telemetry.context import read_trace_context
 MAX_NAME_CHARACTERS = 256
 _MAX_VOCABULARY = 1 << 24
 _MAX_PROCESSORS = 64
+_AHEAD_NS = 86_400 * 1_000_000_000
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -163,6 +165,7 @@ def convert_start(
             )
         )
     labels = read_labels(message.labels, limits, violations)
+    start_time_ns = _read_start_ns(message, violations)
     if violations:
         raise InvalidRequestError(*violations)
     carrier = (("traceparent", message.traceparent), ("tracestate", message.tracestate))
@@ -170,7 +173,7 @@ def convert_start(
     return BatchStart(
         number=message.batch_number,
         model_number=message.model_number,
-        start_time_ns=message.start_time.ToNanoseconds(),
+        start_time_ns=start_time_ns,
         trace_contexts=[read_trace_context(told, method, sampler) for _ in message.prompts],
         decoding=decoding,
         trace=trace,
@@ -179,6 +182,26 @@ def convert_start(
         request_digest=hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest(),
         labels=labels,
     )
+
+
+def _read_start_ns(message: record_pb2.BatchBegun, violations: list[FieldViolation]) -> int:
+    """Return the start of a batch in Unix nanoseconds; note one that no sound clock shows.
+
+    Retention counts ages from it, and the journal's column holds 64 bits.
+    """
+    try:
+        start_ns = int(message.start_time.ToNanoseconds())
+    except ValueError:
+        start_ns = 0
+    if not 0 < start_ns <= time.time_ns() + _AHEAD_NS:
+        violations.append(
+            FieldViolation(
+                "begun.start_time",
+                "must be the time of the call: after 1970, and at most a day ahead of the "
+                "server's clock",
+            )
+        )
+    return start_ns
 
 
 def _convert_prompt(prompt: record_pb2.BatchPrompt) -> RecordedPrompt:
