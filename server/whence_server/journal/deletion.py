@@ -48,6 +48,8 @@ class Deletion:
         self._readers = readers
         self._find_key_id = find_key_id
         self._clearing: asyncio.Task[None] | None = None
+        self._is_log_cleared = True
+        self._is_closed = False
 
     async def delete(self, row: GenerationRow, caller_id: str = "") -> bool:
         """Append DELETED, destroy the content, and remove it from the write-ahead log.
@@ -80,15 +82,21 @@ class Deletion:
             JournalError: nothing more can be written.
         """
         deleted = []
-        for request in requests:
-            try:
-                await self._append(request)
-            except GenerationNotFoundError:
-                continue
-            except RecordDamagedError as error:
-                _log.error("retention leaves a generation as it is: %s", error)
-                continue
-            deleted.append(request)
+        try:
+            for request in requests:
+                try:
+                    await self._append(request)
+                except GenerationNotFoundError:
+                    continue
+                except RecordDamagedError as error:
+                    _log.error("retention leaves a generation as it is: %s", error)
+                    continue
+                deleted.append(request)
+        except BaseException:
+            # The DELETED entries so far get committed all the same.
+            if deleted:
+                self._clear_later()
+            raise
         await self._finish()
         return deleted
 
@@ -152,11 +160,16 @@ class Deletion:
 
     async def _finish(self) -> bool:
         """Commit the deletions and clear the write-ahead log; return False if a reader holds it."""
-        await self._log.flush()
-        if await self._clear():
-            return True
-        self._clear_later()
-        return False
+        is_cleared = False
+        try:
+            await self._log.flush()
+            is_cleared = await self._clear()
+        finally:
+            # Also if the caller has hung up or the disk is full: DELETED gets committed all the
+            # same, and the content must not stay in the log until the next deletion.
+            if not is_cleared:
+                self._clear_later()
+        return is_cleared
 
     async def _clear(self) -> bool:
         """Remove deleted content from the write-ahead log; return False if a reader holds it."""
@@ -166,15 +179,22 @@ class Deletion:
         return False
 
     def _clear_later(self) -> None:
+        self._is_log_cleared = False
+        if self._is_closed:
+            return  # The end of the store, or the next start, clears the log.
         if self._clearing is None or self._clearing.done():
             self._clearing = asyncio.create_task(self._keep_clearing(), name="journal-clearing")
 
     async def _keep_clearing(self) -> None:
-        cleared = False
-        while not cleared:
+        while not self._is_log_cleared:
             await asyncio.sleep(_CLEAR_AGAIN_S)
+            # A deletion that comes meanwhile may be committed after the log is cleared.
+            self._is_log_cleared = True
+            is_cleared = False
             with suppress(JournalError):
-                cleared = await self._log.writer.run(self._store.truncate_log)
+                await self._log.flush()
+                is_cleared = await self._log.writer.run(self._store.truncate_log)
+            self._is_log_cleared &= is_cleared
 
     async def wait_cleared(self) -> None:
         """Wait until the write-ahead log holds no deleted content."""
@@ -183,6 +203,7 @@ class Deletion:
 
     async def close(self) -> None:
         """Stop clearing."""
+        self._is_closed = True
         if self._clearing is not None:
             self._clearing.cancel()
             await asyncio.gather(self._clearing, return_exceptions=True)

@@ -342,8 +342,11 @@ class Journal:
         # A generation that is not running and has no finish is damaged: it can be deleted.
         if row.finish is None and self._log.get_live(generation_id) is not None:
             raise GenerationRunningError(generation_id)
-        is_cleared = await self._deletion.delete(row, caller_id)
-        self.stored.note_deletion(row.index.owner)
+        try:
+            is_cleared = await self._deletion.delete(row, caller_id)
+        finally:
+            # Also if the caller hangs up: the deletion may be on its way to the disk.
+            self.stored.note_deletion(row.index.owner)
         if not is_cleared:
             raise DeletionPendingError(generation_id)
 

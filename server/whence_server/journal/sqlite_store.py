@@ -63,9 +63,10 @@ class SqliteStore(SqlReads):
         self._path = str(path)
         self._local = threading.local()
         self._readers: list[Any] = []
+        self._synchronous = "FULL" if durability is Durability.STRICT else "NORMAL"
         try:
             self._connection: Any = apsw.Connection(self._path)
-            _prepare(self._connection, durability)
+            _prepare(self._connection, self._synchronous)
             migrate(self._connection)
             self.writer_id = _load_writer_id(self._connection)
             # A crash between a deletion and its checkpoint leaves the content in the log.
@@ -94,6 +95,19 @@ class SqliteStore(SqlReads):
             self._write(batch)
 
     def _write(self, batch: Batch) -> None:
+        if not batch.deleted:
+            self._commit(batch)
+            return
+        # The keys of encrypted generations are destroyed next: the entries that say so must be on
+        # disk before, whoever reads the log and blocks its checkpoint.
+        self._connection.pragma("synchronous", "FULL")
+        try:
+            self._commit(batch)
+        finally:
+            with suppress(apsw.Error):
+                self._connection.pragma("synchronous", self._synchronous)
+
+    def _commit(self, batch: Batch) -> None:
         connection = self._connection
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -203,12 +217,12 @@ class SqliteStore(SqlReads):
         return connection
 
 
-def _prepare(connection: Any, durability: Durability) -> None:
+def _prepare(connection: Any, synchronous: str) -> None:
     connection.set_busy_timeout(_BUSY_MS)
     # Only a new database follows this: its free pages can be given back while a server runs.
     connection.pragma("auto_vacuum", "INCREMENTAL")
     connection.pragma("journal_mode", "wal")
-    connection.pragma("synchronous", "FULL" if durability is Durability.STRICT else "NORMAL")
+    connection.pragma("synchronous", synchronous)
     connection.pragma("secure_delete", "ON")
     connection.pragma("temp_store", "MEMORY")
     connection.pragma("journal_size_limit", _MAX_LOG_BYTES)

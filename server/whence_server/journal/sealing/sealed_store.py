@@ -108,8 +108,8 @@ class SealedStore:
         Returns:
             False if a reader holds the log, or the keys could not be destroyed yet.
         """
-        # This syncs the DELETED entries: a power failure must not leave generations without their
-        # keys that no entry says are deleted.
+        # The DELETED entries are on disk since their commit: a power failure must not leave
+        # generations without their keys that no entry says are deleted.
         cleared = self._store.truncate_log()
         return self._destroy_doomed() and cleared
 
