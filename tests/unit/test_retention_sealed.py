@@ -1,11 +1,12 @@
 """Retention of an encrypted journal: labels are digests there, and keys go with the content."""
 
+import apsw
 import pytest
 from aged_journal import add, fill, list_kept, name
 from sealed_journals import make_options, open_keys, read_files
 
 from whence_server.cli import main
-from whence_server.domain.errors import GenerationHeldError
+from whence_server.domain.errors import ConfigurationError, GenerationHeldError
 from whence_server.domain.retention import LabelAge, LabelPattern, RetentionPolicy
 from whence_server.journal.journal import Journal
 from whence_server.journal.retention import sweeper as sweeper_module
@@ -74,3 +75,28 @@ async def test_the_dry_run_needs_the_keys_for_labels(data_dir, tmp_path, capsys)
     assert "held by --hold-label: 3 generations" in shown
     assert main([*arguments[:4], "--retain", "180d"]) == 0
     assert "--retain 180d: would delete 4 generations" in capsys.readouterr().out
+
+
+async def test_encryption_is_seen_behind_a_generation_that_is_dated_ahead(tmp_path) -> None:
+    await fill(tmp_path / "data", (1, -400, {}))
+    await fill(tmp_path / "data", (2, 0, {}), sealing=make_options(tmp_path / "master"))
+    (tmp_path / "data" / "keys.db").rename(tmp_path / "lost")
+    with pytest.raises(ConfigurationError, match="give their master key"):
+        await Journal.open(tmp_path / "data")
+    with pytest.raises(ConfigurationError, match="keys"):
+        await Journal.open(tmp_path / "data", sealing=make_options(tmp_path / "master"))
+
+
+async def test_a_hold_binds_a_generation_whose_key_is_missing_and_no_other(
+    data_dir, tmp_path
+) -> None:
+    keys = apsw.Connection(str(data_dir / "keys.db"))
+    keys.execute("DELETE FROM data_keys WHERE generation_id IN (?, ?)", (name(4), name(5)))
+    keys.close()
+    journal = await Journal.open(data_dir, sealing=make_options(tmp_path / "master"))
+    journal.make_sweeper(POLICY)
+    with pytest.raises(GenerationHeldError):
+        await journal.delete(name(4))
+    await journal.delete(name(5))
+    assert await list_kept(journal, range(4, 6)) == [4]
+    await journal.close()

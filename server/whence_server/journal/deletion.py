@@ -23,6 +23,7 @@ from whence_server.journal.derive import (
 from whence_server.journal.log import Log
 from whence_server.journal.readers import Readers
 from whence_server.journal.rows import GenerationRow
+from whence_server.journal.sealing.sealed_store import SealedStore
 from whence_server.journal.store import Store
 
 _log = logging.getLogger(__name__)
@@ -114,11 +115,17 @@ class Deletion:
         await self._finish()
 
     async def _check_holds(self, row: GenerationRow) -> None:
-        """Raise GenerationHeldError if a hold matches the row's labels, or those of the entries."""
+        """Raise GenerationHeldError if a hold matches the row's labels, or those of the entries.
+
+        Labels are compared as they are stored: the holds have both spellings, and a generation
+        whose key is missing can be deleted too.
+        """
+        store = self._store.stored if isinstance(self._store, SealedStore) else self._store
+        stored = await self._readers.run(store.find_generation, row.generation_id)
         entries = await self._readers.run(
-            self._store.read, row.generation_id, 0, limit=1, max_bytes=_ANY_SIZE
+            store.read, row.generation_id, 0, limit=1, max_bytes=_ANY_SIZE
         )
-        known = [row.index.labels]
+        known = [row.index.labels, stored.index.labels if stored else {}]
         with suppress(ValueError):
             known += [derive_started_index(entry.payload).labels for entry in entries]
         for hold in self.holds:

@@ -67,6 +67,10 @@ class SqlReads:
         """Return a generation's row, deleted or not; None if the id is unknown."""
         return self._read(sql_lookup.find_generation, generation_id)
 
+    def find_newest_generation(self) -> GenerationRow | None:
+        """Return the row of the log's last generation that is not deleted; None without one."""
+        return self._read(sql_lookup.find_newest_generation, self.writer)
+
     def read_page(
         self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
     ) -> Page:

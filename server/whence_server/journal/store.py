@@ -132,6 +132,12 @@ class Store(Protocol):
     def find_generation(self, generation_id: str) -> GenerationRow | None:
         """Return a generation's row, deleted or not, with one index look-up; None if unknown."""
 
+    def find_newest_generation(self) -> GenerationRow | None:
+        """Return the row of the log's last generation by position that is not deleted.
+
+        None without one. Positions follow the order of recording, whatever the clocks said.
+        """
+
     def read_page(
         self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
     ) -> Page:

@@ -140,6 +140,11 @@ class SealedStore:
         row = self._store.find_generation(generation_id)
         return None if row is None else self._open_row(row)
 
+    def find_newest_generation(self) -> GenerationRow | None:
+        """Return the row of the log's last generation that is not deleted; None without one."""
+        row = self._store.find_newest_generation()
+        return None if row is None else self._open_row(row)
+
     def read_page(
         self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
     ) -> Page:
@@ -281,10 +286,11 @@ class SealedStore:
 def has_sealed(store: Store) -> bool:
     """Return whether the newest generation of a store is encrypted.
 
-    Once encryption is turned on, every later generation is encrypted.
+    Once encryption is turned on, every later generation is encrypted: later by position, because
+    a clock may have been wrong.
     """
-    newest = store.read_page(ListFilter(), None, 1, 1).rows
-    return bool(newest) and bool(newest[0].key_id)
+    newest = store.find_newest_generation()
+    return newest is not None and bool(newest.key_id)
 
 
 def _open_entry(key: DataKey, entry: Entry) -> Entry:
