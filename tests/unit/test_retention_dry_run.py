@@ -2,12 +2,14 @@
 
 import hashlib
 
+import apsw
 import pytest
 from aged_journal import fill, list_kept
 
 from whence_server.cli import main
 from whence_server.domain.retention import LabelAge, LabelPattern, RetentionPolicy
 from whence_server.journal.journal import Journal
+from whence_server.journal.retention.sqlite_queries import measure_use
 
 MIXED = (
     (1, 400, {"matter": "2031-17"}),
@@ -73,6 +75,19 @@ async def test_an_export_that_is_behind_is_counted(tmp_path, capsys) -> None:
     assert "--retain 180d: would delete 1 generation with" in out
     assert "1 generation of them not read by every export" in out
     assert "kept for an export that has not read them: 1 generation" in out
+
+
+async def test_what_waits_by_age_and_by_size_is_counted_once(tmp_path, capsys) -> None:
+    await fill(tmp_path, (1, 181, {}), (2, 0, {}), num_steps=1_000, step_bytes=700)
+    journal = await Journal.open(tmp_path)
+    journal.advance("otlp-spans", 3)
+    await journal.close()
+    connection = apsw.Connection(str(tmp_path / "journal.db"))
+    most_bytes = int(measure_use(connection) / 1.1)
+    connection.close()
+    show(tmp_path, "--retain", "180d", "--retain-bytes", str(most_bytes))
+    out = capsys.readouterr().out
+    assert "kept for an export that has not read them: 2 generations" in out
 
 
 async def test_a_size_is_planned_from_the_oldest_on(tmp_path, capsys) -> None:

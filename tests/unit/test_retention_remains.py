@@ -184,8 +184,13 @@ async def test_a_record_of_a_call_waits_for_an_export(
         (181, POLICY, 8),
         (179, RetentionPolicy(age_s=180 * DAY_S, max_bytes=1), 7),
         (29, RetentionPolicy(age_s=20 * DAY_S, max_bytes=1), 8),
+        (29, RetentionPolicy(max_bytes=1), 7),
+        (31, RetentionPolicy(max_bytes=1), 8),
     ],
-    ids=["young", "old", "young and too large", "old and too large"],
+    ids=[
+        *("young", "old", "young and too large", "old and too large"),
+        *("young and too large without an age", "old and too large without an age"),
+    ],
 )
 async def test_a_record_of_the_audit_stays_for_the_longest_age_however_large_the_journal_is(
     tmp_path, last_age_days: float, policy: RetentionPolicy, first: int
@@ -236,3 +241,22 @@ async def test_a_removal_is_on_record_with_place_and_hash(tmp_path) -> None:
     assert (last.removed_position, last.removed_hash) == (60, wanted)
     assert last.generation_id == ""
     assert query(tmp_path, "SELECT position, hash FROM origins") == [(60, wanted)]
+
+
+async def test_few_remains_are_removed_once_a_day(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sweeper_module, "_LEAST_REMOVED", 1_000)
+    await fill(tmp_path, *OLD, *NEW)
+    journal = await Journal.open(tmp_path)
+    sweeper = journal.make_sweeper(POLICY)
+    assert sweeper is not None
+    now_ns = time.monotonic_ns()
+    sweeper._monotonic = lambda: now_ns
+    await sweeper.sweep()
+    assert query(tmp_path, "SELECT min(position) FROM entries") == [(61,)]
+    await journal.delete(name(11))
+    for hours, first in ((1, 61), (25, 67)):
+        now_ns = time.monotonic_ns() + hours * 3_600 * 10**9
+        await sweeper.sweep()
+        assert query(tmp_path, "SELECT min(position) FROM entries") == [(first,)]
+    await journal.close()
+    assert verify_journal(tmp_path).findings == []

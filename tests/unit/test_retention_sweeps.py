@@ -10,6 +10,7 @@ from aged_journal import DAY_NS, add, fill, list_kept, name
 from store_hooks import StoreHooks
 
 from whence.v1 import deletion_pb2
+from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import GenerationHeldError, StoredBytesError
 from whence_server.domain.retention import DeletionCause, LabelAge, LabelPattern, RetentionPolicy
@@ -18,6 +19,7 @@ from whence_server.journal.listing import PageKey
 from whence_server.journal.retention import sqlite_queries
 from whence_server.journal.retention import sweeper as sweeper_module
 from whence_server.journal.retention.sweeper import Sweeper
+from whence_server.journal.rows import FinishIndex
 from whence_server.journal.verify import verify_journal
 
 DAY_S = 86_400
@@ -232,7 +234,7 @@ async def test_batches_are_bounded_and_pauses_lie_between_them(tmp_path, monkeyp
     await sweeper.sweep()
     monkeypatch.undo()
     assert sizes == [32, 32, 32, 4]
-    assert len(pauses) == len(sizes)
+    assert len(pauses) == len(sizes) + 1  # the last one after the removal of the remains
     assert all(pause > 0 for pause in pauses)
     await journal.close()
 
@@ -310,4 +312,18 @@ async def test_what_was_deleted_no_longer_counts_for_its_owner(tmp_path) -> None
         await journal.stored.check("alice", 1_000)
     await make_sweeper(journal, HALF_A_YEAR).sweep()
     await journal.stored.check("alice", 1_000)
+    await journal.close()
+
+
+async def test_a_generation_that_ends_during_a_sweep_waits_for_the_next_one(tmp_path) -> None:
+    journal = await Journal.open(tmp_path)
+    for number, age_days in ((1, 400), (2, 399), (3, 398)):
+        add(journal, number, age_days, ends=number != 2)
+    await journal.flush()
+    walk = make_sweeper(journal, HALF_A_YEAR)._walk(None, time.time_ns())
+    seen = [(await anext(walk)).generation_id]
+    journal.finish(name(2), b"", FinishIndex(FinishReason.LENGTH, 3, ""))
+    await journal.flush()
+    seen += [candidate.generation_id async for candidate in walk]
+    assert seen == [name(1), name(3)]
     await journal.close()

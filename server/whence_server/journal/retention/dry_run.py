@@ -35,6 +35,7 @@ from whence_server.journal.sealing.stored_form import peek_key_id
 _BUSY_MS = 10_000
 _PAGE = 500
 _EVER = 2**62
+_DELETIONS = {Action.DELETE, Action.DELETE_UNREAD}
 _CONTENT = """
     SELECT coalesce(sum(length(payload)), 0) FROM entries INDEXED BY entries_by_generation
     WHERE writer = 1 AND generation = ?
@@ -131,7 +132,7 @@ def _plan(connection: Any, policy: RetentionPolicy) -> Plan:
         "SELECT coalesce((SELECT min(position) FROM cursors), ?)", (_EVER,)
     )
     moment = Moment(time.time_ns(), read_position, lambda _: _EVER)
-    planned: set[str] = set()
+    judged: dict[str, Action] = {}
     sources: list[LabelAge | None] = list(policy.label_ages)
     if policy.age_s is not None:
         sources.append(None)
@@ -140,32 +141,42 @@ def _plan(connection: Any, policy: RetentionPolicy) -> Plan:
         for candidate in _walk(connection, pattern, moment.now_ns):
             if policy.find_label_age(candidate.labels or {}) == rule:
                 verdict = judge_age(candidate, policy, moment)
-                _note(connection, plan, planned, candidate, verdict)
+                _note(connection, plan, judged, candidate, verdict)
     if policy.max_bytes:
-        _plan_by_size(connection, plan, policy, moment, planned)
+        _plan_by_size(connection, plan, policy, moment, judged)
     return plan
 
 
 def _plan_by_size(
-    connection: Any, plan: Plan, policy: RetentionPolicy, moment: Moment, planned: set[str]
+    connection: Any,
+    plan: Plan,
+    policy: RetentionPolicy,
+    moment: Moment,
+    judged: dict[str, Action],
 ) -> None:
     """Plan the oldest generations until the rest is below the limit."""
     for candidate in _walk(connection, None, _EVER):
         used_bytes = plan.used_bytes - plan.content_bytes.total()
         if used_bytes <= policy.max_bytes:
             return
-        if candidate.generation_id not in planned:
+        if judged.get(candidate.generation_id) not in _DELETIONS:
             verdict = judge_size(candidate, policy, moment, used_bytes)
-            _note(connection, plan, planned, candidate, verdict)
+            _note(connection, plan, judged, candidate, verdict)
 
 
 def _note(
-    connection: Any, plan: Plan, planned: set[str], candidate: Candidate, verdict: Verdict
+    connection: Any,
+    plan: Plan,
+    judged: dict[str, Action],
+    candidate: Candidate,
+    verdict: Verdict,
 ) -> None:
+    # Size may judge again what waits by age.
+    plan.num_waiting -= judged.get(candidate.generation_id) is Action.WAIT
+    judged[candidate.generation_id] = verdict.action
     plan.num_waiting += verdict.action is Action.WAIT
     plan.num_unread += verdict.action is Action.DELETE_UNREAD
-    if verdict.action in {Action.DELETE, Action.DELETE_UNREAD}:
-        planned.add(candidate.generation_id)
+    if verdict.action in _DELETIONS:
         plan.generations[verdict.rule] += 1
         ((num_bytes,),) = connection.execute(_CONTENT, (candidate.started_position,))
         plan.content_bytes[verdict.rule] += num_bytes

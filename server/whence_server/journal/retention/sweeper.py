@@ -80,6 +80,8 @@ class Sweeper:
         self._wall, self._monotonic = wall, monotonic
         self._clock: RetentionClock | None = None
         self._ages = PositionAges(journal.log.committed_position, monotonic)
+        self._removed_ns: int | None = None
+        """Time of the last removal of remains, by the monotonic clock."""
         self._is_over_reported = False
         self._num_waiting = 0
         self._damaged: set[str] = set()
@@ -174,9 +176,11 @@ class Sweeper:
         while page := await self._journal.readers.run_heavy(
             self._journal.store.read_candidates, pattern, before_ns, beyond, _PAGE
         ):
-            for candidate in page:
-                if self._journal.log.get_live(candidate.generation_id) is None:
-                    yield candidate
+            # Now, and not when its turn comes: one that ends meanwhile has a later end than the
+            # page says, which an export may not have read.
+            ended = [c for c in page if self._journal.log.get_live(c.generation_id) is None]
+            for candidate in ended:
+                yield candidate
             beyond = page[-1].key
 
     async def _delete(self, batch: Batch) -> None:
@@ -260,7 +264,7 @@ class Sweeper:
             unread_ns = self._policy.unread_s * _SECOND_NS
             before_ns = moment.now_ns - age_s * _SECOND_NS
             # Also while the journal is too large: an audit is kept for as long as content.
-            audit_age_s = max(age_s, self._policy.longest_age_s or 0)
+            audit_age_s = max(age_s, self._policy.longest_age_s or _DEFAULT_REMAINS_S)
             limits = RemovalLimits(
                 before_ns,
                 moment.now_ns - audit_age_s * _SECOND_NS,
@@ -273,12 +277,18 @@ class Sweeper:
                 return
             present = await journal.readers.run_heavy(journal.store.read_origin)
             num_removed = origin.position - (present.position if present else 0)
-            if num_removed < _LEAST_REMOVED:
+            if num_removed < _LEAST_REMOVED and not self._is_removal_due():
                 return
             started_s = time.perf_counter()
             await journal.deletion.remove(origin)
+            self._removed_ns = self._monotonic()
             await self._measure()
             await asyncio.sleep(_REST * (time.perf_counter() - started_s))
+
+    def _is_removal_due(self) -> bool:
+        """Return whether few entries are removed too: a quiet server keeps them no longer."""
+        last_ns = self._removed_ns
+        return last_ns is None or self._monotonic() - last_ns >= _DAY_S * _SECOND_NS
 
     def _report(self, num_deleted_before: int, num_unread_before: int) -> None:
         num_deleted = self.stats.deleted.total() - num_deleted_before
