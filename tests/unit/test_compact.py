@@ -5,11 +5,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 import apsw
 import pytest
 from aged_journal import add, fill, list_kept, name
 
+from whence_server.cli import main
 from whence_server.domain.errors import ConfigurationError
 from whence_server.journal.journal import Journal
 from whence_server.journal.retention import compact
@@ -82,6 +85,19 @@ async def test_a_journal_shrinks_while_generations_are_recorded_and_read(tmp_pat
     assert verify_journal(tmp_path).findings == []
 
 
+async def test_a_copy_of_a_journal_shrinks_beside_a_server_too(tmp_path) -> None:
+    first, copy = tmp_path / "first", tmp_path / "copy"
+    await fill(first, *GENERATIONS[:2], num_steps=500, step_bytes=700)
+    assert main(["backup", "--from", str(first), "--to", str(copy)]) == 0
+    journal = await Journal.open(copy)
+    await journal.delete(name(1))
+    before = size_of(copy)
+    assert compact_journal(copy).is_complete
+    assert size_of(copy) < 0.7 * before
+    await journal.close()
+    assert verify_journal(copy).findings == []
+
+
 async def test_a_process_that_reads_delays_the_end_and_is_told(
     tmp_path, monkeypatch, capsys
 ) -> None:
@@ -98,17 +114,58 @@ async def test_a_process_that_reads_delays_the_end_and_is_told(
     assert size_of(tmp_path) < SMALL
 
 
-async def make_old_journal(directory) -> None:
+async def test_a_server_goes_on_while_another_process_reads(tmp_path) -> None:
+    await fill_and_delete(tmp_path, keep=2)
+    journal = await Journal.open(tmp_path)
+    reader = apsw.Connection(str(tmp_path / "journal.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM entries").fetchall()
+    compaction = asyncio.create_task(asyncio.to_thread(compact_journal, tmp_path))
+    number = 100
+    while not compaction.done():
+        add(journal, number, 0)
+        await journal.flush()  # would raise in a stall
+        number += 1
+    assert not (await compaction).is_complete
+    reader.close()
+    await journal.close()
+
+
+async def make_old_journal(directory, keep: int = 2) -> None:
     """Make a journal as earlier versions did, which cannot give pages back."""
     connection = apsw.Connection(str(directory / "journal.db"))
     connection.pragma("auto_vacuum", "NONE")
     connection.pragma("journal_mode", "wal")
     connection.execute("CREATE TABLE first (a); DROP TABLE first")
     connection.close()
-    await fill_and_delete(directory, keep=2)
+    await fill_and_delete(directory, keep)
     connection = apsw.Connection(str(directory / "journal.db"))
     assert connection.pragma("auto_vacuum") == 0
     connection.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are looked up there")
+async def test_a_rewriting_takes_a_temporary_file_and_no_memory(tmp_path, monkeypatch) -> None:
+    await make_old_journal(tmp_path, keep=15)
+    found: set[str] = set()
+
+    def look_at_open_files() -> bool:
+        for file in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                found.add(str(file.readlink()))
+        return False
+
+    def connect(*arguments, **options):
+        connection = connect_to(*arguments, **options)
+        connection.set_progress_handler(look_at_open_files, 1_000)
+        return connection
+
+    connect_to = apsw.Connection
+    monkeypatch.setattr(apsw, "Connection", connect)
+    compact_journal(tmp_path)
+    # SQLite removes the name at once.
+    assert [it for it in found if it.startswith(str(tmp_path)) and it.endswith("(deleted)")]
+    assert apsw.Connection(":memory:").execute("PRAGMA temp_store_directory").fetchall() == []
 
 
 async def test_a_journal_of_an_earlier_version_is_rewritten_without_a_server(tmp_path) -> None:

@@ -23,6 +23,8 @@ _STEPS_PER_CHECKPOINT = 32
 _REST = 2.0
 """Pause after a step beside a server, as a multiple of its duration."""
 _BUSY_MS = 10_000
+_CHECKPOINT_MS = 200
+"""Wait for readers beside a server, which waits for one second itself."""
 _INCREMENTAL = 2
 
 
@@ -67,6 +69,9 @@ def compact_journal(data_dir: Path) -> CompactReport:
                 _shrink(connection, rest=0.0 if is_alone else _REST)
             else:
                 _rewrite(connection, path, is_alone)
+            if not is_alone:
+                # It keeps the server's writer out while it waits for readers.
+                connection.set_busy_timeout(min(_BUSY_MS, _CHECKPOINT_MS))
             ((busy, _, _),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return CompactReport(
                 size_before, _measure_files(path), measure_use(connection), not busy
@@ -125,18 +130,34 @@ def _rewrite(connection: Any, path: Path, is_alone: bool) -> None:
     """
     if not is_alone:
         raise ConfigurationError(
-            f"{path} was made by an earlier version, and cannot shrink while a server uses it: "
-            "stop the server and run this command once; later ones need no stop"
+            f"{path} was made by an earlier version, or copied by one, and cannot shrink while a "
+            "server uses it: stop the server and run this command once; later ones need no stop"
         )
-    # The new pages are written to the write-ahead log, and then into the file.
-    needed, free = 2 * measure_use(connection), shutil.disk_usage(path.parent).free
+    # The new database is made in a temporary file; its pages are written to the write-ahead log,
+    # and then into the file.
+    needed, free = 3 * measure_use(connection), shutil.disk_usage(path.parent).free
     if free < needed:
         raise ConfigurationError(
             f"{path} has to be written anew, which needs {spell_size(needed)} of free space, and "
             f"the disk has {spell_size(free)}"
         )
     connection.pragma("auto_vacuum", "INCREMENTAL")
-    connection.execute("VACUUM")
+    with _use_temporary_files(connection, path.parent):
+        connection.execute("VACUUM")
+
+
+@contextmanager
+def _use_temporary_files(connection: Any, directory: Path) -> Iterator[None]:
+    """Let SQLite make temporary databases in a directory: they may be larger than the memory.
+
+    Their files have no name, and the setting is the whole process's.
+    """
+    connection.pragma("temp_store", "FILE")
+    connection.pragma("temp_store_directory", str(directory.absolute()))
+    try:
+        yield
+    finally:
+        connection.pragma("temp_store_directory", "")
 
 
 def _measure_files(path: Path) -> int:
