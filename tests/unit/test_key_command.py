@@ -1,21 +1,26 @@
 """Places of master keys, and the commands `whence-server key` and `verify` with keys."""
 
 import base64
+import logging
+import os
 import shutil
 import stat
 import sys
 from pathlib import Path
 
+import apsw
 import pytest
-from journal_records import FIRST, fill
+from journal_records import FIRST, RUNNING, SECOND, fill
 from sealed_journals import MASTER, OTHER_MASTER, make_options, write_keys
 
 from whence_server.cli import main
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.key_sources import parse_key_source
 from whence_server.journal.journal import Journal
+from whence_server.journal.sealing.key_database import KeyDatabase
 from whence_server.journal.sealing.key_source import read_master_keys
 from whence_server.journal.sealing.master_keys import MasterKey, parse_master_keys
+from whence_server.journal.sealing.masters import Masters
 
 ID, OTHER_ID = MasterKey(MASTER).id, MasterKey(OTHER_MASTER).id
 
@@ -110,6 +115,73 @@ def test_new_makes_a_private_file_and_puts_later_keys_first(tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["master.key"]
 
 
+def test_new_keeps_the_readers_of_the_file_and_a_link_to_it(tmp_path):
+    path = write_keys(tmp_path / "master.key", MASTER)
+    path.chmod(0o440)
+    if os.geteuid() == 0:
+        os.chown(path, 12_345, 54_321)
+    before = path.stat()
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    assert run("key", "new", "--journal-key", link) == 0
+    after = path.stat()
+    assert link.is_symlink()
+    assert len(parse_master_keys(path.read_text())) == 2
+    assert (after.st_mode, after.st_uid, after.st_gid) == (
+        *(before.st_mode, before.st_uid, before.st_gid),
+    )
+
+
+def test_new_that_may_not_keep_the_owner_changes_nothing(tmp_path, capsys, monkeypatch):
+    def refuse(*_arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    path = write_keys(tmp_path / "master.key", MASTER)
+    before = path.read_text()
+    # As another user's file, for a user who may write the directory.
+    fstat = os.fstat
+
+    def as_another_user(descriptor):
+        found = list(fstat(descriptor))
+        found[stat.ST_UID] += 1
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "fstat", as_another_user)
+    monkeypatch.setattr(os, "fchown", refuse)
+    assert run("key", "new", "--journal-key", path) == 2
+    assert "run this command as that user, or as root" in capsys.readouterr().err
+    assert path.read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["master.key"]
+
+
+def test_new_key_is_on_disk_with_its_name(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+
+    def note(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    path = tmp_path / "master.key"
+    assert run("key", "new", "--journal-key", path) == 0
+    assert synced == [path.stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_place_that_cannot_be_read_again_is_logged_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("whence_server.journal.sealing.masters._READ_AGAIN_S", 0.0)
+    path = write_keys(tmp_path / "master.key", MASTER)
+    masters = Masters(parse_key_source(str(path)), {})
+    path.chmod(0o644)
+    with caplog.at_level(logging.ERROR):
+        assert masters.find(OTHER_ID) is None
+        assert masters.find(OTHER_ID) is None
+    (record,) = caplog.records
+    assert f"{path}: has mode 0644" in record.getMessage()
+    write_keys(path, OTHER_MASTER, MASTER)
+    assert masters.find(OTHER_ID) is not None
+
+
 def test_new_adds_nothing_to_a_file_of_another_kind(tmp_path, capsys):
     path = tmp_path / "notes"
     path.write_text("my notes\n")
@@ -173,6 +245,31 @@ async def test_prune_destroys_the_keys_that_a_restored_copy_brought_back(tmp_pat
     assert run("key", "prune", "--data-dir", data_dir) == 0
     assert capsys.readouterr().out == "1 keys of deleted generations were destroyed\n"
     assert run(*verify) == 0
+
+
+async def test_prune_destroys_keys_without_a_generation_only_if_it_is_told(tmp_path, capsys):
+    key_file = write_keys(tmp_path / "master.key", MASTER)
+    data_dir = tmp_path / "data"
+    await fill(data_dir, make_options(key_file))
+    # As the removal of remains does, with the record of the deletion.
+    database = apsw.Connection(str(data_dir / "journal.db"))
+    database.execute("DELETE FROM generations WHERE generation_id = ?", (FIRST,))
+    database.close()
+    prune = ("key", "prune", "--data-dir", data_dir)
+    for _ in range(2):
+        assert run(*prune) == 0
+        assert capsys.readouterr().out == (
+            "0 keys of deleted generations were destroyed\n"
+            "1 keys of generations without a trace in the journal are left: --unknown destroys "
+            "them, if the journal is the newest one\n"
+        )
+    assert run(*prune, "--unknown") == 0
+    assert "1 keys of generations without a trace in the journal were destroyed" in (
+        capsys.readouterr().out
+    )
+    keys = KeyDatabase(data_dir / "keys.db", read_only=True)
+    assert set(keys.list_ids()) == {SECOND, RUNNING}
+    keys.close()
 
 
 @pytest.mark.parametrize("command", [("key", "rotate"), ("key", "list"), ("verify",)])

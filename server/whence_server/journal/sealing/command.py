@@ -63,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         allow_abbrev=False,
     )
     prune.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    prune.add_argument(
+        "--unknown",
+        action="store_true",
+        help="destroy keys too whose generations have no trace in the journal, because retention "
+        "removed it; only if the journal is the newest one, and no older copy",
+    )
     _add_database_argument(prune)
 
 
@@ -188,10 +194,19 @@ def _prune(parsed: argparse.Namespace) -> None:
 
     database = KeyDatabase(_find_database(parsed))
     try:
-        number = prune(database, parsed.data_dir)
+        pruned = prune(database, parsed.data_dir, also_unknown=parsed.unknown)
     finally:
         database.close()
-    print(f"{number} keys of deleted generations were destroyed")
+    print(f"{pruned.num_deleted} keys of deleted generations were destroyed")
+    if pruned.num_unknown:
+        print(
+            f"{pruned.num_unknown} keys of generations without a trace in the journal "
+            + (
+                "were destroyed"
+                if parsed.unknown
+                else "are left: --unknown destroys them, if the journal is the newest one"
+            )
+        )
 
 
 def _find_database(parsed: argparse.Namespace) -> Path:

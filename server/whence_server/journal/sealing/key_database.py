@@ -103,6 +103,12 @@ class KeyDatabase:
             rows = self._reading.execute("SELECT generation_id FROM data_keys WHERE doomed = 1")
             return [generation_id for (generation_id,) in rows]
 
+    def list_ids(self) -> list[str]:
+        """Return the ids of all generations that have a key."""
+        with self._read():
+            rows = self._reading.execute("SELECT generation_id FROM data_keys")
+            return [generation_id for (generation_id,) in rows]
+
     @contextmanager
     def _read(self) -> Iterator[None]:
         with self._read_lock, translate_transient_errors(), translate_corruption():
