@@ -272,6 +272,22 @@ async def test_prune_destroys_keys_without_a_generation_only_if_it_is_told(tmp_p
     keys.close()
 
 
+async def test_a_copy_of_an_encrypted_journal_has_no_keys_and_never_goes_to_postgresql(
+    tmp_path, capsys
+):
+    data_dir, copy = tmp_path / "data", tmp_path / "copy"
+    await fill(data_dir, make_options(tmp_path / "master.key"))
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    assert run("migrate", "--from", data_dir, "--to", url) == 2
+    assert f"--to: the journal in {data_dir} is encrypted" in capsys.readouterr().err
+    assert run("backup", "--from", data_dir, "--to", copy) == 0
+    assert "its keys are not copied" in capsys.readouterr().out
+    assert [file.name for file in copy.iterdir()] == ["journal.db"]
+    await fill(tmp_path / "clear", None)
+    assert run("backup", "--from", tmp_path / "clear", "--to", tmp_path / "clear copy") == 0
+    assert "keys" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", [("key", "rotate"), ("key", "list"), ("verify",)])
 def test_keys_without_a_database_are_refused(tmp_path, command, capsys):
     key_file = write_keys(tmp_path / "master.key", MASTER)

@@ -5,7 +5,12 @@ from datetime import date
 
 import pytest
 
-from whence_server.config import add_retention_arguments, read_retention_policy
+from whence_server.config import (
+    add_arguments,
+    add_retention_arguments,
+    make_serve_config,
+    read_retention_policy,
+)
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.retention import LabelAge, LabelPattern, RetentionPolicy
 
@@ -16,6 +21,25 @@ def policy_of(*flags: str, environment: dict[str, str] | None = None) -> Retenti
     parser = argparse.ArgumentParser()
     add_retention_arguments(parser)
     return read_retention_policy(parser.parse_args(flags), environment or {})
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--retain", "180d"),
+        ("--retain-label", "env=test=7d"),
+        ("--retain-bytes", "50GB"),
+        ("--hold-label", "matter=*"),
+        ("--journal-key", "/etc/whence/master.key"),
+    ],
+)
+def test_a_journal_in_postgresql_refuses_each_setting_by_its_name(flag: str, value: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    flags = ["--record-only", "--journal", "postgresql://whence@db.example/whence"]
+    make_serve_config(parser.parse_args(flags), {})
+    with pytest.raises(ConfigurationError, match=f"^{flag} works with the journal in --data-dir"):
+        make_serve_config(parser.parse_args([*flags, flag, value]), {})
 
 
 def test_without_settings_nothing_is_deleted() -> None:

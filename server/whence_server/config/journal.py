@@ -1,5 +1,6 @@
 """Settings of a journal that several servers share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whence_server.config.fields import declare_setting
@@ -40,12 +41,24 @@ class JournalSettings:
     )
 
 
-def check_journal(config: JournalSettings, journal_key: object) -> None:
-    """Refuse the combination of a shared database and encryption.
+def check_journal(
+    config: JournalSettings, journal_key: object, retention_flags: Sequence[str] = ()
+) -> None:
+    """Refuse a shared database together with encryption, retention or holds.
+
+    Args:
+        config: the journal's database.
+        journal_key: place of the master keys; None without encryption.
+        retention_flags: flags of retention and holds that are set.
 
     Raises:
         ConfigurationError: both are set.
     """
+    if config.journal is not None and retention_flags:
+        raise ConfigurationError(
+            f"{retention_flags[0]} works with the journal in --data-dir, and not with --journal: "
+            "leave one of them out"
+        )
     if config.journal is not None and journal_key:
         raise ConfigurationError(
             "--journal-key works with the journal in --data-dir, and not with --journal: the keys "

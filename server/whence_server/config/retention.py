@@ -134,6 +134,17 @@ class RetentionSettings:
             age_s, self.retain_bytes, self.retain_labels, self.hold_labels, self.retain_unread
         )
 
+    @property
+    def retention_flags(self) -> list[str]:
+        """Flags of the settings that delete or hold, of those that are set."""
+        given = {
+            "--retain": self.retain,
+            "--retain-label": self.retain_labels,
+            "--retain-bytes": self.retain_bytes,
+            "--hold-label": self.hold_labels,
+        }
+        return [flag for flag, value in given.items() if value]
+
 
 def check_retention(settings: RetentionSettings) -> None:
     """Check settings against each other.

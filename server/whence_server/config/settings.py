@@ -371,7 +371,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     check_settings(config)
     check_sealing(config)
     check_retention(config)
-    check_journal(config, config.journal_key)
+    check_journal(config, config.journal_key, config.retention_flags)
     check_access(
         config, config.http_listen, config.metrics_listen, config.insecure_metrics_anywhere
     )

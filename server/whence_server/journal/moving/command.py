@@ -9,7 +9,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.journal_url import SCHEMES, JournalUrl, parse_journal_url
 from whence_server.journal.findings import VerifyReport
 from whence_server.journal.moving.directory_target import check_free, write_directory
-from whence_server.journal.moving.sources import Source, open_directory
+from whence_server.journal.moving.sources import DirectorySource, Source, open_directory
 from whence_server.journal.open_store import import_postgres
 from whence_server.journal.verify import verify_journal
 
@@ -63,15 +63,24 @@ def _copy(parsed: argparse.Namespace, *, exclusive: bool) -> int:
     if isinstance(target, Path):
         check_free(target)
     with _open(place, exclusive=exclusive) as source:
+        is_sealed = isinstance(source, DirectorySource) and source.has_sealed()
         if isinstance(target, Path):
             vocabularies = place if isinstance(place, Path) else None
             report = write_directory(source, target, vocabularies)
         else:
+            if is_sealed:
+                raise ConfigurationError(
+                    f"--to: the journal in {place} is encrypted, and no server could read it in "
+                    "PostgreSQL: migrate it to a directory"
+                )
             import_postgres()
             from whence_server.journal.postgres.copies import write_database
 
             report = write_database(source, target.text)
-    return _finish(report, "the journal is not intact, and nothing was written")
+    status = _finish(report, "the journal is not intact, and nothing was written")
+    if status == 0 and is_sealed:
+        print("its content is encrypted, and its keys are not copied: docs/encryption.md, Backups")
+    return status
 
 
 def _open(place: Path | JournalUrl, *, exclusive: bool) -> AbstractContextManager[Source]:

@@ -8,11 +8,17 @@ from typing import Any, Protocol
 import apsw
 
 from whence_server.domain.errors import ConfigurationError
+from whence_server.journal.derive import PEEK_BYTES
 from whence_server.journal.lock import DirectoryLock
 from whence_server.journal.moving.tables import Table
 from whence_server.journal.schema import MIGRATIONS
+from whence_server.journal.sealing.stored_form import peek_key_id
 
 _BUSY_MS = 5_000
+_NEWEST_START = """
+    SELECT substr(payload, 1, ?) FROM entries WHERE writer = 1 AND position =
+        (SELECT max(started_position) FROM generations WHERE writer = 1 AND deleted = 0)
+"""
 
 
 class Source(Protocol):
@@ -31,6 +37,11 @@ class DirectorySource:
     def read(self, table: Table) -> Iterator[tuple[Any, ...]]:
         """Yield all rows of a table, in the order of its key."""
         yield from self._connection.execute(table.make_select())
+
+    def has_sealed(self) -> bool:
+        """Return whether the newest generation is encrypted: later ones always are."""
+        found: list[Any] = self._connection.execute(_NEWEST_START, (PEEK_BYTES,)).fetchall()
+        return bool(found) and bool(peek_key_id(found[0][0] or b""))
 
 
 @contextmanager
