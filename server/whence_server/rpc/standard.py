@@ -6,6 +6,7 @@ With their generated registration, malformed messages and methods that the packa
 implement would end with a traceback in the log and the status UNKNOWN.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -42,6 +43,14 @@ class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
     def __init__(self, gate: Gate = OPEN_GATE) -> None:
         super().__init__()
         self._gate = gate
+        self._changed = asyncio.Event()
+        """Replaced by another one at every change."""
+
+    async def set(self, service: str, status: Any) -> None:
+        """Set one service's state, and wake its watchers without waiting for any of them."""
+        self._server_status[service] = status
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the contract's name
         """Return one service's state; end the call with NOT_FOUND for an unknown service."""
@@ -61,7 +70,18 @@ class Health(HealthServicer):  # type: ignore[misc]  # the package has no types
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the contract's name
         """Stream one service's state, now and after every change."""
         await _refuse_malformed(request, context)
-        await super().Watch(request, context)
+        # Not the package's own, which writes under a lock: a caller that does not read would hold
+        # up every change of the state, and all other watchers.
+        last = None
+        while True:
+            changed = self._changed
+            status = self._server_status.get(
+                request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            )
+            if status != last:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                last = status
+            await changed.wait()
 
     def make_handler(self) -> grpc.GenericRpcHandler:
         """Return gRPC's handler of the service."""
