@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from whence_server.access.audit import SILENT, AuditTrail
 from whence_server.access.credentials import Credentials
 from whence_server.access.failures import Cause, Failures, RefusedError
+from whence_server.access.public_calls import PublicCalls
 from whence_server.access.scope_table import TABLE, Rule
 from whence_server.access.sessions import ANYBODY, Admission, Sessions
 from whence_server.access.token_file import Entry, TokenFile
@@ -27,7 +28,8 @@ LOCAL_SOCKET = "unix"
 
 # A method without a rule is a fault of ours: nobody but an administrator reaches it.
 _NO_RULE = Rule((Scope.ADMIN,))
-_NOBODY = Admission(Identity("", frozenset()))
+NOBODY = Admission(Identity("", frozenset()))
+"""Admission of a caller without credentials to a public method."""
 _WATCH_S = 1.0
 """Time after which running calls are ended at the latest, once their token is revoked."""
 
@@ -56,6 +58,7 @@ class Gate:
 
     Attributes:
         sessions: the admitted calls that run.
+        public_calls: gRPC's calls of public methods that run.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Gate:
         self.failures = failures or Failures()
         self.trail = trail
         self.sessions = Sessions(max_calls)
+        self.public_calls = PublicCalls()
 
     @property
     def is_open(self) -> bool:
@@ -99,7 +103,7 @@ class Gate:
             return ANYBODY
         rule = TABLE.get(name, _NO_RULE)
         if rule.public in self._public:
-            return _NOBODY
+            return NOBODY
         try:
             known = await self._identify(credentials)
         except RefusedError as error:

@@ -9,7 +9,7 @@ implement would end with a traceback in the log and the status UNKNOWN.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
@@ -19,7 +19,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from whence_server.access.gate import OPEN_GATE, Gate
+from whence_server.access.gate import NOBODY, OPEN_GATE, Gate
 from whence_server.access.sessions import ANYBODY, Admission
 from whence_server.domain.errors import (
     FieldViolation,
@@ -148,9 +148,16 @@ async def _admit(gate: Gate, name: str, context: Context) -> Admission:
     if gate.is_open:
         return ANYBODY
     try:
-        return await gate.admit(name, read_credentials(context))
+        credentials = read_credentials(context)
+        admission = await gate.admit(name, credentials)
+        if admission is NOBODY:
+            give_back = gate.public_calls.take(credentials)
+            # Not at the method's end: an answer that nobody reads keeps the call longer.
+            # (The package's types ask for a class.)
+            context.add_done_callback(cast("Any", lambda _: give_back()))
     except WhenceError as error:
         await abort(context, error)
+    return admission
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from whence_server.domain.errors import (
     InvalidRequestError,
     JournalUnwritableError,
     ModelNotReadyError,
+    PublicCallsError,
     QueueFullError,
     RecordersFullError,
     TextQueueFullError,
@@ -61,6 +62,7 @@ MAX_VIOLATIONS = 32
 
 _RETRYABLE = (
     CallerLimitError,
+    PublicCallsError,
     RecordersFullError,
     QueueFullError,
     TextQueueFullError,

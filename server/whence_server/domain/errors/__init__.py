@@ -31,6 +31,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── UnauthenticatedError        UNAUTHENTICATED
 ├── ScopeMissingError           PERMISSION_DENIED
 ├── CallerLimitError            RESOURCE_EXHAUSTED, gives a retry delay
+├── PublicCallsError            RESOURCE_EXHAUSTED, gives a retry delay
 ├── StoredBytesError            RESOURCE_EXHAUSTED: the caller has to delete generations
 ├── RecordersFullError          RESOURCE_EXHAUSTED, gives a retry delay
 ├── VocabulariesFullError       RESOURCE_EXHAUSTED: too many bytes of recorders' vocabularies
@@ -59,6 +60,7 @@ WhenceError                     a code, a machine-readable reason, a message
 
 from whence_server.domain.errors.access import (
     CallerLimitError,
+    PublicCallsError,
     ScopeMissingError,
     StoredBytesError,
     UnauthenticatedError,
@@ -167,6 +169,7 @@ __all__ = [
     "NoModelError",
     "NotOfferedError",
     "OriginRefusedError",
+    "PublicCallsError",
     "QueueFullError",
     "RecordDamagedError",
     "RecordersFullError",

@@ -39,6 +39,25 @@ class CallerLimitError(WhenceError):
         self.retry_after_s = retry_after_s
 
 
+class PublicCallsError(WhenceError):
+    """Too many calls without credentials run, such as watches of the health.
+
+    Attributes:
+        retry_after_s: seconds after which the caller may retry.
+    """
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "PUBLIC_CALLS"
+    retry_after_s = 1.0
+
+    def __init__(self, who: str, limit: int) -> None:
+        super().__init__(
+            f"{who} {limit} running calls without credentials, which is the most; call with a "
+            f"token, or try again in {self.retry_after_s:.3g} s",
+            limit=str(limit),
+        )
+
+
 class StoredBytesError(WhenceError):
     """The caller has as much on record as each caller may have; only deletions help."""
 
