@@ -66,6 +66,9 @@ class Sessions:
         if task is None or admission is ANYBODY:
             yield
             return
+        if not admission.is_valid():
+            # Between its headers and its message a call may have lost its credentials.
+            raise UnauthenticatedError
         caller = admission.identity.id
         if caller and 0 < self._max_per_caller <= self._num_of_caller[caller]:
             raise CallerLimitError(

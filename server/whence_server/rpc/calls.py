@@ -280,7 +280,7 @@ class _GuardedMethod:
             if self._gate.trail.is_on:
                 call.reason = read_reason(context.invocation_metadata() or ())
             # A call without a message is not put on record: it has cost its caller nothing.
-            request: Parsed = await read_one_message(context)
+            request = await self._read_request(context, call)
             await self._run_call(request, context, call, run)
 
     async def _admit(self, context: Context) -> Admission:
@@ -288,6 +288,15 @@ class _GuardedMethod:
             return await self._gate.admit(self._name, read_credentials(context))
         except WhenceError as error:
             await abort(context, error)
+
+    async def _read_request(self, context: Context, call: Call) -> Parsed:
+        # While it waits, a call counts among its caller's calls, and ends with its credentials.
+        try:
+            with self._gate.sessions.keep(call.admission):
+                return cast("Parsed", await read_one_message(context))
+        except WhenceError as error:
+            # It gets its status, and its place on record, as one that was refused later.
+            return error
 
     async def _run_call(
         self,
