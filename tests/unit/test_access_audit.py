@@ -97,6 +97,36 @@ def test_every_generation_and_deletion_is_on_record_and_failures_are_bounded() -
     assert len(written.entries) == 11 * MAX_DIFFERENT + 1
 
 
+def test_reasons_make_no_more_records_of_one_generation() -> None:
+    written = Written()
+    joined = replace(READ, action=AuditAction.GENERATE)
+    for number in range(1_000):
+        written.trail.note(replace(joined, reason=f"reason {number}"))
+    assert [(it.num_calls, it.deed.reason) for it in written.entries] == [(1, "reason 0")]
+    assert len(written.trail._counted) == 1
+    written.trail.write_due(at_end=True)
+    assert [(it.num_calls, it.deed.reason) for it in written.entries[1:]] == [(999, "")]
+    for _ in range(3):
+        written.trail.note(replace(joined, reason="one for all"))
+    written.trail.write_due(at_end=True)
+    assert written.entries[-1].num_calls == 2
+    assert written.entries[-1].deed.reason == "one for all"
+
+
+def test_failures_do_not_hide_what_was_read_or_cancelled() -> None:
+    written = Written()
+    for number in range(5 * MAX_DIFFERENT):
+        written.trail.note(replace(READ, status_code=5, generation_id=f"junk-{number}"))
+    written.read(7)
+    for number in range(5 * MAX_DIFFERENT):
+        written.read(1_000 + number)
+    written.trail.note(replace(READ, action=AuditAction.CANCEL, generation_id="it-8"))
+    seen = [(it.deed.action, it.deed.generation_id) for it in written.entries]
+    assert (AuditAction.READ_CONTENT, "it-7") in seen
+    assert seen[-1] == (AuditAction.CANCEL, "it-8")
+    assert len(written.entries) == 2 * (MAX_DIFFERENT + 1) + 1
+
+
 def test_levels_leave_out_reads_or_everything() -> None:
     for level, actions in (
         (AuditLevel.OFF, []),

@@ -16,12 +16,13 @@ REASON_KEY = "whence-reason"
 """Metadata, or HTTP header, with the reason that a caller gives; percent-encoded like a URL."""
 MAX_REASON_CHARACTERS = 256
 MAX_DIFFERENT = 100
-"""Different calls of one caller in a minute that have records of their own."""
+"""Different calls of one caller in a minute that have records of their own; of those that fail,
+as many more, so that failures do not hide what was read."""
 # A character has up to four bytes, and each is written as in "%C3".
 _MAX_ENCODED = 12 * MAX_REASON_CHARACTERS
 _MINUTE_NS = 60_000_000_000
-# Each leaves something that costs more than its record: a generation, or the end of one.
-_NEVER_SUMMARISED = frozenset({AuditAction.GENERATE, AuditAction.DELETE})
+# Each begins or ends a generation, which costs more than its record.
+_NEVER_SUMMARISED = frozenset({AuditAction.GENERATE, AuditAction.CANCEL, AuditAction.DELETE})
 
 
 def parse_reason(given: str | bytes) -> str:
@@ -44,9 +45,10 @@ class _Counted:
 class AuditTrail:
     """Writer of audit records: the first of equal calls at once, a minute's others as a number.
 
-    A caller has at most `MAX_DIFFERENT` different calls in a minute on record, besides those that
-    start or delete generations; further ones are counted by method and status. So a caller that
-    reads in a loop adds a few records a minute, and one that reads everything two hundred.
+    A caller has at most `MAX_DIFFERENT` different calls in a minute on record, and as many that
+    fail; further ones are counted by method and status. So a caller that reads in a loop adds a few
+    records a minute, and one that reads everything a hundred. Calls that start, cancel or delete a
+    generation are always on record: equal ones but for their reasons once, and then as a number.
 
     Args:
         level: deeds that are put on record.
@@ -66,7 +68,8 @@ class AuditTrail:
         self._clock = clock
         self._minute = -1
         self._counted: dict[Deed, _Counted] = {}
-        self._num_different: Counter[str] = Counter()
+        self._num_different: Counter[tuple[str, bool]] = Counter()
+        """Different calls of a caller that succeed, and of those that fail."""
         self._has_failed = False
 
     @property
@@ -85,14 +88,17 @@ class AuditTrail:
         if self._level is AuditLevel.WRITES and deed.action in READS:
             return
         self.write_due()
-        key = _make_key(deed)
+        has_failed = bool(deed.status_code)
+        stays = deed.action in _NEVER_SUMMARISED and bool(deed.generation_id) and not has_failed
+        # A call that joins a generation costs nothing: its reason makes it no other call.
+        key = _make_key(replace(deed, reason="") if stays else deed)
+        group = deed.caller_id, has_failed
         if key in self._counted:
             self._count(key, deed)
-            return
-        if deed.action in _NEVER_SUMMARISED and deed.generation_id and not deed.status_code:
+        elif stays:
             self._begin(key, deed)
-        elif self._num_different[deed.caller_id] < MAX_DIFFERENT:
-            self._num_different[deed.caller_id] += 1
+        elif self._num_different[group] < MAX_DIFFERENT:
+            self._num_different[group] += 1
             self._begin(key, deed)
         else:
             self._summarise(deed)
@@ -118,6 +124,9 @@ class AuditTrail:
         if not counted.num_more:
             # The first is on record: the number begins with this one.
             counted.deed = deed
+        elif counted.deed.reason != deed.reason:
+            # No one reason stands for all.
+            counted.deed = replace(counted.deed, reason="")
         counted.num_more += 1
         counted.last_time_ns = max(counted.last_time_ns, deed.time_ns)
 
