@@ -73,6 +73,7 @@ class FakeUpstream:
     told: UpstreamDescription = TOLD
     grades: Observation = GRADES
     requests: list[UpstreamRequest] = field(default_factory=list)
+    pinned: list[object] = field(default_factory=list)
     num_open: int = 0
     is_up: bool = True
     is_known: bool = True
@@ -90,8 +91,14 @@ class FakeUpstream:
     def grade(self, request: UpstreamRequest) -> Observation:
         return self.grades
 
-    async def generate(self, request: UpstreamRequest) -> AsyncIterator[UpstreamEvent]:
+    def pin(self) -> object:
+        return self.told
+
+    async def generate(
+        self, request: UpstreamRequest, pinned: object
+    ) -> AsyncIterator[UpstreamEvent]:
         self.requests.append(request)
+        self.pinned.append(pinned)
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         self.num_open += 1
         try:

@@ -40,7 +40,7 @@ def ask(
 
 async def collect(client: UpstreamClient, request: UpstreamRequest) -> list[UpstreamEvent]:
     """Return all parts of an answer."""
-    async with aclosing(client.generate(request)) as events:
+    async with aclosing(client.generate(request, client.pin())) as events:
         return [event async for event in events]
 
 

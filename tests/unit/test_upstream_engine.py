@@ -303,10 +303,15 @@ async def test_an_upstream_that_is_away_fails_what_runs_and_keeps_what_came(
 async def test_a_generation_without_a_token_is_begun_again(tmp_path: Path) -> None:
     options = UpstreamOptions(URL, "", "0.1", num_retries=1)
     service = await serve(tmp_path, [[away()], USUAL], options=options)
-    made = await service.run(request())
+    upstream = service.upstream
+    running = asyncio.create_task(service.run(request()))
+    await wait_until(lambda: bool(upstream.requests))
+    upstream.told = replace(TOLD, version="0.33.0")
+    made = await running
     assert made.finished.sequences[0].text == " a b"
-    first, second = service.upstream.requests
+    first, second = upstream.requests
     assert first == second
+    assert upstream.pinned == [TOLD, TOLD], "the record names what it was at the first time"
     await service.close()
 
 

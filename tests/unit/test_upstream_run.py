@@ -12,8 +12,8 @@ from whence_server.engines.upstream.run import UpstreamRun
 
 
 class Upstream:
-    async def generate(self, request: UpstreamRequest) -> AsyncIterator[object]:
-        del request
+    async def generate(self, request: UpstreamRequest, pinned: object) -> AsyncIterator[object]:
+        del request, pinned
         yield UpstreamChunk(0, "a", (), FinishReason.LENGTH)
         yield UpstreamEnd()
 
@@ -33,6 +33,7 @@ async def test_a_stop_beside_the_end_does_not_lose_the_end() -> None:
         Upstream(),  # type: ignore[arg-type]
         Admit(request.generation_id, [], request.decoding, TraceOptions()),
         request,
+        pinned=None,
         computer=None,
         knows_vocabulary=False,
         num_retries=0,

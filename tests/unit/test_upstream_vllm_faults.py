@@ -127,10 +127,22 @@ async def test_an_error_in_the_middle_comes_after_what_was_sent(
             completion("x", [5], [RAW]), {"error": {"message": "EngineDeadError", "code": 500}}
         ),
     )
-    events = client.generate(ask())
+    events = client.generate(ask(), client.pin())
     assert (await anext(events)).text == "x"  # type: ignore[union-attr]
     with pytest.raises(errors.UpstreamError, match="in the middle of its answer: EngineDeadError"):
         await anext(events)
+
+
+async def test_a_generation_is_not_begun_with_another_than_its_record_names(
+    upstream: FakeUpstream, client: UpstreamClient
+) -> None:
+    pinned = client.pin()
+    upstream.answer_json("GET", "/version", {"version": "0.33.0"})
+    await client.describe()
+    upstream.asked.clear()
+    with pytest.raises(errors.UpstreamModelError, match=r"it was vllm 0\.32\.0 .*is vllm 0\.33\.0"):
+        client.generate(ask(), pinned)
+    assert not upstream.asked
 
 
 async def test_a_model_that_is_not_served_is_named(upstream: FakeUpstream) -> None:

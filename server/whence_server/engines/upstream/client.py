@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from typing import cast
 
 from whence_server.domain.errors import UpstreamError, UpstreamModelError
 from whence_server.domain.observation import Distribution, Observation
@@ -109,13 +110,26 @@ class UpstreamClient:
         """Return the grades of the generation that the request asks for."""
         return self._adapter.grade(request, self._get_found())
 
-    def generate(self, request: UpstreamRequest) -> AsyncGenerator[UpstreamEvent, None]:
+    def pin(self) -> object:
+        """Return what the upstream is now, for `generate`."""
+        return self._get_found()
+
+    def generate(
+        self, request: UpstreamRequest, pinned: object
+    ) -> AsyncGenerator[UpstreamEvent, None]:
         """Yield the parts of the answer as they arrive; closing the iterator cancels the request.
+
+        Args:
+            request: the generation.
+            pinned: what `pin` returned when the generation began, which its record names.
 
         Raises:
             UpstreamError: the upstream is away, refuses, or answers what nobody can read.
+            UpstreamModelError: it is no longer what was pinned.
         """
-        return self._generate(request, self._get_found(), confirms=True)
+        found = cast("Found", pinned)
+        self._check_found(found)
+        return self._generate(request, found, confirms=True)
 
     async def check_health(self) -> bool:
         """Return whether the upstream can answer now."""

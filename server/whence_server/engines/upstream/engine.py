@@ -156,6 +156,7 @@ class UpstreamEngine:
             upstream,
             admission,
             make_request(admission, computer),
+            pinned=upstream.pin(),
             computer=computer,
             knows_vocabulary=self._options.text is not None,
             num_retries=self._options.num_retries,

@@ -145,11 +145,19 @@ class Upstream(Protocol):
     def grade(self, request: UpstreamRequest) -> Observation:
         """Return the grades of the generation that the request asks for."""
 
-    def generate(self, request: UpstreamRequest) -> AsyncIterator[UpstreamEvent]:
+    def pin(self) -> object:
+        """Return what the upstream is now, for `generate`."""
+
+    def generate(self, request: UpstreamRequest, pinned: object) -> AsyncIterator[UpstreamEvent]:
         """Yield the parts of the answer as they arrive; closing the iterator cancels the request.
+
+        Args:
+            request: the generation.
+            pinned: what `pin` returned when the generation began, which its record names.
 
         Raises:
             UpstreamError: the upstream is away, refuses, or answers what nobody can read.
+            UpstreamModelError: it is no longer what was pinned.
         """
 
     async def check_health(self) -> bool:

@@ -47,6 +47,7 @@ class UpstreamRun:
         upstream: the upstream.
         admission: the generation to run.
         request: the request for it.
+        pinned: what the upstream was as the generation began; each attempt is held against it.
         computer: computer of the second distribution; None if it is not computed.
         knows_vocabulary: True if ids alone name the tokens.
         num_retries: times that it is begun again, if it got no token.
@@ -63,6 +64,7 @@ class UpstreamRun:
         admission: Admit,
         request: UpstreamRequest,
         *,
+        pinned: object,
         computer: SecondComputer | None,
         knows_vocabulary: bool,
         num_retries: int,
@@ -72,6 +74,7 @@ class UpstreamRun:
         self._upstream = upstream
         self._admission = admission
         self._request = request
+        self._pinned = pinned
         self._num_retries = num_retries
         self._put = put
         self._on_failure = on_failure
@@ -145,7 +148,10 @@ class UpstreamRun:
 
     async def _read_answer(self) -> None:
         # Closing an asynchronous generator ends the upstream's request at once.
-        events = cast("AsyncGenerator[UpstreamEvent, None]", self._upstream.generate(self._request))
+        events = cast(
+            "AsyncGenerator[UpstreamEvent, None]",
+            self._upstream.generate(self._request, self._pinned),
+        )
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, UpstreamPrompt):
