@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -364,6 +365,35 @@ async def test_a_request_is_sent_again_if_its_old_connection_was_closed_meanwhil
     for _ in range(3):
         assert await connection.get_object("/v1/models") == {}
     assert num_connections == 3
+    await connection.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_request_is_not_sent_again_once_the_upstream_may_have_begun_it() -> None:
+    limits = replace(LIMITS, stale_s=0.05)
+    requests: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            requests.append(line)
+            while (await reader.readline()).strip():
+                pass
+            if line.startswith(b"POST"):
+                # It has the request, and works on it for longer than a stale connection lives.
+                await asyncio.sleep(2 * limits.stale_s)
+                break
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    connection = connect(f"http://127.0.0.1:{port}", limits)
+    assert await connection.get_object("/v1/models") == {}
+    with pytest.raises(errors.UpstreamAwayError, match="cannot be reached"):
+        await connection.post_object("/v1/completions", {})
+    assert [line.split()[0] for line in requests] == [b"GET", b"POST"]
     await connection.close()
     server.close()
     await server.wait_closed()

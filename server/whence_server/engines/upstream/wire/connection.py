@@ -3,6 +3,7 @@
 import asyncio
 import os
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ class WireLimits:
     keep_alive_s: float = 4.0
     """Seconds that an idle connection stays open: less than the five after which the upstreams
     close it themselves, as a request could meet the close."""
+    stale_s: float = 1.0
+    """Seconds within which an idle connection breaks that the upstream closed before the request
+    came. One that breaks later may break while the upstream computes the answer."""
 
 
 _BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
@@ -217,12 +221,13 @@ class Connection:
         """Send a request and return its answer once that has begun.
 
         A connection from the pool may have been closed by the upstream in the same moment: the
-        request is then sent again. A new connection that breaks is an error.
+        request is then sent again. A new connection that breaks is an error, and so is an old one
+        that breaks later: what the upstream has begun must not be computed twice.
         """
         session = self._get_session()
         url = self.address.join(route)
         while True:
-            use = _Use()
+            use, began_s = _Use(), time.monotonic()
             try:
                 async with asyncio.timeout(self.limits.first_chunk_s):
                     return await session.request(
@@ -236,7 +241,8 @@ class Connection:
             except TimeoutError as error:
                 raise self._make_timeout(error) from None
             except (aiohttp.ClientError, OSError) as error:
-                if not (use.is_old and isinstance(error, _BROKEN)):
+                is_stale = use.is_old and time.monotonic() - began_s < self.limits.stale_s
+                if not (is_stale and isinstance(error, _BROKEN)):
                     raise self._translate(error, "cannot be reached") from None
 
     def _make_timeout(self, error: TimeoutError) -> UpstreamAwayError:
