@@ -194,7 +194,7 @@ REASONED: list[object] = [
     UpstreamChunk(0, "", reasoning=", well."),
     chunk(token(" a", 5)),
     finish(),
-    END,
+    END._replace(num_generated_tokens=3),
 ]
 
 
@@ -216,6 +216,22 @@ async def test_reasoning_that_the_upstream_tells_apart_is_on_record_and_in_a_cha
             *(None, "Hm", ", well.", None, None),
         ]
         assert "".join(delta.get("content", "") for delta in deltas) == " a"
+
+
+async def test_reasoning_tokens_are_not_guessed_from_pieces_of_several(tmp_path: Path) -> None:
+    pieces: list[object] = [
+        UpstreamChunk(0, "", reasoning="Hm, well."),
+        UpstreamChunk(0, " a", ()),
+        finish(),
+        END._replace(num_generated_tokens=9),
+    ]
+    async with front(tmp_path, pieces) as asked:
+        answer = await asked.post("/v1/chat/completions", CHAT)
+        assert answer["choices"][0]["message"]["reasoning_content"] == "Hm, well."
+        assert answer["usage"]["completion_tokens"] == 9
+        assert "completion_tokens_details" not in answer["usage"]
+        whole = await asked.post("/v1/responses", {"input": "Hi"})
+        assert whole["usage"]["output_tokens_details"] is None
 
 
 async def test_reasoning_is_an_item_of_a_response(tmp_path: Path) -> None:

@@ -21,7 +21,12 @@ from whence_server.http.openai.outcome import (
     select_steps,
     update_fingerprint,
 )
-from whence_server.http.openai.output_parts import SequenceParts, get_content, make_calls
+from whence_server.http.openai.output_parts import (
+    SequenceParts,
+    count_reasoning_tokens,
+    get_content,
+    make_calls,
+)
 from whence_server.http.openai.parameters import Parameters
 from whence_server.http.openai.reasoning import Divided
 from whence_server.http.openai.requests import (
@@ -215,7 +220,7 @@ class _Writer:
         return make_event(orjson.dumps(chunk))
 
     def _make_usage(self, finished: GenerationFinished) -> dict[str, Any]:
-        return make_usage(finished, sum(parts.num_reasoning_steps for parts in self._parts))
+        return make_usage(finished, count_reasoning_tokens(self._parts, finished) or 0)
 
     def _make_logprobs(self, steps: Sequence[Step]) -> dict[str, Any] | None:
         num_top = self._wanted.num_top_logprobs

@@ -3,9 +3,10 @@
 The record has the output whole, with the ranges of the parts that were read from it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from whence.v1.generation_pb2 import ChatRecord, SequenceResult
+from whence.v1.generation_pb2 import ChatRecord, GenerationFinished, SequenceResult
 from whence.v1.step_pb2 import Step
 from whence_server.http.openai.reasoning import Divided, make_divider
 from whence_server.http.openai.tool_calls import HeldText
@@ -21,7 +22,9 @@ class SequenceParts:
             not known, which has no form.
 
     Attributes:
-        num_reasoning_steps: number of steps so far that are reasoning.
+        num_steps: number of steps so far.
+        num_pieces: number of those that may be several tokens: text of an upstream that names none.
+        num_reasoning_steps: number of those that are reasoning.
     """
 
     def __init__(self, chat: ChatRecord, tokenizer: TextTokenizer | None) -> None:
@@ -32,10 +35,12 @@ class SequenceParts:
         """Special tokens since the last text: at the end of an output they are no part of it."""
         self._num_characters = 0
         """Length of the reasoning so far."""
-        self.num_reasoning_steps = 0
+        self.num_steps = self.num_pieces = self.num_reasoning_steps = 0
 
     def push(self, step: Step) -> Divided:
         """Add a step; return the text that can be sent."""
+        self.num_steps += 1
+        self.num_pieces += not (step.HasField("token_id") or step.HasField("logprob"))
         was_inside = self._divider is not None and self._divider.is_inside
         told, content = self._divide(step)
         reasoning = step.reasoning_text + told
@@ -66,6 +71,17 @@ class SequenceParts:
         return Divided(
             "".join(piece.reasoning for piece in pieces), "".join(piece.content for piece in pieces)
         )
+
+
+def count_reasoning_tokens(
+    parts: Sequence[SequenceParts], finished: GenerationFinished
+) -> int | None:
+    """Return the number of generated tokens that are reasoning; None if nobody told it."""
+    num_reasoning = sum(it.num_reasoning_steps for it in parts)
+    is_exact = not any(it.num_pieces for it in parts)
+    # As many steps as tokens: each piece is one.
+    is_exact = is_exact or sum(it.num_steps for it in parts) == finished.num_generated_tokens
+    return num_reasoning if is_exact or not num_reasoning else None
 
 
 def get_content(result: SequenceResult) -> str:

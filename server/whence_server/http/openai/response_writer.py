@@ -14,7 +14,11 @@ from whence.v1.step_pb2 import Step
 from whence_server.domain.model import ModelInfo
 from whence_server.http.exchange import Exchange
 from whence_server.http.openai.outcome import make_logprob, make_usage
-from whence_server.http.openai.output_parts import SequenceParts, get_content
+from whence_server.http.openai.output_parts import (
+    SequenceParts,
+    count_reasoning_tokens,
+    get_content,
+)
 from whence_server.http.openai.requests import Wanted
 from whence_server.http.openai.response_items import (
     EventWriter,
@@ -183,7 +187,7 @@ class ResponseWriter:
         result = finished.sequences[0]
         is_cut = result.finish_reason == FinishReason.FINISH_REASON_LENGTH
         status = "incomplete" if is_cut else "completed"
-        num_reasoning = self._parts.num_reasoning_steps
+        num_reasoning = count_reasoning_tokens([self._parts], finished)
         usage = make_usage(finished)
         return {
             **self._head,
@@ -195,7 +199,9 @@ class ResponseWriter:
                 # An upstream may not tell it.
                 "input_tokens_details": usage.get("prompt_tokens_details"),
                 "output_tokens": usage["completion_tokens"],
-                "output_tokens_details": {"reasoning_tokens": num_reasoning},
+                "output_tokens_details": None
+                if num_reasoning is None
+                else {"reasoning_tokens": num_reasoning},
                 "total_tokens": usage["total_tokens"],
             },
         }
