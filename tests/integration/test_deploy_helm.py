@@ -167,8 +167,35 @@ def test_parts_can_be_left_out() -> None:
         ("settings.WHENCE_MAX_MESSAGE_BYTES=1000000", "got number, want null or string"),
         ("settings.whence_model=x", "'whence_model' does not match pattern"),
         ("tls.certificate=x", "additional properties 'certificate' not allowed"),
+        ("upstream=", "give upstream or settings.WHENCE_MODEL"),
+        ("settings.WHENCE_PUBLIC_SERVICES=metrics", "keep health in settings.WHENCE_PUBLIC"),
     ],
 )
 def test_wrong_values_are_refused(value: str, message: str) -> None:
     with pytest.raises(AssertionError, match=re.escape(message)):
         render("gateway", "--set", value)
+
+
+def test_a_sidecar_without_an_engine_or_with_a_database_is_refused() -> None:
+    for value, message in (
+        ("settings.WHENCE_MODEL=null", "whence needs an engine"),
+        ("postgresql.secret=x", "postgresql.secret is for mode gateway"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            render("sidecar", "--set", value)
+
+
+def test_an_engine_and_the_probes_can_be_had_in_other_ways() -> None:
+    for changed in (
+        "settings.WHENCE_RECORD_ONLY=true",
+        "settings.WHENCE_MODEL=/models/current",
+    ):
+        render("gateway", "--set", "upstream=", "--set-string", changed)
+    none = "--set-string=settings.WHENCE_PUBLIC_SERVICES=none"
+    render("gateway", none, "--set-string", "settings.WHENCE_SOCKET_SCOPES=read")
+
+
+def test_rules_of_the_network_can_be_taken_away() -> None:
+    names = ("egress", "upstream", "extraEgress")
+    taken = [f"--set=networkPolicy.{name}=null" for name in names]
+    assert find_spec(render("gateway", *taken), "NetworkPolicy")["egress"] == []
