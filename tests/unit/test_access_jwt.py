@@ -276,6 +276,15 @@ def test_url_with_a_password_is_refused_and_not_repeated(url: str) -> None:
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+async def test_file_of_keys_that_others_can_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "jwks"
+    path.write_text(json.dumps(JWKS))
+    path.chmod(mode)
+    with pytest.raises(ConfigurationError, match=rf"--auth-jwks .*\(mode {mode:03o}\).*chmod go-w"):
+        await KeySet(str(path)).start()
+
+
 async def test_source_of_keys_must_be_usable(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="expected a file or an https:// URL"):
         KeySet("http://issuer.example/jwks")

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import jwt
 
 from whence_server.access.changes import take_fingerprint
+from whence_server.access.file_permissions import check_writers
 from whence_server.domain.addresses import is_loopback
 from whence_server.domain.errors import ConfigurationError
 
@@ -116,6 +117,7 @@ class KeySet:
     async def _read(self) -> Keys:
         try:
             if self._path is not None:
+                check_writers(FLAG, self._path)
                 return parse_keys(self._path.read_bytes())
             return parse_keys(await self._fetch(self._source))
         except OSError as error:

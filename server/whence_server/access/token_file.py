@@ -12,7 +12,6 @@ import json
 import logging
 import re
 import secrets
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from whence_server.access.changes import take_fingerprint
+from whence_server.access.file_permissions import check_writers
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.identity import Identity, Scope
 
@@ -150,7 +150,7 @@ def read_token_file(path: Path) -> list[Entry]:
         ConfigurationError: the file cannot be read, others can write to it, or a line is malformed.
     """
     try:
-        _check_permissions(path)
+        check_writers(FLAG, path)
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
@@ -172,21 +172,6 @@ def read_token_file(path: Path) -> list[Entry]:
         known.add(name)
         entries.append(entry)
     return entries
-
-
-def _check_permissions(path: Path) -> None:
-    """Raise if the file's group or everybody can write to it: they could make themselves callers.
-
-    Raises:
-        ConfigurationError: they can.
-        OSError: the file cannot be looked at.
-    """
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigurationError(
-            f"{FLAG} {path}: its group or others can write to it (mode {mode:03o}), and could add "
-            f"callers; run chmod go-w {path}"
-        )
 
 
 def parse_entry(line: str) -> Entry:
