@@ -3,12 +3,14 @@
 #
 #   base.sh NAME
 #
-# Packages come from MIRROR (default: Debian's own), with the security updates of today. As root.
+# Packages come from MIRROR and SECURITY_MIRROR (default: Debian's own), with the security updates of
+# today. The image names Debian's own. As root.
 set -euo pipefail
 
 name=$1
-mirror=${MIRROR:-http://deb.debian.org/debian}
-security=${SECURITY_MIRROR:-http://deb.debian.org/debian-security}
+own=http://deb.debian.org
+mirror=${MIRROR:-$own/debian}
+security=${SECURITY_MIRROR:-$own/debian-security}
 for program in buildah debootstrap; do
   command -v "$program" >/dev/null || {
     echo "$program is not installed: apt-get install --no-install-recommends $program" >&2
@@ -22,16 +24,20 @@ root=$(buildah mount "$container")
 
 debootstrap --variant=minbase \
   --include=ca-certificates,python-is-python3,python3,python3-venv bookworm "$root" "$mirror"
-cat >"$root/etc/apt/sources.list" <<END
-deb $mirror bookworm main
-deb $mirror bookworm-updates main
-deb $security bookworm-security main
+write_sources() {
+  cat >"$root/etc/apt/sources.list" <<END
+deb $1 bookworm main
+deb $1 bookworm-updates main
+deb $2 bookworm-security main
 END
+}
+write_sources "$mirror" "$security"
 chroot "$root" sh -c 'apt-get update && DEBIAN_FRONTEND=noninteractive apt-get upgrade --yes'
 
-# Nothing of the machine that it was made on, and nothing that can be fetched again.
+# Nothing of the machine and network that it was made on, and nothing that can be fetched again.
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/*.bin "$root"/var/cache/apt/archives/*.deb \
   "$root"/var/log/* "$root"/etc/hostname
+write_sources "$own/debian" "$own/debian-security"
 : >"$root/etc/resolv.conf"
 : >"$root/etc/machine-id"
 
