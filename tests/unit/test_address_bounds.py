@@ -2,15 +2,21 @@
 
 import asyncio
 import socket
+import ssl
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+import trustme
+from aiohttp import web
 from waiting import wait_until
 
 from whence_server.domain.addresses import group_address
 from whence_server.http import connections
+from whence_server.http import server as http_server
 from whence_server.http.connections import Connections
+from whence_server.http.server import HttpServer
+from whence_server.rpc import address_bound
 from whence_server.rpc.address_bound import AddressBound
 
 
@@ -112,3 +118,29 @@ async def test_web_server_refuses_further_connections_of_an_address(
     server.close()
     await wait_until(lambda: not len(bounded))
     assert not bounded._num_of_address, "nothing is kept of addresses that have left"
+
+
+async def test_connections_in_their_tls_handshake_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Every connection of a test comes from loopback, which has no limit.
+    monkeypatch.setattr(
+        http_server, "AddressBound", lambda ports, most: AddressBound(ports, most, str)
+    )
+    monkeypatch.setattr(address_bound, "_WATCH_S", 0.05)
+    # The handshakes' own end comes later than the test's.
+    monkeypatch.setattr(http_server, "HANDSHAKE_S", 60.0)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response()
+
+    server = HttpServer({}, "127.0.0.1", 0, answer, max_connections=9, max_per_address=2, tls=tls)
+    await server.start()
+    port = int(server.url.rpartition(":")[2])
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(5)
+        ]
+        await wait_until(lambda: sum(map(is_closed, clients)) >= 3)
+        assert sum(map(is_closed, clients)) == 3
+    await server.close()

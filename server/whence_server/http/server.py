@@ -9,6 +9,7 @@ from aiohttp import web
 from whence_server.domain.errors import ConfigurationError
 from whence_server.http.connections import NEXT_REQUEST_S, Connections
 from whence_server.http.origins import OWN_PAGES, Origins
+from whence_server.rpc.address_bound import AddressBound
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -55,6 +56,7 @@ class HttpServer:
         self._origins = origins
         self._connections: Connections | None = None
         self._runner: web.AppRunner | None = None
+        self._bound: AddressBound | None = None
 
     @property
     def url(self) -> str:
@@ -103,9 +105,16 @@ class HttpServer:
             ) from error
         self._runner, self._listening, self._connections = runner, listening, connections
         self._port = listening.sockets[0].getsockname()[1]
+        if self._tls is not None and self._max_per_address:
+            # `Connections` learns of a connection after its handshake.
+            self._bound = AddressBound({self._port}, self._max_per_address)
+            self._bound.start()
 
     async def close(self) -> None:
         """Stop listening; requests under way get a second to end."""
+        if self._bound is not None:
+            await self._bound.close()
+            self._bound = None
         if self._runner is not None:
             self._listening.close()
             await self._runner.cleanup()

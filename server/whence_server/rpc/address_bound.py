@@ -1,9 +1,9 @@
-"""Bound on the connections of one address to gRPC's ports.
+"""Bound on the connections of one address to gRPC's ports, and to HTTP's during TLS handshakes.
 
-gRPC bounds the connections of a port, and tells nobody of a connection before its first call. But
-the connections are descriptors of this process: every second they are counted by the address at
-their other end, and the newest ones of an address that has too many are shut down, as if their
-client had closed them.
+gRPC bounds the connections of a port, and tells nobody of a connection before its first call;
+asyncio tells nobody of one before its TLS handshake is done. But the connections are descriptors
+of this process: every second they are counted by the address at their other end, and the newest
+ones of an address that has too many are shut down, as if their client had closed them.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class AddressBound:
     """Task that shuts down connections of an address that has too many.
 
     Args:
-        ports: ports that gRPC listens on.
+        ports: ports that this process listens on.
         most: most connections of one address.
         group: names the client of an address; "" for one without a limit.
     """
@@ -85,8 +85,8 @@ class AddressBound:
     def _list_connections(self) -> Iterator[tuple[tuple[str, int], socket.socket]]:
         """Yield the address and port of each client, with a handle that lasts until the next.
 
-        The handle is gRPC's own descriptor. A copy would have to be closed, and if the number has
-        become that of a database's file meanwhile, closing a copy would release its locks.
+        The handle is the owner's own descriptor. A copy would have to be closed, and if the number
+        has become that of a database's file meanwhile, closing a copy would release its locks.
         """
         for descriptor in _list_descriptors():
             try:
