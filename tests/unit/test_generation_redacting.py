@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from dying_engine import MODEL
@@ -13,15 +14,19 @@ from hypothesis import strategies as st
 from whence.v1 import generation_pb2 as g
 from whence.v1.step_pb2 import Draw, Step
 from whence_server.domain.content import ContentPolicy
-from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
+from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceOptions
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.generation import CallError, CallRecord, Started
 from whence_server.domain.redaction import KINDS
 from whence_server.domain.tracing import TraceContext
+from whence_server.generation.content import redacting
 from whence_server.generation.content.forms import Stored, StoredForms
+from whence_server.generation.content.record import ContentRecord
 from whence_server.generation.content.redacting import RedactedForm
 from whence_server.generation.content.redaction import open_redaction
 from whence_server.journal.codec import encode_started
+from whence_server.journal.journal import Journal
+from whence_server.journal.rows import FinishIndex
 from whence_server.redaction.marks import redact
 from whence_server.redaction.opening import open_detectors
 from whence_server.redaction.stream import find_ranges
@@ -273,6 +278,9 @@ def test_request_without_a_match_is_stored_as_it_is() -> None:
         ('{"card": 4111111111111111, "x": [1.5, null]}', '{"card": "[card]", "x": [1.5, null]}'),
         (f'{{"{MAIL}": "é\\n{CARD}\\""}}', '{"[mail]": "é\\n[card]\\""}'),
         (f"{{not JSON {MAIL}", "{not JSON [mail]"),
+        # Half of a character, as some models write it.
+        (f'{{"a": "\\ud83d {MAIL}"}}', '{"a": "\ufffd [mail]"}'),
+        ('{"a": "\\ud83d"}', '{"a": "\\ud83d"}'),
         ('{"a":   "b"}', '{"a":   "b"}'),
     ],
 )
@@ -288,6 +296,28 @@ def test_json_stays_json_and_is_searched_as_it_reads(text: str, expected: str) -
         assert expected.encode()[it.begin_byte : it.end_byte] == f"[{it.kind}]".encode()
     if not text.startswith("{not"):
         json.loads(expected)
+
+
+async def test_end_that_cannot_be_redacted_is_stored_without_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UnicodeError
+
+    monkeypatch.setattr(redacting, "redact_result", fail)
+    journal = await Journal.open(tmp_path)
+    record = ContentRecord(journal, RedactedForm(DETECTORS, 1, "blinded"))
+    record.create(encode_started(replace(STARTED, prompt="Say: ")))
+    record.append("g", EntryKind.STEP, make_step(0, "joe", 0).SerializeToString())
+    finished = g.GenerationFinished.FromString(make_finish("joe"))
+    finished.finish_reason = g.FINISH_REASON_LENGTH
+    record.finish("g", finished.SerializeToString(), FinishIndex(FinishReason.LENGTH, 1, "joe"))
+    _, step, end = await journal.read("g")
+    assert Step.FromString(step.payload).text == "joe"
+    kept = g.GenerationFinished.FromString(end.payload)
+    assert kept.finish_reason == g.FINISH_REASON_LENGTH
+    assert (kept.sequences[0].text, list(kept.sequences[0].token_ids)) == ("", [])
+    await journal.close()
 
 
 def test_every_text_of_a_request_and_a_result_is_searched() -> None:

@@ -1,13 +1,22 @@
 """Holder of a generation's entries whose record holds less than its caller's stream."""
 
+import logging
+from collections.abc import Sequence
+
+from whence_server import logs
+from whence_server.domain.content import ContentPolicy
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.generation import Started
 from whence_server.generation.content.forms import Stored, StoredForm, StoredForms
 from whence_server.generation.content.held import HeldContent, HeldContents
 from whence_server.journal.codec import encode_started
+from whence_server.journal.content_hiding import RECORD
 from whence_server.journal.derive import derive_finished_index, derive_started_index
+from whence_server.journal.entry_messages import MESSAGES
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex, GenerationIndex
+
+_log = logging.getLogger(__name__)
 
 
 def create_record(  # noqa: PLR0917 - a start and where it goes
@@ -93,7 +102,7 @@ class ContentRecord:
     def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
         """Append FINISHED, whose stored form gives the columns; return its offset."""
         del index
-        *others, last = self._form.take(EntryKind.FINISHED, payload)
+        *others, last = self._take_finish(generation_id, payload)
         for stored in others:
             self._journal.append(generation_id, *stored)
         self._finish(generation_id, last)
@@ -101,6 +110,22 @@ class ContentRecord:
         if self._held is not None:
             self._held.finish()
         return offset
+
+    def _take_finish(self, generation_id: str, payload: bytes) -> Sequence[Stored]:
+        """Return the stored entries that FINISHED settles; without content if its form fails.
+
+        A generation that could not end would end the server.
+        """
+        try:
+            return self._form.take(EntryKind.FINISHED, payload)
+        except Exception:  # noqa: BLE001 - whatever it is, the generation has to end
+            extra = {logs.GENERATION_ID: generation_id}
+            _log.exception("a generation's end is stored without content", extra=extra)
+        finished = MESSAGES[EntryKind.FINISHED].FromString(payload)
+        RECORD[ContentPolicy.NONE].hide(finished)
+        # The form has ended all sequences: what waited for more of their text is settled.
+        waiting = self._form.end_sequence(0, "")
+        return [*waiting, Stored(EntryKind.FINISHED, finished.SerializeToString())]
 
     def _finish(self, generation_id: str, stored: Stored) -> None:
         index = derive_finished_index(stored.payload)

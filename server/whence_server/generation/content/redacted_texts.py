@@ -14,6 +14,7 @@ from whence_server.redaction.stream import Detectors, find_ranges
 
 _JSON_VALUE = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*', re.DOTALL)
 """A string or a number in a JSON text."""
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _KEPT = frozenset(
     f"whence.v1.{message}.{name}"
     for message, names in {
@@ -120,7 +121,8 @@ def _redact_json(text: str, detectors: Detectors, field: str) -> tuple[str, list
     for literal in _JSON_VALUE.finditer(text):
         value = literal.group()
         if value.startswith('"'):
-            value = json.loads(value, strict=False)
+            # An escape can spell half of a character, which has no UTF-8.
+            value = _LONE_SURROGATE.sub("\ufffd", json.loads(value, strict=False))
         value, found = redact_text(value, detectors, "")
         if not found:
             continue
