@@ -37,6 +37,10 @@ OWN = (
     r"[^a]b|é{1,2}a",
     r"(a|ab)(c|bcd)",
     r"a{2}(?:b{0,2}|\s)a",
+    r"\ba-\b[01]{2}\b",
+    r"a\Bb{1,4}",
+    r"a(?:\Bb){1,2}",
+    r"(?m)a$\n^b",
 )
 
 
@@ -77,6 +81,13 @@ def test_own_patterns_match_what_re2_finds_in_the_whole(
     detectors = Detectors([Detector("own", pattern, accept)])
     assert stream(detectors, text, splits) == expected
     assert find_ranges(detectors, text) == expected
+
+
+def test_condition_within_a_pattern_holds_its_beginning_back() -> None:
+    redactor = Redactor(Detectors([Detector("own", r"\bREF-\b[0-9]{6}\b", accept)]))
+    assert redactor.push("REF-") == []
+    assert redactor.settled == 0
+    assert redactor.push("123456", last=True) == [("own", 0, 10)]
 
 
 @settings(deadline=None)

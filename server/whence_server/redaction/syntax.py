@@ -153,7 +153,8 @@ def _write_beginnings_of_row(parts: Sequence[Node]) -> str:
         if not source:
             source = write_beginnings(part)
         elif isinstance(part, Character):
-            source = f"(?:{write(part)}{source})?"
+            # What follows may begin with a condition on a character that is not known yet.
+            source = f"(?:{write(part)}(?:{source})?)?"
         elif isinstance(part, Anchor):
             source = write(part) + source
         else:
