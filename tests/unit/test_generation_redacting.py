@@ -15,21 +15,25 @@ from whence.v1 import generation_pb2 as g
 from whence.v1.step_pb2 import Draw, Step
 from whence_server.domain.content import ContentPolicy
 from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceOptions
+from whence_server.domain.engine import Cost, StepMade, Turn
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.generation import CallError, CallRecord, Started
 from whence_server.domain.redaction import KINDS
+from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.content import redacting
 from whence_server.generation.content.forms import Stored, StoredForms
 from whence_server.generation.content.record import ContentRecord
 from whence_server.generation.content.redacting import RedactedForm
 from whence_server.generation.content.redaction import open_redaction
+from whence_server.generation.running import RunningGeneration
 from whence_server.journal.codec import encode_started
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex
 from whence_server.redaction.marks import redact
 from whence_server.redaction.opening import open_detectors
 from whence_server.redaction.stream import find_ranges
+from whence_server.text.tokenizer import TextTokenizer
 
 DETECTORS = open_detectors(KINDS, None)
 MAIL, CARD = "joe@example.com", "4111 1111 1111 1111"
@@ -221,6 +225,29 @@ def test_tokens_of_a_stop_string_are_searched_with_it() -> None:
     (ended,) = form.take(EntryKind.FINISHED, make_finish("To joe@"))
     (result,) = g.GenerationFinished.FromString(ended.payload).sequences
     assert (result.text, list(result.token_ids)) == ("To [mail]", [])
+
+
+async def test_stop_token_whose_text_is_in_the_output_is_searched_once(tmp_path: Path) -> None:
+    tokenizer = TextTokenizer(MODEL.text, MODEL.vocabulary_size)
+    ids = tokenizer.encode("card 4111111111111111")
+    decoding = replace(STARTED.decoding, stop_token_ids=(ids[-1],))
+    started = replace(STARTED, prompt="Say: ", decoding=decoding)
+    journal = await Journal.open(tmp_path)
+    record = ContentRecord(journal, RedactedForm(DETECTORS, 1, "blinded"))
+    record.create(encode_started(started))
+    running = RunningGeneration(
+        started, arrival_ns=0, grace_s=0.0, journal=record, tokenizer=tokenizer
+    )
+    for index, token_id in enumerate(ids):
+        finish = FinishReason.STOP if index == len(ids) - 1 else None
+        made = StepMade("g", 0, index, Decision(token_id, -1.0), index, finish)
+        running.record_step(made, Turn(Cost(0, 0, 0, 1)))
+    running.finish()
+    entries = await journal.read("g")
+    steps = [Step.FromString(it.payload) for it in entries if it.kind is EntryKind.STEP]
+    assert "".join(step.text for step in steps) == "card [card]"
+    assert not steps[-1].HasField("token_id")
+    await journal.close()
 
 
 def test_redacted_stop_string_leaves_the_output_and_hides_its_tokens() -> None:

@@ -300,12 +300,13 @@ class RunningGeneration:
             if finish is FinishReason.STOP and self._is_stop_token(decision.token_id):
                 sequence.stop = self._tokenizer.get_token_text(decision.token_id)
         if sequence.finish_reason is not None:
-            self._end_sequence(sequence_index)
+            # The text of a stop token is in the output already; a stop string is cut off.
+            self._end_sequence(sequence_index, piece.stop or "")
 
-    def _end_sequence(self, index: int) -> None:
-        """Let the record settle what waits for more text of a sequence."""
+    def _end_sequence(self, index: int, cut: str) -> None:
+        """Let the record settle what waits for more text of a sequence, and a text cut off it."""
         if isinstance(self._journal, ContentRecord):
-            self._journal.end_sequence(self.id, index, self._sequences[index].stop)
+            self._journal.end_sequence(self.id, index, cut)
 
     def _is_stop_token(self, token_id: int) -> bool:
         # A generation of another process may have been stopped by code of its own.

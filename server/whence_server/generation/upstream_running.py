@@ -101,7 +101,7 @@ class UpstreamGeneration(RunningGeneration):
             if stop is not None:
                 sequence.finish_reason, sequence.stop = FinishReason.STOP, stop
                 self._tool_calls[index] = piece.tool_calls
-                self._end_sequence(index)
+                self._end_sequence(index, sequence.stop)
                 return piece.finish is None
         if piece.finish is not None:
             if not piece.decisions and given.holds_text:
@@ -109,7 +109,7 @@ class UpstreamGeneration(RunningGeneration):
                 self._record_step(index, UpstreamDecision(), "", timing, last=True)
             sequence.finish_reason, sequence.stop = piece.finish, piece.stop
             self._tool_calls[index] = piece.tool_calls
-            self._end_sequence(index)
+            self._end_sequence(index, sequence.stop)
         return False
 
     def record_report(self, report: UpstreamReport) -> None:

@@ -46,7 +46,7 @@ class StoredForm(Protocol):
 
         Args:
             index: the sequence's index.
-            stop: stop string or token that ended it, which its text does not have; "" if none did.
+            stop: stop string that ended it, which its text does not have; "" if none did.
         """
         ...
 
