@@ -4,6 +4,7 @@ import asyncio
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,17 +18,19 @@ from waiting import wait_until
 from whence.v1 import generation_pb2 as g
 from whence.v1.step_pb2 import Step
 from whence_server.domain.content import ContentPolicy
-from whence_server.domain.decoding import TraceRequest
+from whence_server.domain.decoding import Strategy, TraceRequest
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import GenerationExistsError
 from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.content.following import WholeEntries
-from whence_server.generation.content.held import HeldContents
+from whence_server.generation.content.held import HeldContent, HeldContents
+from whence_server.generation.content.holding import Holding
 from whence_server.generation.readers import Reader
 from whence_server.journal.entry_messages import MESSAGES
 from whence_server.journal.journal import Journal
-from whence_server.journal.rows import Durability, ListFilter
+from whence_server.journal.rows import Durability, GenerationIndex, ListFilter
+from whence_server.journal.tail import LiveGeneration
 
 BELOW_FULL = (ContentPolicy.TOKENS, ContentPolicy.NONE)
 ID = "00000000-0000-4000-8000-000000000001"
@@ -209,6 +212,57 @@ async def test_a_reader_that_comes_back_gets_the_whole_of_what_waited(tmp_path: 
     entries += await read(run, generation_id, entries[-1].offset)
     assert spell(parse(entries))[0] == [token_of([1], index) for index in range(300)]
     await run.close()
+
+
+async def test_a_reader_of_the_record_keeps_no_generation_alive(tmp_path: Path) -> None:
+    run = await serve(tmp_path, max_generation_bytes=4_000)
+    generation_id = await run.start(wanted(ContentPolicy.NONE, 1, 900))
+    observer = asyncio.create_task(read(run, generation_id, 0, OTHER))
+    async with aclosing(run.generations.follow(generation_id, 0, make_reader())) as batches:
+        await anext(batches)
+        await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        entries = await observer
+    (finished,) = parse(entries, EntryKind.FINISHED)
+    assert finished.finish_reason == g.FINISH_REASON_CANCELLED
+    await run.close()
+
+
+def hold(**settings: Any) -> tuple[HeldContents, HeldContent, LiveGeneration]:
+    contents = HeldContents(**settings)
+    index = GenerationIndex("g", "0" * 32, "m", 1, "d", {}, "", 1)
+    live = LiveGeneration(index, b"", 1)
+    return contents, contents.hold("g", live, 0.0), live
+
+
+async def test_a_generation_whose_reader_has_caught_up_is_not_stopped() -> None:
+    contents, held, _ = hold(max_generation_bytes=100)
+    sent: list[object] = []
+    decoding = SimpleNamespace(strategy=Strategy.GREEDY)
+    running: Any = SimpleNamespace(id="g", started=SimpleNamespace(decoding=decoding))
+    engine: Any = SimpleNamespace(send=sent.append)
+    readmission: Any = SimpleNamespace(has_sent=lambda _: True, forget=lambda _: None)
+    holding = Holding({"g": running}, engine, readmission, contents, lambda _: None)
+    reader = object()
+    held.move(reader, 0)
+    held.push(EntryKind.STARTED, bytes(200))
+    # Other generations are recorded meanwhile.
+    held.move(reader, 1)
+    holding.stop_full()
+    assert not sent
+    held.push(EntryKind.STEP, bytes(200))
+    holding.stop_full()
+    assert len(sent) == 1
+
+
+async def test_entries_that_readers_may_not_see_yet_are_not_unread() -> None:
+    contents, held, live = hold(strict=True, max_generation_bytes=100)
+    held.push(EntryKind.STARTED, bytes(200))
+    held.push(EntryKind.STEP, bytes(200))
+    assert contents.has_room("g")
+    live.visible_offset = 1
+    assert held.count_unread_bytes() == 200
+    assert not contents.has_room("g")
 
 
 async def test_memory_for_all_is_bounded_and_ended_generations_give_way(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from whence_server.domain.errors import Code, WhenceError
 from whence_server.domain.occurrences import Caller
+from whence_server.generation.content.held import HeldContent
 from whence_server.generation.running import RunningGeneration
 
 _MAX_OFFSET = 2**63 - 1
@@ -34,6 +35,13 @@ class Reading:
         self.reader = reader
         self.after_offset = self.last_offset = min(after_offset, _MAX_OFFSET)
 
+    def keeps(self, held: HeldContent | None) -> bool:
+        """Return whether the call keeps a generation from being abandoned.
+
+        What is held in memory waits for its own caller: a reader of the record reads none of it.
+        """
+        return held is None or self.reader.is_own
+
     def find_status(self, error: BaseException) -> Code:
         """Return the status with which the call ended before the generation did."""
         if isinstance(error, WhenceError):
@@ -45,17 +53,22 @@ class Reading:
 
 @contextmanager
 def count_reader(
-    running: RunningGeneration, reading: Reading, on_last_left: Callable[[], None]
+    running: RunningGeneration,
+    reading: Reading,
+    held: HeldContent | None,
+    on_last_left: Callable[[], None],
 ) -> Iterator[None]:
     """Count a call as a reader of a generation, and record that it came and went.
 
     Args:
         running: the generation.
         reading: the call's progress.
-        on_last_left: called if the generation is still running and nobody reads it any more.
+        held: entries of its stream in memory; None if the record holds them.
+        on_last_left: called if the generation still runs and nobody reads it who keeps it.
     """
     caller, occurrences = reading.reader.caller, running.occurrences
-    running.num_readers += 1
+    keeps = reading.keeps(held)
+    running.num_readers += keeps
     occurrences.record_joined(caller, reading.after_offset, running.num_readers)
     status = Code.CANCELLED
     try:
@@ -64,8 +77,8 @@ def count_reader(
         status = reading.find_status(error)
         raise
     finally:
-        running.num_readers -= 1
+        running.num_readers -= keeps
         if not running.done.is_set():
             occurrences.record_left(caller, reading.last_offset, status, running.num_readers)
-            if running.num_readers == 0:
+            if keeps and running.num_readers == 0:
                 on_last_left()

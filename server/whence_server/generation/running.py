@@ -80,7 +80,7 @@ class RunningGeneration:
     Attributes:
         started: properties that were fixed before the first token.
         arrival_ns: CLOCK_MONOTONIC time of the request's arrival; all durations start there.
-        num_readers: number of calls that follow the generation now.
+        num_readers: number of calls that follow the generation now, and keep it running.
         grace_s: time for which the generation goes on without a reader.
         num_deaths: number of deaths of the engine while it ran this generation.
         occurrences: records what happens to it besides its steps and its finish.

@@ -5,6 +5,7 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 
 from whence_server.domain.chat import ChatInput
 from whence_server.domain.decoding import FinishReason
@@ -370,8 +371,11 @@ class Generations:
     def _count_reader(
         self, running: RunningGeneration, reading: Reading
     ) -> AbstractContextManager[None]:
-        self._cancel_timer(running, "grace")
-        return count_reader(running, reading, lambda: self._await_reader(running, running.grace_s))
+        held = self.recording.contents.find(running.id)
+        if reading.keeps(held):
+            self._cancel_timer(running, "grace")
+        leave = partial(self._await_reader, running, running.grace_s)
+        return count_reader(running, reading, held, leave)
 
     def _await_reader(self, running: RunningGeneration, seconds: float) -> None:
         """Cancel the generation if no call reads it within some seconds."""

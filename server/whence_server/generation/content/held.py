@@ -122,13 +122,17 @@ class HeldContent:
         self._cursors.pop(reader, None)
 
     def count_unread_bytes(self) -> int:
-        """Return the bytes that are not written to the connections of all calls that read."""
+        """Return the bytes that are not written to the connections of all calls that read.
+
+        Bytes that no call may see yet are left out: a wait for readers would be without end.
+        """
         after = min(self._cursors.values(), default=self._read_offset)
         num_bytes = 0
         for entry in reversed(self._entries):
             if entry.offset <= after:
                 break
-            num_bytes += len(entry.payload)
+            if self._is_visible(entry.offset):
+                num_bytes += len(entry.payload)
         return num_bytes
 
     def drop_read(self) -> int:

@@ -64,6 +64,9 @@ class Holding:
             del self._stopped[generation_id]
         for generation_id in list(self._contents.full):
             self._contents.full.discard(generation_id)
+            # Its readers may have caught up while others were recorded: no read would resume it.
+            if self._contents.has_room(generation_id):
+                continue
             running = self._running.get(generation_id)
             if running is not None and not self.is_stopped(running):
                 self._stop(running)
