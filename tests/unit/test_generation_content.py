@@ -20,9 +20,10 @@ from whence.v1.step_pb2 import Step
 from whence_server.domain.content import ContentPolicy
 from whence_server.domain.decoding import Strategy, TraceRequest
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.domain.errors import GenerationExistsError
+from whence_server.domain.errors import ContentNotReadError, GenerationExistsError
 from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
+from whence_server.generation.content import held as held_module
 from whence_server.generation.content.following import WholeEntries
 from whence_server.generation.content.held import HeldContent, HeldContents
 from whence_server.generation.content.holding import Holding
@@ -77,6 +78,15 @@ def parse(entries: list[Entry], kind: EntryKind = EntryKind.STEP) -> list[Any]:
 
 def spell(steps: list[Step]) -> tuple[list[int], str]:
     return [step.token_id for step in steps], "".join(step.text for step in steps)
+
+
+def hold(
+    contents: HeldContents | None = None, generation_id: str = "g", **settings: Any
+) -> tuple[HeldContents, HeldContent, LiveGeneration]:
+    contents = contents or HeldContents(**settings)
+    index = GenerationIndex(generation_id, "0" * 32, "m", 1, "d", {}, "", 1)
+    live = LiveGeneration(index, b"", 1)
+    return contents, contents.hold(generation_id, live, 0.0), live
 
 
 @pytest.mark.parametrize("durability", Durability)
@@ -163,6 +173,62 @@ async def test_a_follower_goes_on_from_the_record_when_its_content_is_dropped(
     await run.close()
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_caller_that_is_not_told_gets_an_error_for_content_that_is_gone(
+    tmp_path: Path, *, is_late: bool
+) -> None:
+    run = await serve(tmp_path)
+    generation_id = await run.start(wanted(ContentPolicy.NONE, num_tokens=100))
+    contents = run.generations.recording.contents
+    async with aclosing(run.generations.follow(generation_id, 0, make_reader())) as batches:
+        assert isinstance(await anext(batches), WholeEntries)
+        await wait_until(lambda: not run.generations.num_running)
+        held = contents.find(generation_id)
+        assert held is not None
+        contents.forget(held)
+        with pytest.raises(ContentNotReadError):
+            _ = [entries async for entries in batches]
+    if is_late:
+        with pytest.raises(ContentNotReadError):
+            await read(run, generation_id)
+    await run.close()
+
+
+async def test_what_a_call_reads_is_kept_until_it_has_read_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(held_module, "KEPT_S", 0.01)
+    contents, held, _ = hold()
+    _, other, _ = hold(contents=contents, generation_id="h")
+    fast, slow = object(), object()
+    held.move(fast, 0)
+    held.move(slow, 0)
+    for kind in (EntryKind.STARTED, EntryKind.FINISHED):
+        held.push(kind, bytes(9))
+        other.push(kind, bytes(9))
+    held.finish()
+    other.finish()
+    held.move(fast, 2)
+    held.leave(fast)
+    await wait_until(lambda: other.is_forgotten)
+    assert not held.is_forgotten
+    assert [entry.offset for entry in held.read_after(0, 1_000) or ()] == [1, 2]
+    held.leave(slow)
+    await wait_until(lambda: held.is_forgotten)
+
+
+async def test_what_a_call_reads_gives_way_last() -> None:
+    contents, held, _ = hold(max_bytes=100)
+    _, other, _ = hold(contents=contents, generation_id="h")
+    held.move(object(), 0)
+    for each in (held, other):
+        each.push(EntryKind.FINISHED, bytes(40))
+        each.finish()
+    _, third, _ = hold(contents=contents, generation_id="i")
+    third.push(EntryKind.STARTED, bytes(40))
+    assert (held.is_forgotten, other.is_forgotten) == (False, True)
+
+
 async def test_generations_go_on_whole_after_the_engines_death(tmp_path: Path) -> None:
     engine = DyingEngine(deaths=[5, 22])
     run = await serve(tmp_path, engine)
@@ -226,13 +292,6 @@ async def test_a_reader_of_the_record_keeps_no_generation_alive(tmp_path: Path) 
     (finished,) = parse(entries, EntryKind.FINISHED)
     assert finished.finish_reason == g.FINISH_REASON_CANCELLED
     await run.close()
-
-
-def hold(**settings: Any) -> tuple[HeldContents, HeldContent, LiveGeneration]:
-    contents = HeldContents(**settings)
-    index = GenerationIndex("g", "0" * 32, "m", 1, "d", {}, "", 1)
-    live = LiveGeneration(index, b"", 1)
-    return contents, contents.hold("g", live, 0.0), live
 
 
 async def test_a_generation_whose_reader_has_caught_up_is_not_stopped() -> None:

@@ -20,6 +20,8 @@ class Reader:
     was_ended_by_deadline: Callable[[], bool]
     is_own: bool = True
     """True for the caller of the generation itself, whose stream is whole whatever is stored."""
+    takes_record: bool = False
+    """True for a call that is told which entries lack content: it takes the record's, too."""
 
 
 class Reading:

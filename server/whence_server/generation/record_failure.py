@@ -21,7 +21,7 @@ from whence_server.domain.errors import (
     JournalUnwritableError,
 )
 from whence_server.domain.generation import Started
-from whence_server.generation.content.following import follow_whole
+from whence_server.generation.content.following import follow_recorded, follow_whole
 from whence_server.generation.content.forms import StoredForms
 from whence_server.generation.content.held import HeldContents
 from whence_server.generation.content.record import create_record
@@ -185,7 +185,12 @@ class Recording:
             raise GenerationElsewhereError(generation_id)
 
     def follow(
-        self, generation_id: str, after_offset: int, *, whole: bool = True
+        self,
+        generation_id: str,
+        after_offset: int,
+        *,
+        whole: bool = True,
+        takes_record: bool = True,
     ) -> AsyncGenerator[list[Entry], None]:
         """Return a generator of a generation's entries after an offset, live, until FINISHED.
 
@@ -194,15 +199,20 @@ class Recording:
             after_offset: offset up to which entries are skipped.
             whole: True for the generation's own caller, whose stream is whole whatever the record
                 keeps; False for a reader of the record.
+            takes_record: True for a caller that goes on with the record where its stream is in
+                memory no longer.
 
         Raises:
+            ContentNotReadError: the stream is in memory no longer, and the record holds less.
             GenerationNotFoundError: it is not known, or was deleted.
         """
         if self.unrecorded.find(generation_id) is not None:
             return self.unrecorded.follow(generation_id, after_offset, whole=whole)
         held = self.contents.find(generation_id) if whole else None
         if held is not None:
-            return follow_whole(self._journal, held, after_offset)
+            return follow_whole(self._journal, held, after_offset, takes_record=takes_record)
+        if whole and not takes_record:
+            return follow_recorded(self._journal, generation_id, after_offset)
         return self._journal.follow(generation_id, after_offset)
 
     async def wait_for_room(self) -> bool:

@@ -341,11 +341,12 @@ class Generations:
 
         Raises:
             GenerationNotFoundError: the generation does not exist, or was deleted.
+            ContentNotReadError: its content is in memory no longer, and the reader takes no less.
         """
         running, reading = self._running.get(generation_id), Reading(reader, after_offset)
         with nullcontext() if running is None else self._count_reader(running, reading):
             async for entries in self.recording.follow(
-                generation_id, after_offset, whole=reader.is_own
+                generation_id, after_offset, whole=reader.is_own, takes_record=reader.takes_record
             ):
                 yield entries
                 reading.last_offset = entries[-1].offset

@@ -91,7 +91,7 @@ class GenerationServicer:
         # A stream goes on; a reader that has nothing yet reads the record.
         is_own = after > 0 and await self._serving.is_own(call.generation_id, call.identity)
         policy = await self._serving.find_policy(call.generation_id)
-        reader = _make_reader(call, is_own=is_own)
+        reader = _make_reader(call, is_own=is_own, takes_record=True)
         following = self._serving.follow(call.generation_id, after, reader)
         progress = ProgressTeller(lambda: self._find_progress(call), after)
         call.make_filler = progress.make_message
@@ -106,8 +106,8 @@ class GenerationServicer:
         return generation_pb2.CancelGenerationResponse().SerializeToString()
 
 
-def _make_reader(call: Call, *, is_own: bool = True) -> Reader:
-    return Reader(call.caller, call.was_ended_by_deadline, is_own)
+def _make_reader(call: Call, *, is_own: bool = True, takes_record: bool = False) -> Reader:
+    return Reader(call.caller, call.was_ended_by_deadline, is_own, takes_record)
 
 
 async def _read_messages(

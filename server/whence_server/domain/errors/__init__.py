@@ -19,6 +19,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── GenerationExistsError       ALREADY_EXISTS
 ├── GenerationElsewhereError    FAILED_PRECONDITION: another server runs it
 ├── GenerationRunningError      FAILED_PRECONDITION
+├── ContentNotReadError         RESOURCE_EXHAUSTED: content was in memory alone
 ├── QueueFullError              RESOURCE_EXHAUSTED, gives a retry delay
 ├── TextQueueFullError          RESOURCE_EXHAUSTED, gives a retry delay
 ├── TextProcessError            INTERNAL: the text process failed
@@ -80,6 +81,7 @@ from whence_server.domain.errors.calls import (
     NotOfferedError,
     RequestTooLargeError,
 )
+from whence_server.domain.errors.content import ContentNotReadError
 from whence_server.domain.errors.generations import (
     EngineLostError,
     GenerationElsewhereError,
@@ -136,6 +138,7 @@ __all__ = [
     "CallerLimitError",
     "Code",
     "ConfigurationError",
+    "ContentNotReadError",
     "DeadlinePassedError",
     "DeletionPendingError",
     "DocumentChangedError",

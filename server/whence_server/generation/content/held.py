@@ -13,8 +13,8 @@ MAX_BYTES = 64 << 20
 MAX_GENERATION_BYTES = 8 << 20
 """Unread bytes of one generation, above which it waits for its reader."""
 KEPT_S = 10.0
-"""Seconds after a generation's end for which its entries are held, and longer if nobody has read
-the end."""
+"""Seconds after a generation's end for which its entries are held: longer if nobody has read the
+end, and while a call reads."""
 
 
 class HeldContent:
@@ -61,6 +61,11 @@ class HeldContent:
         return self._finished and self._read_offset >= self._last_offset
 
     @property
+    def is_followed(self) -> bool:
+        """True while a call reads the entries."""
+        return bool(self._cursors)
+
+    @property
     def finished(self) -> bool:
         """True once FINISHED is held."""
         return self._finished
@@ -82,10 +87,11 @@ class HeldContent:
 
     def _expire(self, left_s: float) -> None:
         """Forget the entries, unless their end was not read and there is time left."""
-        if self.was_read or left_s <= 0:
+        # A call that reads now gets the rest, however slow it is.
+        if not self.is_followed and (self.was_read or left_s <= 0):
             self._contents.forget(self)
         else:
-            wait_s = min(KEPT_S, left_s)
+            wait_s = min(KEPT_S, left_s) if left_s > 0 else KEPT_S
             asyncio.get_running_loop().call_later(wait_s, self._expire, left_s - wait_s)
 
     def read_after(self, offset: int, max_bytes: int) -> list[Entry] | None:
@@ -226,11 +232,11 @@ class HeldContents:
         return min(self._max_generation_bytes, self._max_bytes // max(len(self._held), 1))
 
     def _make_room(self) -> None:
-        """Drop what was read, then generations that have ended, those first whose end was read."""
+        """Drop what was read, then generations that have ended: those that nobody reads first."""
         for held in self._held.values():
             self._num_bytes -= held.drop_read()
         ended = [held for held in self._held.values() if held.finished]
-        ended.sort(key=lambda held: not held.was_read)
+        ended.sort(key=lambda held: (held.is_followed, not held.was_read))
         for held in ended:
             if self._num_bytes <= self._max_bytes:
                 return

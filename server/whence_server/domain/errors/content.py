@@ -1,0 +1,17 @@
+"""Errors of content that is in the server's memory alone."""
+
+from whence_server.domain.errors.base import Code, WhenceError
+
+
+class ContentNotReadError(WhenceError):
+    """The content of a stream is in memory no longer, and the record does not have it."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "CONTENT_NOT_READ"
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__(
+            f"the content of generation {generation_id!r} was not read in time: it was in memory "
+            "alone, which is short, and the record keeps less; ResumeGeneration reads the record",
+            generation_id=generation_id,
+        )
