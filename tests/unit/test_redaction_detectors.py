@@ -78,6 +78,25 @@ def test_published_example_is_found_whole(kind: str, text: str) -> None:
         assert redact(told, find_ranges(ALL, told)) == f"{before}[{kind}]{after}"
 
 
+@pytest.mark.parametrize("before", ["\\n", "\\t", "a\\r"])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *(("key", key) for key in KEYS),
+        *(("iban", IBANS[0]), ("card", CARDS[0]), ("phone", "030 12345678")),
+        *(("phone", "0049 30 1234567"), ("phone", "415-555-2671"), ("phone", "+49 30 1234567")),
+    ],
+)
+def test_secret_after_an_escape_of_json_is_found(kind: str, text: str, before: str) -> None:
+    told = f"{before}{text} "
+    assert redact(told, find_ranges(ALL, told)) == f"{before}[{kind}] "
+
+
+def test_key_at_the_end_of_a_name_is_found() -> None:
+    told = f"token_{KEYS[1]}=x"
+    assert redact(told, find_ranges(ALL, told)) == "token_[key]=x"
+
+
 @pytest.mark.parametrize("region", sorted(phonenumbers.SUPPORTED_REGIONS))
 def test_telephone_number_of_every_region_is_found_in_international_form(region: str) -> None:
     number = phonenumbers.example_number(region)

@@ -18,6 +18,9 @@ MAX_MATCH_BYTES: Final = 16_384
 MORE_NEEDED: Final = -(1 << 40)
 """Answer of a detector that cannot tell a match's end before there is more text."""
 
+_BYTES_BEFORE = {ord("\\"): 2, ord("_"): 1}
+"""Bytes that stand before a word, by the first of them."""
+
 FindEnd = Callable[[bytes, int, int, bool], int]
 """Function of text, begin and end of what the expression matched, and whether the text is whole.
 
@@ -33,11 +36,18 @@ class Detector:
         kind: name in the mark and in the record.
         regex: expression in RE2's syntax, over UTF-8; its matches are bounded.
         find_end: decides of a match of the expression whether it is one, and where it ends.
+        begins_before: True if a match may begin with what stands directly before a word, and is not
+            redacted: an escape of JSON, or the underscore of a longer name.
     """
 
     kind: str
     regex: str
     find_end: FindEnd
+    begins_before: bool = False
+
+    def count_before(self, text: bytes, begin: int) -> int:
+        """Return the bytes of a match that stand before what is redacted."""
+        return _BYTES_BEFORE.get(text[begin], 0) if self.begins_before else 0
 
 
 def accept(_text: bytes, _begin: int, end: int, _whole: bool) -> int:
@@ -94,12 +104,17 @@ _MAIL = (
     rf"[{_LETTER}_.!#$%&'*+/=?^`{{|}}~-]{{1,64}}@"
     rf"(?:[{_LETTER}](?:[{_LETTER}-]{{0,62}})\.){{1,8}}[A-Za-z\x{{C0}}-\x{{52F}}]{{2,24}}"
 )
+# In JSON, the letter of an escape such as \n stands directly before a word.
+_WORD = r"(?:\b|\\[bfnrt])"
+_PART = r"(?:\b|_|\\[bfnrt])"
 _CARD = r"[2-6](?:[ -]?[0-9]){12,18}"
-_IBAN = r"\b[A-Za-z]{2}[0-9]{2}(?:[ -]?[0-9A-Za-z]){11,29}"
+_IBAN = _WORD + r"[A-Za-z]{2}[0-9]{2}(?:[ -]?[0-9A-Za-z]){11,29}"
 _BETWEEN = r"[ ./()-]{0,3}"
-_INTERNATIONAL = rf"(?:\+|\b00){_BETWEEN}[1-9](?:{_BETWEEN}[0-9]){{6,14}}"
-_NATIONAL = r"(?:\(|\b)0[1-9][0-9]{0,4}\)?[ /-]{0,3}[0-9]{2,8}(?:[ -]?[0-9]{2,8}){0,4}"
-_NORTH_AMERICAN = r"(?:\b1[ .-]{1,2})?(?:\(|\b)[2-9][0-9]{2}\)?[ .-]{1,2}[0-9]{3}[ .-][0-9]{4}"
+_INTERNATIONAL = rf"(?:\+|{_WORD}00){_BETWEEN}[1-9](?:{_BETWEEN}[0-9]){{6,14}}"
+_NATIONAL = rf"(?:\(|{_WORD})" + r"0[1-9][0-9]{0,4}\)?[ /-]{0,3}[0-9]{2,8}(?:[ -]?[0-9]{2,8}){0,4}"
+_NORTH_AMERICAN = (
+    rf"(?:{_WORD}1[ .-]{{1,2}})?(?:\(|{_WORD})" + r"[2-9][0-9]{2}\)?[ .-]{1,2}[0-9]{3}[ .-][0-9]{4}"
+)
 
 _PREFIXES_OF_KEYS = (
     "gh[pousr]_[0-9A-Za-z]",  # GitHub
@@ -116,20 +131,20 @@ _PREFIXES_OF_KEYS = (
     "dckr_pat_[0-9A-Za-z]",  # Docker
     "whence_[0-9A-Za-z]",
 )
-_TOKEN = r"\b(?:" + "|".join(_PREFIXES_OF_KEYS) + r")[0-9A-Za-z_-]{19}"
-_AWS_KEY_ID = r"\b(?:AKIA|ASIA|AIDA|AROA)[0-9A-Z]{16}\b"
-_JWT = r"\beyJ[0-9A-Za-z_-]{12}"
+_TOKEN = _PART + r"(?:" + "|".join(_PREFIXES_OF_KEYS) + r")[0-9A-Za-z_-]{19}"
+_AWS_KEY_ID = _PART + r"(?:AKIA|ASIA|AIDA|AROA)[0-9A-Z]{16}\b"
+_JWT = _PART + r"eyJ[0-9A-Za-z_-]{12}"
 _PRIVATE_KEY = r"-----BEGIN [0-9A-Z ]{0,32}PRIVATE KEY(?: BLOCK)?-----"
 
 DETECTORS: Final[Sequence[Detector]] = (
     Detector("mail", _MAIL, accept),
     Detector("card", _CARD, _check(find_card_end)),
-    Detector("iban", _IBAN, _check(find_iban_end)),
-    Detector("phone", _INTERNATIONAL, _check_phone(7)),
-    Detector("phone", _NATIONAL, _check_phone(8)),
-    Detector("phone", _NORTH_AMERICAN, _check_phone(10)),
-    Detector("key", _TOKEN, _extend_to(r"[^0-9A-Za-z_-]", inclusive=False)),
-    Detector("key", _AWS_KEY_ID, accept),
-    Detector("key", _JWT, _extend_to_end_of_jwt),
+    Detector("iban", _IBAN, _check(find_iban_end), begins_before=True),
+    Detector("phone", _INTERNATIONAL, _check_phone(7), begins_before=True),
+    Detector("phone", _NATIONAL, _check_phone(8), begins_before=True),
+    Detector("phone", _NORTH_AMERICAN, _check_phone(10), begins_before=True),
+    Detector("key", _TOKEN, _extend_to(r"[^0-9A-Za-z_-]", inclusive=False), begins_before=True),
+    Detector("key", _AWS_KEY_ID, accept, begins_before=True),
+    Detector("key", _JWT, _extend_to_end_of_jwt, begins_before=True),
     Detector("key", _PRIVATE_KEY, _extend_to(r"-----END [0-9A-Z ]{1,48}-----", inclusive=True)),
 )

@@ -22,6 +22,8 @@ class _Match(NamedTuple):
     begin: int
     end: int
     order: int
+    num_before: int = 0
+    """Bytes from `begin` on that are not redacted."""
 
 
 class _Open(NamedTuple):
@@ -71,9 +73,12 @@ class Detectors:
         expression, detector = self._expressions[order], self.detectors[order]
         while (found := expression.search(text, begin)) is not None and found.start() < before:
             place = int(found.start())
+            num_before = detector.count_before(text, place)
+            place += num_before
             end = detector.find_end(text, place, int(found.end()), whole)
             if end == MORE_NEEDED or end > 0:
-                yield _Match(place, end, order)
+                # The search goes on where the expression matches again.
+                yield _Match(place - num_before, end, order, num_before)
             if end == MORE_NEEDED:
                 return
             begin = end if end > 0 else place - end
@@ -152,7 +157,8 @@ class Redactor:
         """Yield the ranges of matches; everything before a place is settled, and they are."""
         self._searched = self._base + before
         for match in matches:
-            begin, end = self._base + match.begin, self._base + match.end
+            begin = self._base + match.begin + match.num_before
+            end = self._base + match.end
             self._places[match.order] = end
             if end > self._covered:
                 kind = self._detectors.detectors[match.order].kind
