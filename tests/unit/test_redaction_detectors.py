@@ -56,6 +56,10 @@ MAILS = (
 )
 
 
+# Spaces that do not break a line, and hyphens and dashes.
+GAPS = "\u00a0\u2007\u202f\u2010\u2011\u2012\u2013"
+
+
 def group(number: str, sign: str) -> str:
     return sign.join(number[i : i + 4] for i in range(0, len(number), 4))
 
@@ -65,8 +69,10 @@ def group(number: str, sign: str) -> str:
     [
         *(("card", card) for card in CARDS),
         *(("card", group(card, sign)) for card in CARDS for sign in " -"),
+        *(("card", group(CARDS[0], sign)) for sign in GAPS),
         *(("iban", iban) for iban in IBANS),
         *(("iban", group(iban, " ")) for iban in IBANS),
+        *(("iban", group(IBANS[0], sign)) for sign in GAPS),
         *(("iban", iban.lower()) for iban in IBANS[:2]),
         *(("key", key) for key in KEYS),
         *(("mail", mail) for mail in MAILS),
@@ -114,6 +120,11 @@ def test_telephone_number_of_every_region_is_found_in_international_form(region:
         *("(415) 555-2671", "415-555-2671", "415.555.2671", "1-800-555-0199", "1 (415) 555-2671"),
         *("030 1234567", "(030) 123 45 67", "0171/1234567", "01 23 45 67 89", "07911 123456"),
         *("0049 30 1234567", "+49 (0) 30 1234567", "+1-202-555-0143"),
+        *(
+            form.replace(" ", sign)
+            for form in ("+49 30 1234567", "415 555 2671", "030 123 45 67")
+            for sign in GAPS
+        ),
     ],
 )
 def test_telephone_number_in_a_national_form_is_found(text: str) -> None:
@@ -130,6 +141,7 @@ def test_telephone_number_in_a_national_form_is_found(text: str) -> None:
         "DE88370400440532013000",  # the check digits are wrong
         "DE8937040044053201300",  # too short
         "joe@localhost and @joe and joe@.com",
+        "01\u201102\u20112024, 01\u202f02\u202f2024",
         "01-02-2024, 2024-01-02 and 2024-01-02T10:00:00Z",
         "version 1.2.3-rc.4, commit 9070ab05a15dbeef5c6708fc32e2327afa82c11f",
         "fce5d6ec-8dd1-459e-aa08-8f5a04f05848",

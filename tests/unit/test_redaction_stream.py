@@ -22,7 +22,7 @@ FRAGMENTS = st.sampled_from(
         *("+49 30 1234567", "+", "00", "(415) 555-2671", "(", "030 123", "01-02-2024"),
         *("sk-", "ghp_", "abcdefghijklmnopqrstu", "AKIAIOSFODNN7EXAMPLE", JWT, "eyJ"),
         *(KEY_BLOCK, "-----BEGIN", " PRIVATE KEY-----", "-----END A KEY-----", "\n"),
-        *(" ", ",", "Hello", "€", "\U0001f600", "\\", "\\n", "n"),
+        *(" ", ",", "Hello", "€", "\U0001f600", "\\", "\\n", "n", "\u202f"),
     ]
 )
 TEXTS = st.lists(FRAGMENTS | st.text(max_size=4), max_size=14).map("".join)

@@ -44,7 +44,9 @@ _DOUBLES = tuple(2 * digit - 9 * (digit > 4) for digit in range(10))
 _FIRST_DIGITS_OF_CARDS = frozenset(b"23456")
 _MAX_PHONE_DIGITS = 15
 _DIGITS = re.compile(rb"[0-9]+")
-_DATE = re.compile(rb"\d{1,2}[ ./-]\d{1,2}[ ./-]\d{4}")
+# Spaces and hyphens that do not break a line, and dashes: U+00A0, U+2007, U+2010 to 2013, U+202F.
+_GAP = rb"(?:[ ./-]|\xc2\xa0|\xe2\x80[\x87\x90-\x93\xaf])"
+_DATE = re.compile(rb"\d{1,2}" + _GAP + rb"\d{1,2}" + _GAP + rb"\d{4}")
 
 
 def find_card_end(text: bytes, begin: int, end: int) -> int:
@@ -89,7 +91,7 @@ def find_iban_end(text: bytes, begin: int, end: int) -> int:
 
 def is_iban_valid(number: bytes) -> bool:
     """Return whether the check digits are right; separators count for nothing."""
-    characters = [chr(c) for c in number if chr(c).isalnum()]
+    characters = [chr(c) for c in number if c < 0x80 and chr(c).isalnum()]
     digits = "".join(str(int(c, 36)) for c in characters[4:] + characters[:4])
     return int(digits) % 97 == 1
 

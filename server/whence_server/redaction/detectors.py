@@ -107,13 +107,19 @@ _MAIL = (
 # In JSON, the letter of an escape such as \n stands directly before a word.
 _WORD = r"(?:\b|\\[bfnrt])"
 _PART = r"(?:\b|_|\\[bfnrt])"
-_CARD = r"[2-6](?:[ -]?[0-9]){12,18}"
-_IBAN = _WORD + r"[A-Za-z]{2}[0-9]{2}(?:[ -]?[0-9A-Za-z]){11,29}"
-_BETWEEN = r"[ ./()-]{0,3}"
+# Spaces and hyphens, and those that do not break a line, as many models write them; dashes.
+_GAPS = r" \x{A0}\x{2007}\x{202F}\x{2010}-\x{2013}-"
+_CARD = rf"[2-6](?:[{_GAPS}]?[0-9]){{12,18}}"
+_IBAN = rf"{_WORD}[A-Za-z]{{2}}[0-9]{{2}}(?:[{_GAPS}]?[0-9A-Za-z]){{11,29}}"
+_BETWEEN = rf"[./(){_GAPS}]{{0,3}}"
 _INTERNATIONAL = rf"(?:\+|{_WORD}00){_BETWEEN}[1-9](?:{_BETWEEN}[0-9]){{6,14}}"
-_NATIONAL = rf"(?:\(|{_WORD})" + r"0[1-9][0-9]{0,4}\)?[ /-]{0,3}[0-9]{2,8}(?:[ -]?[0-9]{2,8}){0,4}"
+_NATIONAL = (
+    rf"(?:\(|{_WORD})0[1-9][0-9]{{0,4}}\)?[/{_GAPS}]{{0,3}}[0-9]{{2,8}}"
+    rf"(?:[{_GAPS}]?[0-9]{{2,8}}){{0,4}}"
+)
 _NORTH_AMERICAN = (
-    rf"(?:{_WORD}1[ .-]{{1,2}})?(?:\(|{_WORD})" + r"[2-9][0-9]{2}\)?[ .-]{1,2}[0-9]{3}[ .-][0-9]{4}"
+    rf"(?:{_WORD}1[.{_GAPS}]{{1,2}})?(?:\(|{_WORD})[2-9][0-9]{{2}}\)?[.{_GAPS}]{{1,2}}"
+    rf"[0-9]{{3}}[.{_GAPS}][0-9]{{4}}"
 )
 
 _PREFIXES_OF_KEYS = (
