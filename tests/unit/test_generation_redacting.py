@@ -1,10 +1,13 @@
 """Stored form of a redacted generation: what is stored tells nothing of what was redacted."""
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from dying_engine import MODEL
@@ -18,6 +21,7 @@ from whence_server.domain.decoding import Decoding, FinishReason, Strategy, Trac
 from whence_server.domain.engine import Cost, StepMade, Turn
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.generation import CallError, CallRecord, Started
+from whence_server.domain.recorded import BatchStart, RecordedPrompt
 from whence_server.domain.redaction import KINDS
 from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
@@ -26,6 +30,8 @@ from whence_server.generation.content.forms import Stored, StoredForms
 from whence_server.generation.content.record import ContentRecord
 from whence_server.generation.content.redacting import RedactedForm
 from whence_server.generation.content.redaction import open_redaction
+from whence_server.generation.recording.batches import ReadyModel
+from whence_server.generation.recording.recorders import Recorder, Recorders
 from whence_server.generation.running import RunningGeneration
 from whence_server.journal.codec import encode_started
 from whence_server.journal.journal import Journal
@@ -507,3 +513,41 @@ async def test_search_ahead_of_a_request_that_is_refused_leaves_nothing() -> Non
         async with forms.prepare(started):
             raise RuntimeError
     assert not forms._prepared
+
+
+async def test_long_prompts_of_a_recorded_batch_are_searched_in_threads(tmp_path: Path) -> None:
+    threads = []
+
+    class Form(RedactedForm):
+        def _make_started(self, payload: bytes) -> Stored:
+            threads.append(threading.current_thread())
+            return super()._make_started(payload)
+
+    tokenizer = TextTokenizer(MODEL.text, MODEL.vocabulary_size)
+    prompt = RecordedPrompt("g", tuple(tokenizer.encode(f"To {MAIL}. " * 2_000)))
+    start = BatchStart(
+        number=1,
+        model_number=1,
+        start_time_ns=1,
+        trace_contexts=[STARTED.trace_context],
+        decoding=STARTED.decoding,
+        trace=STARTED.trace,
+        processor_names=(),
+        prompts=[prompt],
+        request_digest="d" * 64,
+    )
+    journal = await Journal.open(tmp_path)
+    vocabularies: Any = SimpleNamespace(keep=lambda *_: None)
+    forms = StoredForms(lambda _, digest: Form(DETECTORS, 1, digest))
+    link: Any = None
+    recorders = Recorders(journal, vocabularies, lambda: None, link, forms=forms)
+    recorder = Recorder("test/1", 0)
+    recorder.models[1] = ReadyModel(MODEL, tokenizer, 0)
+    await recorders.begin(recorder, start)
+    assert not recorder.refusals
+    (stored,) = await journal.read("g")
+    assert g.GenerationStarted.FromString(stored.payload).prompt == "To [mail]. " * 2_000
+    (thread,) = threads
+    assert thread is not threading.main_thread()
+    recorders.close()
+    await journal.close()

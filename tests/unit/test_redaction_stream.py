@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 import re2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -106,6 +107,15 @@ def test_prose_waits_for_the_end_of_a_word_only() -> None:
         redactor.push(" ")
         num_bytes += len(word) + 1
         assert redactor.settled == num_bytes
+
+
+def test_short_texts_are_not_searched_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ALL.shortest == 4  # 0123, whose digits are counted later
+    assert Detectors([Detector("own", "ab{2}c?", accept)]).shortest == 3
+    monkeypatch.setattr(Redactor, "push", None)
+    assert find_ranges(ALL, "12345") == find_ranges(ALL, "Paris") == []
+    monkeypatch.setattr(ALL, "has_match", None)
+    assert find_ranges(ALL, "123") == []
 
 
 def test_no_text_waits_beyond_the_longest_match() -> None:

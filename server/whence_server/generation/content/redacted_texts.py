@@ -120,6 +120,8 @@ def _redact_json(text: str, detectors: Detectors, field: str) -> tuple[str, list
     num_bytes, at = 0, 0
     for literal in _JSON_VALUE.finditer(text):
         value = literal.group()
+        if len(value) < detectors.shortest:
+            continue
         if value.startswith('"'):
             # An escape can spell half of a character, which has no UTF-8.
             value = _LONE_SURROGATE.sub("\ufffd", json.loads(value, strict=False))

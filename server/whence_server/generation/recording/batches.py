@@ -62,6 +62,32 @@ async def decode_prompts(tokenizer: TextTokenizer, prompts: Sequence[RecordedPro
     return await asyncio.to_thread(decode)
 
 
+def make_starts(
+    start: BatchStart, model: ModelInfo, texts: Sequence[str], *, library: str, owner: str
+) -> list[Started]:
+    """Return the starts of a batch's generations, as they are recorded."""
+    observation = grade(start.decoding)
+    return [
+        Started(
+            generation_id=prompt.generation_id,
+            trace_context=start.trace_contexts[prompt_index],
+            start_time_ns=start.start_time_ns,
+            model=model,
+            prompt=text,
+            prompt_token_ids=prompt.token_ids,
+            decoding=start.decoding,
+            trace=start.trace,
+            processor_names=start.processor_names,
+            request_digest=start.request_digest,
+            labels=dict(start.labels),
+            observation=observation,
+            recorded=RecordedOrigin(library, len(start.prompts), prompt_index),
+            owner=owner,
+        )
+        for prompt_index, (prompt, text) in enumerate(zip(start.prompts, texts, strict=True))
+    ]
+
+
 class RecordedBatch:
     """Generations of one batch, from their start to their end.
 
@@ -74,24 +100,26 @@ class RecordedBatch:
         self,
         start: BatchStart,
         model: ReadyModel,
-        texts: Sequence[str],
+        starts: Sequence[Started],
         *,
         journal: Journal,
-        library: str,
-        owner: str = "",
         forms: StoredForms | None = None,
     ) -> None:
         """Write the starts of the generations.
+
+        Args:
+            start: start of the batch.
+            model: its model.
+            starts: starts of its generations.
+            journal: the journal.
+            forms: stored forms of generations whose record holds less than all.
 
         Raises:
             GenerationExistsError: an id is in use; the generations before it end as failed.
             JournalError: nothing can be written at present.
         """
-        tokenizer = model.tokenizer
         self.start = start
         self.model = model.info
-        self._observation = grade(start.decoding)
-        self._owner = owner
         self._journal = journal
         self._forms = forms or StoredForms()
         self._arrival_ns = time.monotonic_ns() - max(time.time_ns() - start.start_time_ns, 0)
@@ -99,35 +127,15 @@ class RecordedBatch:
         """Index of each row's next step; -1 once the row has ended."""
         self._num_rounds = 0
         self._generations: list[RunningGeneration] = []
-        for prompt_index, text in enumerate(texts):
-            origin = RecordedOrigin(library, len(start.prompts), prompt_index)
+        for started in starts:
             try:
-                self._generations.append(self._begin(prompt_index, text, origin, tokenizer))
+                self._generations.append(self._begin(started, model.tokenizer))
             except GenerationExistsError as error:
                 # A served generation has taken the id since it was looked up.
                 self.fail(Failure(error.code, error.reason, error.message))
                 raise
 
-    def _begin(
-        self, prompt_index: int, text: str, origin: RecordedOrigin, tokenizer: TextTokenizer
-    ) -> RunningGeneration:
-        start, prompt = self.start, self.start.prompts[prompt_index]
-        started = Started(
-            generation_id=prompt.generation_id,
-            trace_context=start.trace_contexts[prompt_index],
-            start_time_ns=start.start_time_ns,
-            model=self.model,
-            prompt=text,
-            prompt_token_ids=prompt.token_ids,
-            decoding=start.decoding,
-            trace=start.trace,
-            processor_names=start.processor_names,
-            request_digest=start.request_digest,
-            labels=dict(start.labels),
-            observation=self._observation,
-            recorded=origin,
-            owner=self._owner,
-        )
+    def _begin(self, started: Started, tokenizer: TextTokenizer) -> RunningGeneration:
         index = GenerationIndex(
             generation_id=started.generation_id,
             trace_id=started.trace_context.trace_id,
@@ -135,7 +143,7 @@ class RecordedBatch:
             start_time_ns=started.start_time_ns,
             request_digest=started.request_digest,
             labels=started.labels,
-            prompt_preview=text[:PREVIEW_CHARACTERS],
+            prompt_preview=started.prompt[:PREVIEW_CHARACTERS],
             num_prompt_tokens=len(started.prompt_token_ids),
             owner=started.owner,
         )

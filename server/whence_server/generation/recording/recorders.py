@@ -4,8 +4,8 @@ import asyncio
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 from whence_server.domain.errors import (
     CallerLimitError,
@@ -16,7 +16,7 @@ from whence_server.domain.errors import (
     JournalError,
     WhenceError,
 )
-from whence_server.domain.generation import Failure
+from whence_server.domain.generation import Failure, Started
 from whence_server.domain.model import ModelInfo, TrainingRunRef
 from whence_server.domain.recorded import (
     GRACE_S,
@@ -31,6 +31,7 @@ from whence_server.generation.recording.batches import (
     ReadyModel,
     RecordedBatch,
     decode_prompts,
+    make_starts,
 )
 from whence_server.generation.recording.shares import check_recorders, check_tokenizers
 from whence_server.generation.recording.tokenizers import TokenizerParts, Tokenizers
@@ -136,7 +137,7 @@ class Recorders:
         forms: StoredForms | None = None,
         max_stored_bytes: int = 0,
     ) -> None:
-        self._forms = forms
+        self._forms = forms or StoredForms()
         self._journal = journal
         self._vocabularies = vocabularies
         self._find_served = find_served
@@ -275,22 +276,28 @@ class Recorders:
                 await self._check_ids(start)
                 await self._journal.stored.check(recorder.owner, self._max_stored_bytes)
                 await self._keep_vocabulary(model, recorder.owner)
-                self._journal.check_writable()
                 ids = (one.generation_id for one in start.prompts)
-                async with self._journal.sharing.hold(*ids):
+                starts = make_starts(
+                    start, model.info, texts, library=recorder.library, owner=recorder.owner
+                )
+                async with self._prepare(starts), self._journal.sharing.hold(*ids):
                     recorder.batches[start.number] = RecordedBatch(
-                        start,
-                        model,
-                        texts,
-                        journal=self._journal,
-                        library=recorder.library,
-                        owner=recorder.owner,
-                        forms=self._forms,
+                        start, model, starts, journal=self._journal, forms=self._forms
                     )
         except JournalError:
             raise
         except WhenceError as error:
             recorder.refuse(start.number, Failure(error.code, error.reason, error.message))
+
+    @asynccontextmanager
+    async def _prepare(self, starts: Sequence[Started]) -> AsyncGenerator[None, None]:
+        """Search the texts of long starts in threads, one after the other, for the block."""
+        async with AsyncExitStack() as prepared:
+            for started in starts:
+                await prepared.enter_async_context(self._forms.prepare(started))
+            # A disk may have become full meanwhile.
+            self._journal.check_writable()
+            yield
 
     @contextmanager
     def _reserve_ids(self, start: BatchStart) -> Iterator[None]:
