@@ -48,6 +48,7 @@ TEXTS = st.lists(
     min_size=1,
     max_size=8,
 ).map("".join)
+KEY = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
 SECRET_ID = 77_777
 STARTED = Started(
     generation_id="g",
@@ -292,6 +293,36 @@ def test_prompt_and_its_steps_lose_what_is_redacted() -> None:
     steps = [Step.FromString(entry.payload) for entry in entries[:-1]]
     texts = [(step.text, step.HasField("token_id")) for step in steps]
     assert texts == [("To ", True), ("[mail]", False), ("", False), (" now", True)]
+
+
+@pytest.mark.parametrize("num_words", [0, 5_000])
+@pytest.mark.parametrize(
+    ("prompt", "pieces", "expected"),
+    [
+        ("My key is ghp_abcdefghij", ["klmn", "opqrstuvwx", " is", " it"], "[key] is it"),
+        ("é joe@", ["exam", "ple.com", " and ", MAIL, ", "], "[mail] and [mail], "),
+        ("x-----BEGIN PRIVATE KEY-----", ["abc", "def"], "[key]"),
+        (f"To {MAIL}. ", ["And ", MAIL, ", "], "And [mail], "),
+        ("5", ["4111111111111111", ", "], "[card], "),
+        ("x", [KEY, ", "], "[key], "),
+    ],
+)
+def test_match_across_the_end_of_the_prompt_is_redacted_in_the_output(
+    prompt: str, pieces: list[str], expected: str, num_words: int
+) -> None:
+    form = RedactedForm(DETECTORS, 1, "blinded")
+    started = g.GenerationStarted(prompt="Paris, " * num_words + prompt)
+    form.take(EntryKind.STARTED, started.SerializeToString())
+    stored, begin = [], 0
+    for index, piece in enumerate(pieces):
+        step = make_step(index, piece, begin)
+        begin = step.text_end_byte
+        stored += form.take(EntryKind.STEP, step.SerializeToString())
+    stored += form.take(EntryKind.FINISHED, make_finish("".join(pieces)))
+    (result,) = g.GenerationFinished.FromString(stored.pop().payload).sequences
+    steps = read(stored)
+    assert "".join(step.text for step in steps) == result.text == expected
+    assert [step.HasField("token_id") for step in steps] == [not step.redactions for step in steps]
 
 
 def test_request_without_a_match_is_stored_as_it_is() -> None:

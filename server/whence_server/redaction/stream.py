@@ -7,7 +7,7 @@ import re2
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.redaction import RedactedRange
-from whence_server.redaction.detectors import MORE_NEEDED, Detector
+from whence_server.redaction.detectors import MAX_MATCH_BYTES, MORE_NEEDED, Detector
 from whence_server.redaction.syntax import measure_shortest, parse, write, write_beginnings
 
 _MEMORY_BYTES = 32 << 20
@@ -16,6 +16,9 @@ _LONGEST_ENDING_BYTES = 80
 """Bound on what ends a match that needed more text."""
 _CONTEXT_BYTES = 4
 """Bytes before a place that a condition such as \\b looks at: one character."""
+
+
+_LOOK_BACK_BYTES = MAX_MATCH_BYTES + _CONTEXT_BYTES
 
 
 class _Match(NamedTuple):
@@ -177,6 +180,20 @@ class Redactor:
         if num_bytes > 0:
             self._text = self._text[num_bytes:]
             self._base += num_bytes
+
+
+def cut_end(detectors: Detectors, text: str) -> str:
+    """Return the end of a text in which a match may begin that goes on beyond it; "" if none may.
+
+    It begins with the character before, which conditions look at.
+    """
+    # Where the cut falls within a character, less is looked at.
+    content = text.encode()[-_LOOK_BACK_BYTES:].decode(errors="ignore").encode()
+    redactor = Redactor(detectors)
+    redactor.push(content.decode())
+    if redactor.settled >= len(content):
+        return ""
+    return content[max(redactor.settled - _CONTEXT_BYTES, 0) :].decode(errors="ignore")
 
 
 def find_ranges(detectors: Detectors, text: str) -> list[RedactedRange]:

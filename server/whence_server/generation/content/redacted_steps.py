@@ -1,38 +1,89 @@
 """Steps and results of sequences with marks in the place of what the detectors find."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from whence.v1 import generation_pb2, step_pb2
+from whence_server.domain.redaction import RedactedRange
 from whence_server.generation.content.redacted_texts import convert_redaction, redact_message
 from whence_server.redaction.marks import MarkedText
 from whence_server.redaction.stream import Detectors, Redactor
 
 
+class _Border:
+    """Search for a match that begins in a text and ends in the sequence that continues it.
+
+    Args:
+        detectors: finders of what is redacted.
+        before: the text.
+    """
+
+    def __init__(self, detectors: Detectors, before: str) -> None:
+        self._redactor = Redactor(detectors)
+        self._redactor.push(before)
+        self._num_before = len(before.encode())
+        self._range: RedactedRange | None = None
+
+    def push(self, text: str, *, last: bool) -> bool:
+        """Take the next piece of the sequence; return whether no match is open any more."""
+        for each in self._redactor.push(text, last=last):
+            if each.begin < self._num_before < each.end:
+                self._range = RedactedRange(each.kind, 0, each.end - self._num_before)
+        return last or self._redactor.settled >= self._num_before
+
+    def cover(self, ranges: Sequence[RedactedRange]) -> list[RedactedRange]:
+        """Return ranges of the sequence with that of the match; one that overlaps it extends it."""
+        own, others = self._range, list(ranges)
+        if own is None:
+            return others
+        while others and others[0].begin < own.end:
+            own = own._replace(end=max(own.end, others.pop(0).end))
+        return [own, *others]
+
+
 class RedactedSequence:
     """Text of one sequence as it grows.
+
+    Args:
+        detectors: finders of what is redacted.
+        before: end of a text that the sequence continues: a match that begins in it is redacted
+            from the sequence's begin on; "" if none can begin there.
 
     Attributes:
         marked: what is redacted in the text so far.
         num_bytes: bytes of the text so far.
     """
 
-    def __init__(self, detectors: Detectors) -> None:
+    def __init__(self, detectors: Detectors, before: str = "") -> None:
         self.marked = MarkedText()
         self.num_bytes = 0
         self._redactor = Redactor(detectors)
+        self._border = _Border(detectors, before) if before else None
+        self._found: list[RedactedRange] = []
+        """Ranges that wait for what the border redacts."""
         self._ended = False
 
     def push(self, text: str) -> None:
         """Take the next piece of the text."""
         if text:
             self.num_bytes += len(text.encode())
-            self.marked.add(self._redactor.push(text))
+            self._search(text)
 
     def end(self, stop: str = "") -> None:
         """Take the end of the text, and the stop string that was cut off, whose tokens follow."""
         if not self._ended:
             self._ended = True
-            self.marked.add(self._redactor.push(stop, last=True))
+            self._search(stop, last=True)
+
+    def _search(self, text: str, *, last: bool = False) -> None:
+        self._found += self._redactor.push(text, last=last)
+        if self._border is not None:
+            if not self._border.push(text, last=last):
+                return
+            self._found = self._border.cover(self._found)
+            self._border = None
+        self.marked.add(self._found)
+        self._found = []
 
     def touches(self, place: int) -> bool:
         """Return whether anything is redacted before a place."""
@@ -41,7 +92,8 @@ class RedactedSequence:
 
     def has_settled(self, place: int) -> bool:
         """Return whether nothing more will be redacted before a place."""
-        return self._ended or self._redactor.settled >= place
+        is_known = self._border is None and self._redactor.settled >= place
+        return self._ended or is_known or place == 0
 
 
 class Place(NamedTuple):

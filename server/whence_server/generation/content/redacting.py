@@ -15,7 +15,7 @@ from whence_server.generation.content.redacted_steps import (
 )
 from whence_server.generation.content.redacted_texts import redact_message
 from whence_server.journal.entry_messages import MESSAGES
-from whence_server.redaction.stream import Detectors
+from whence_server.redaction.stream import Detectors, cut_end
 
 _STEP_KINDS = frozenset({EntryKind.STEP, EntryKind.PROMPT_STEP})
 _PROMPT_KINDS = frozenset({EntryKind.STARTED, EntryKind.PROMPT_STEP})
@@ -113,6 +113,8 @@ class RedactedForm:
 
     def _make_started(self, payload: bytes) -> Stored:
         message = generation_pb2.GenerationStarted.FromString(payload)
+        end = cut_end(self._detectors, message.prompt)
+        self._sequences = [RedactedSequence(self._detectors, end) for _ in self._sequences]
         redactions = redact_message(message, self._detectors)
         if any(redaction.field == "prompt" for redaction in redactions):
             message.ClearField("prompt_token_ids")
