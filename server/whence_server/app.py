@@ -96,6 +96,7 @@ async def serve(settings: ServeConfig, engine: ServedEngine) -> int:
     """
     # Before the journal opens: nobody waits for an unusable certificate or pattern.
     redaction = open_redaction(settings.redact, settings.redact_patterns)
+    redaction.check_labels(settings.retention_policy)
     access = await open_access(settings, Failures())
     try:
         return await _serve_with(settings, engine, access, redaction)

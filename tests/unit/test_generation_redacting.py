@@ -20,9 +20,11 @@ from whence_server.domain.content import ContentPolicy
 from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceOptions
 from whence_server.domain.engine import Cost, StepMade, Turn
 from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.generation import CallError, CallRecord, Started
 from whence_server.domain.recorded import BatchStart, RecordedPrompt
 from whence_server.domain.redaction import KINDS
+from whence_server.domain.retention import LabelAge, LabelPattern, RetentionPolicy
 from whence_server.domain.steps import Decision
 from whence_server.domain.tracing import TraceContext
 from whence_server.generation.content import redacting
@@ -520,6 +522,33 @@ def test_error_of_a_call_is_redacted() -> None:
         call, error=CallError("INVALID_REQUEST", "labels[[mail]]", "[mail] is no label")
     )
     assert open_redaction((), None).redact_call(call) == call
+
+
+@pytest.mark.parametrize(
+    ("policy", "fault"),
+    [
+        (
+            RetentionPolicy(holds=(LabelPattern("customer", MAIL),)),
+            f"--hold-label customer={MAIL}: matches nothing, .* as customer=\\[mail\\]; write that",
+        ),
+        (
+            RetentionPolicy(label_ages=(LabelAge(LabelPattern(MAIL, "*"), 9),)),
+            f"--retain-label {MAIL}=\\*: matches nothing",
+        ),
+    ],
+)
+def test_rule_of_retention_that_matches_no_stored_label_stops_the_start(
+    policy: RetentionPolicy, fault: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=fault):
+        open_redaction(("mail",), None).check_labels(policy)
+    open_redaction(("card",), None).check_labels(policy)
+    open_redaction((), None).check_labels(policy)
+
+
+def test_rule_of_retention_may_name_what_is_stored() -> None:
+    held = RetentionPolicy(holds=(LabelPattern("customer", "[mail]"), LabelPattern("a", "*")))
+    open_redaction(("mail",), None).check_labels(held)
 
 
 @pytest.mark.parametrize("num_words", [10, 10_000])
