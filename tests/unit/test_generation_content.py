@@ -20,7 +20,11 @@ from whence.v1.step_pb2 import Step
 from whence_server.domain.content import ContentPolicy
 from whence_server.domain.decoding import Strategy, TraceRequest
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.domain.errors import ContentNotReadError, GenerationExistsError
+from whence_server.domain.errors import (
+    ContentNotReadError,
+    ContentsFullError,
+    GenerationExistsError,
+)
 from whence_server.domain.limits import Limits
 from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.content import held as held_module
@@ -215,6 +219,22 @@ async def test_what_a_call_reads_is_kept_until_it_has_read_the_end(
     assert [entry.offset for entry in held.read_after(0, 1_000) or ()] == [1, 2]
     held.leave(slow)
     await wait_until(lambda: held.is_forgotten)
+
+
+async def test_no_generation_begins_while_unread_content_fills_the_memory(tmp_path: Path) -> None:
+    run = await serve(tmp_path, most_bytes=2_000)
+    first = await run.start(wanted(ContentPolicy.NONE, num_tokens=100, disconnect_grace_s=60.0))
+    await wait_until(lambda: not run.generations.num_running)
+    with pytest.raises(ContentsFullError):
+        await run.start(wanted(ContentPolicy.NONE))
+    assert not run.generations.num_running
+    # Whose record is whole takes no memory.
+    await read(run, await run.start(wanted(ContentPolicy.FULL)))
+    held = run.generations.recording.contents.find(first)
+    assert held is not None
+    run.generations.recording.contents.forget(held)
+    await read(run, await run.start(wanted(ContentPolicy.NONE)))
+    await run.close()
 
 
 async def test_what_a_call_reads_gives_way_last() -> None:

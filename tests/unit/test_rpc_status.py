@@ -63,6 +63,7 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.UpstreamModelError("another"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.GenerationExistsError("g"), grpc.StatusCode.ALREADY_EXISTS),
         (errors.ContentNotReadError("g"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.ContentsFullError(8, 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.QueueFullError(8, 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.TextQueueFullError(8, 1.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.TextProcessError("it ended"), grpc.StatusCode.INTERNAL),

@@ -150,6 +150,7 @@ class Recording:
 
         Raises:
             GenerationExistsError: the id was used before.
+            ContentsFullError: unread content of others takes too much memory.
             JournalUnwritableError: it cannot be recorded, and the policy is CLOSED.
             JournalError: nothing more can be written.
         """

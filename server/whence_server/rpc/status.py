@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from whence_server.domain.errors import (
     CallerLimitError,
     Code,
+    ContentsFullError,
     DrainingError,
     EmergenceBusyError,
     FieldViolation,
@@ -64,6 +65,7 @@ _RETRYABLE = (
     CallerLimitError,
     PublicCallsError,
     RecordersFullError,
+    ContentsFullError,
     QueueFullError,
     TextQueueFullError,
     EmergenceBusyError,

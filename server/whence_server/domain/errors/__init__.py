@@ -20,6 +20,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── GenerationElsewhereError    FAILED_PRECONDITION: another server runs it
 ├── GenerationRunningError      FAILED_PRECONDITION
 ├── ContentNotReadError         RESOURCE_EXHAUSTED: content was in memory alone
+├── ContentsFullError           RESOURCE_EXHAUSTED, gives a retry delay
 ├── QueueFullError              RESOURCE_EXHAUSTED, gives a retry delay
 ├── TextQueueFullError          RESOURCE_EXHAUSTED, gives a retry delay
 ├── TextProcessError            INTERNAL: the text process failed
@@ -81,7 +82,7 @@ from whence_server.domain.errors.calls import (
     NotOfferedError,
     RequestTooLargeError,
 )
-from whence_server.domain.errors.content import ContentNotReadError
+from whence_server.domain.errors.content import ContentNotReadError, ContentsFullError
 from whence_server.domain.errors.generations import (
     EngineLostError,
     GenerationElsewhereError,
@@ -139,6 +140,7 @@ __all__ = [
     "Code",
     "ConfigurationError",
     "ContentNotReadError",
+    "ContentsFullError",
     "DeadlinePassedError",
     "DeletionPendingError",
     "DocumentChangedError",

@@ -5,16 +5,21 @@ from collections import deque
 from collections.abc import Callable
 
 from whence_server.domain.entries import Entry, EntryKind
+from whence_server.domain.errors import ContentsFullError
 from whence_server.journal.signal import Signal
 from whence_server.journal.tail import LiveGeneration
 
 MAX_BYTES = 64 << 20
 """Bytes of the entries of all generations, above which those that were read are dropped."""
+MOST_BYTES = 4 * MAX_BYTES
+"""Bytes of the entries of all generations, above which no further generation begins."""
 MAX_GENERATION_BYTES = 8 << 20
 """Unread bytes of one generation, above which it waits for its reader."""
 KEPT_S = 10.0
 """Seconds after a generation's end for which its entries are held: longer if nobody has read the
 end, and while a call reads."""
+
+_RETRY_AFTER_S = 1.0
 
 
 class HeldContent:
@@ -165,6 +170,7 @@ class HeldContents:
         max_bytes: bytes of all entries above which those that were read are dropped, and then those
             of generations that have ended.
         max_generation_bytes: unread bytes of one generation above which it is full.
+        most_bytes: bytes of all entries above which no further generation begins.
 
     Attributes:
         full: generations that have to wait until their readers have read more.
@@ -177,14 +183,27 @@ class HeldContents:
         strict: bool = False,
         max_bytes: int = MAX_BYTES,
         max_generation_bytes: int = MAX_GENERATION_BYTES,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
         self.strict = strict
         self.full: set[str] = set()
         self.on_read: Callable[[str], None] = _ignore
         self._max_bytes = max_bytes
         self._max_generation_bytes = max_generation_bytes
+        self._most_bytes = most_bytes
         self._num_bytes = 0
         self._held: dict[str, HeldContent] = {}
+
+    def check_room(self) -> None:
+        """Check that a further generation can begin, whose entries are held.
+
+        Raises:
+            ContentsFullError: unread entries take too much memory.
+        """
+        if self._num_bytes > self._most_bytes:
+            self._make_room()
+            if self._num_bytes > self._most_bytes:
+                raise ContentsFullError(self._most_bytes, _RETRY_AFTER_S)
 
     def hold(self, generation_id: str, live: LiveGeneration, kept_s: float) -> HeldContent:
         """Begin to hold the entries of a generation."""

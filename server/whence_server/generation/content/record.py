@@ -39,6 +39,7 @@ def create_record(  # noqa: PLR0917 - a start and where it goes
 
     Raises:
         GenerationExistsError: the id was used before.
+        ContentsFullError: unread content of others takes too much memory.
         JournalUnwritableError: the disk is full or failing at present.
         JournalError: nothing more can be written.
     """
@@ -46,6 +47,8 @@ def create_record(  # noqa: PLR0917 - a start and where it goes
     if form is None:
         journal.create(index, payload)
         return journal
+    if contents is not None:
+        contents.check_room()
     record = ContentRecord(journal, form)
     record.create(payload, contents, kept_s)
     return record

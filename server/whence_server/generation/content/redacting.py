@@ -27,12 +27,11 @@ class _Waiting:
 
     Attributes:
         stored: its stored form if nothing in it is redacted.
-        step: the step; None for an entry of another kind, which waits for those before it.
-        places: places of its text and of its reasoning; none without a step.
+        places: places of a step's text and of its reasoning; none for an entry of another kind,
+            which waits for those before it.
     """
 
     stored: Stored
-    step: step_pb2.Step | None = None
     places: tuple[Place, ...] = ()
 
 
@@ -86,7 +85,8 @@ class RedactedForm:
         begin = sequence.num_bytes
         sequence.push(step.text)
         text = Place(sequence, begin, max(sequence.num_bytes, step.text_end_byte))
-        return _Waiting(Stored(kind, payload), step, (text, self._read_reasoning(step)))
+        # Thousands may wait: the parsed message takes several times the memory.
+        return _Waiting(Stored(kind, payload), (text, self._read_reasoning(step)))
 
     def _read_reasoning(self, step: step_pb2.Step) -> Place:
         reasoning = self._reasonings[step.sequence_index]
@@ -152,7 +152,8 @@ class RedactedForm:
 
 def _make_stored(entry: _Waiting) -> Stored:
     # Most sequences have no range, or none yet: the bytes of their steps are stored as they are.
-    if entry.step is None or not any(place.is_touched for place in entry.places):
+    if not any(place.is_touched for place in entry.places):
         return entry.stored
-    redact_step(entry.step, *entry.places)
-    return Stored(entry.stored.kind, entry.step.SerializeToString())
+    step = step_pb2.Step.FromString(entry.stored.payload)
+    redact_step(step, *entry.places)
+    return Stored(entry.stored.kind, step.SerializeToString())
