@@ -189,3 +189,15 @@ def test_an_optional_text_is_absent() -> None:
     message = generation_pb2.ChatMessage(tool_call_id=SECRET_TEXT, name=SECRET_TEXT)
     READER.hide(message)
     assert message == generation_pb2.ChatMessage()
+
+
+def test_lengths_of_an_answers_parts_are_hidden_with_its_ids() -> None:
+    result = generation_pb2.SequenceResult(sequence_index=1)
+    result.tool_calls.add(text_begin_byte=3, text_end_byte=4)
+    result.reasoning.text_end_byte = 2
+    none = generation_pb2.SequenceResult.FromString(result.SerializeToString())
+    RECORD[ContentPolicy.NONE].hide(none)
+    assert not none.tool_calls[0].ListFields()
+    assert not none.reasoning.ListFields()
+    RECORD[ContentPolicy.TOKENS].hide(result)
+    assert (result.tool_calls[0].text_end_byte, result.reasoning.text_end_byte) == (4, 2)

@@ -348,6 +348,10 @@ def test_request_without_a_match_is_stored_as_it_is() -> None:
         (f'{{"a": "\\ud83d {MAIL}"}}', '{"a": "\ufffd [mail]"}'),
         ('{"a": "\\ud83d"}', '{"a": "\\ud83d"}'),
         ('{"a":   "b"}', '{"a":   "b"}'),
+        (
+            f'{{"a": "joe\\u0040example.com", "n": {"1" * 5_000}}}',
+            f'{{"a": "[mail]", "n": {"1" * 5_000}}}',
+        ),
     ],
 )
 def test_json_stays_json_and_is_searched_as_it_reads(text: str, expected: str) -> None:
@@ -361,7 +365,7 @@ def test_json_stays_json_and_is_searched_as_it_reads(text: str, expected: str) -
         assert it.field == "chat.input.template_arguments_json"
         assert expected.encode()[it.begin_byte : it.end_byte] == f"[{it.kind}]".encode()
     if not text.startswith("{not"):
-        json.loads(expected)
+        json.loads(expected, parse_int=str)
 
 
 async def test_end_that_cannot_be_redacted_is_stored_without_content(

@@ -55,6 +55,9 @@ _TELLING = _list_names(
     {
         # Clients read their arrays beside those of the token ids.
         "Step": "candidates requested_logprobs text_begin_byte text_end_byte",
+        # Lengths of the answer's parts.
+        "ParsedToolCall": "text_begin_byte text_end_byte",
+        "ParsedReasoning": "text_begin_byte text_end_byte",
         # The seed and the noise of a draw tell its token; lengths of tokens tell of words.
         "Draw": "noise",
         # Ids are its keys.

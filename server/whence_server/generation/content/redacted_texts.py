@@ -104,7 +104,8 @@ def convert_redaction(marked: MarkedText, number: int, field: str) -> Redaction:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text, strict=False)
+        # Python refuses to read an integer of thousands of digits.
+        json.loads(text, strict=False, parse_int=str)
     except (ValueError, RecursionError):
         return False
     return True
