@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from google.protobuf.message import DecodeError
 
 from whence.v1 import call_pb2, generation_pb2, occurrence_pb2, step_pb2
+from whence.v1.redaction_pb2 import Redaction
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
@@ -91,7 +92,7 @@ async def _finish(journal: Journal, generation_id: str) -> None:
     )
     journal.finish(
         generation_id,
-        encode_finished(finished),
+        results.add_redactions(encode_finished(finished)),
         FinishIndex(
             FinishReason.INTERRUPTED, results.num_tokens, results.get_text(0)[:PREVIEW_CHARACTERS]
         ),
@@ -155,6 +156,7 @@ class _Results:
         self._texts: list[list[str]] = [[] for _ in range(num_sequences)]
         self._token_ids: list[list[int]] = [[] for _ in range(num_sequences)]
         self._logprobs: list[list[float]] = [[] for _ in range(num_sequences)]
+        self._redactions: list[list[Redaction]] = [[] for _ in range(num_sequences)]
         self.first_elapsed_ns = 0
         self.last_elapsed_ns = 0
 
@@ -170,8 +172,18 @@ class _Results:
             self._token_ids[index].append(step.token_id)
         if step.HasField("logprob"):
             self._logprobs[index].append(step.logprob)
+        redactions = self._redactions[index]
+        # Each step that has a share in a range lists it.
+        redactions += [it for it in step.redactions if it.field == "text" and it not in redactions]
         self.last_elapsed_ns = step.timing.elapsed_ns
         self.first_elapsed_ns = self.first_elapsed_ns or self.last_elapsed_ns
+
+    def add_redactions(self, payload: bytes) -> bytes:
+        """Return FINISHED with what is redacted in the texts of its sequences."""
+        finished = generation_pb2.GenerationFinished.FromString(payload)
+        for result, redactions in zip(finished.sequences, self._redactions, strict=True):
+            result.redactions.extend(redactions)
+        return finished.SerializeToString()
 
     def get_text(self, index: int) -> str:
         return "".join(self._texts[index])
