@@ -249,7 +249,9 @@ class BatchBegun(google.protobuf.message.Message):
     """W3C tracestate of that span."""
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Time at which the call began; times of the batch count from here."""
+        """Time at which the call began; times of the batch count from here. Required:
+        after 1970, and at most a day ahead of the server's clock.
+        """
 
     @property
     def decoding(self) -> whence.v1.generation_pb2.Decoding:
