@@ -132,6 +132,20 @@ def test_a_copy_never_replaces_a_journal(source, url, tmp_path, capsys):
     assert "holds a journal already" in errors
 
 
+@pytest.mark.parametrize("name", ["journal.db-wal", "journal.db-shm", "journal.db-journal"])
+def test_a_copy_is_not_laid_beside_what_a_crashed_server_left(source, tmp_path, capsys, name):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / name).write_bytes(b"pages of another database")
+    assert run("backup", source, target) == 2
+    assert f"in the file {name}" in capsys.readouterr().err
+    assert [path.name for path in target.iterdir()] == [name]
+    (target / name).unlink()
+    (target / "journal.db").touch()  # as a server with its journal in PostgreSQL leaves it
+    assert run("backup", source, target) == 0
+    assert read(target) == read(source)
+
+
 @pytest.mark.parametrize("command", ["migrate", "backup", "restore"])
 def test_an_unusable_place_is_named_without_its_password(command, tmp_path, capsys):
     secret = "postgresql://whence:hunter2@127.0.0.1:1/x?connect_timeout=2"

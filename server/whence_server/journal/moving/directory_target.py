@@ -16,17 +16,25 @@ from whence_server.journal.schema import migrate
 from whence_server.journal.verify import verify_journal
 from whence_server.journal.vocabularies import FOLDER
 
+# SQLite reads a log that lies beside a database, whichever database the log came from.
+_NAMES = ("journal.db", "journal.db-wal", "journal.db-shm", "journal.db-journal")
+
 
 def check_free(data_dir: Path) -> None:
-    """Refuse a directory that holds a journal.
+    """Refuse a directory that holds a journal, or files that one left.
+
+    An empty file is no journal: a server with its journal in PostgreSQL leaves one.
 
     Raises:
         ConfigurationError: it does.
     """
-    if (data_dir / "journal.db").exists():
-        raise ConfigurationError(
-            f"{data_dir} holds a journal already: choose an empty or a new directory"
-        )
+    for name in _NAMES:
+        path = data_dir / name
+        if path.exists() and path.stat().st_size:
+            raise ConfigurationError(
+                f"{data_dir} holds a journal already, in the file {name}: choose an empty or a new "
+                "directory"
+            )
 
 
 def write_directory(source: Source, data_dir: Path, vocabularies: Path | None) -> VerifyReport:
