@@ -182,7 +182,7 @@ def test_sqlite_steps_of_a_deletion_do_not_grow_with_the_journal(database, numbe
     ticks = []
     connection = store._connection
     connection.set_progress_handler(lambda: bool(ticks.append(1)), 100)
-    digests = sql_lookup.read_entry_digests(connection, generation_id)
+    digests = sql_lookup.read_entry_digests(connection, generation_id, 1)
     store.write(Batch(deleted=[(generation_id, 2**62)], last_position=1))
     connection.set_progress_handler(None)
     assert len(digests[1]) == 2

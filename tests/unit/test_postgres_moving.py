@@ -7,9 +7,10 @@ import apsw
 import psycopg
 import pytest
 from journal_cases import whole
-from journal_records import begin, change, end, fill
+from journal_records import FIRST, SECOND, begin, change, end, fill
 
 from whence_server.cli import main
+from whence_server.domain.errors import GenerationInOtherLogError
 from whence_server.journal.journal import Journal
 from whence_server.journal.moving.tables import list_tables
 from whence_server.journal.postgres.connection import PostgresConnection
@@ -70,6 +71,33 @@ async def test_a_server_goes_on_with_a_migrated_journal(source, url, tmp_path):
     await journal.flush()
     assert (await journal.verify()).intact
     await journal.close()
+
+
+@pytest.fixture
+async def two_logs(url, tmp_path):
+    """Gives a directory with the logs of two servers: FIRST is in log 1, SECOND in log 2."""
+    logs = []
+    for number, generation_id in enumerate((FIRST, SECOND), 1):
+        # Both are open at the same time, so that the second takes a log of its own.
+        folder = tmp_path / f"server {number}"
+        logs.append(await Journal.open(folder, open_store=lambda *_: PostgresStore(url)))
+        begin(logs[-1], generation_id, number)
+        end(logs[-1], generation_id, number)
+    for journal in logs:
+        await journal.close()
+    directory = tmp_path / "two"
+    assert await asyncio.to_thread(run, "migrate", url, directory) == 0
+    return directory
+
+
+async def test_a_generation_in_another_servers_log_of_a_directory_is_not_deleted(two_logs):
+    journal = await Journal.open(two_logs)
+    with pytest.raises(GenerationInOtherLogError, match="in the log of another server"):
+        await journal.delete(SECOND)
+    assert len(await journal.read(SECOND)) == 5
+    await journal.delete(FIRST)
+    await journal.close()
+    assert verify_journal(two_logs).findings == []
 
 
 async def test_a_backup_is_one_state_of_a_journal_in_use(tmp_path, each_store, request):

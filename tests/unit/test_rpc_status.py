@@ -71,6 +71,7 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.ModelFailedError("no weights"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.NoModelError(), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.GenerationElsewhereError("g"), grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.GenerationInOtherLogError("g"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.GenerationRunningError("g"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.NotOfferedError("later"), grpc.StatusCode.UNIMPLEMENTED),
         (errors.DrainingError(), grpc.StatusCode.UNAVAILABLE),

@@ -5,7 +5,11 @@ import logging
 from typing import Any, NamedTuple
 
 from whence_server.domain.entries import Entry, EntryKind
-from whence_server.domain.errors import GenerationNotFoundError, RecordDamagedError
+from whence_server.domain.errors import (
+    GenerationInOtherLogError,
+    GenerationNotFoundError,
+    RecordDamagedError,
+)
 from whence_server.journal.chain import digest_payload
 from whence_server.journal.derive import (
     PEEK_BYTES,
@@ -128,9 +132,13 @@ def read_last_entry(connection: Any, generation_id: str) -> Entry:
     raise RecordDamagedError(generation_id, "its last entry is missing")
 
 
-def read_entry_digests(connection: Any, generation_id: str) -> tuple[int, list[EntryDigest]]:
-    """Read digests as `Store.read_entry_digests` does."""
+def read_entry_digests(
+    connection: Any, generation_id: str, own: int
+) -> tuple[int, list[EntryDigest]]:
+    """Read digests as `Store.read_entry_digests` does, from the log of a writer."""
     writer, position = find_place(connection, generation_id)
+    if writer != own:
+        raise GenerationInOtherLogError(generation_id)
     ((secret,),) = connection.execute(
         "SELECT secret FROM generations WHERE generation_id = ?", (generation_id,)
     )

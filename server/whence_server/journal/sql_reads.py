@@ -78,8 +78,14 @@ class SqlReads:
         return self._read(sql_list.read_page, list_filter, beyond, limit, max_bytes)
 
     def read_entry_digests(self, generation_id: str) -> tuple[int, list[EntryDigest]]:
-        """Return the position of a generation's STARTED entry, and its entries' digests."""
-        return self._read(sql_lookup.read_entry_digests, generation_id)
+        """Return the position of a generation's STARTED entry, and its entries' digests.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+            GenerationInOtherLogError: it is not in this log.
+            RecordDamagedError: its row points to another generation's entries.
+        """
+        return self._read(sql_lookup.read_entry_digests, generation_id, self.writer)
 
     def read(
         self,

@@ -42,6 +42,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── ConfigurationError          the server does not start
 ├── DeletionPendingError        FAILED_PRECONDITION: deleted, but still on disk
 ├── GenerationHeldError         FAILED_PRECONDITION: under a hold by label, not deleted
+├── GenerationInOtherLogError   FAILED_PRECONDITION: only another server could append to its log
 ├── RecordDamagedError          DATA_LOSS: a generation's rows have changed since they were written
 ├── JournalError                INTERNAL
 │   ├── JournalUnwritableError  UNAVAILABLE, gives a retry delay
@@ -107,6 +108,7 @@ from whence_server.domain.errors.http import (
 from whence_server.domain.errors.journal import (
     DeletionPendingError,
     GenerationHeldError,
+    GenerationInOtherLogError,
     JournalError,
     JournalFullError,
     JournalLostError,
@@ -154,6 +156,7 @@ __all__ = [
     "GenerationExistsError",
     "GenerationFailedError",
     "GenerationHeldError",
+    "GenerationInOtherLogError",
     "GenerationNotFoundError",
     "GenerationRunningError",
     "HealthNotFoundError",

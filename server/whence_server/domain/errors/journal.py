@@ -84,6 +84,21 @@ class DeletionPendingError(WhenceError):
         )
 
 
+class GenerationInOtherLogError(WhenceError):
+    """The generation is in a log that this server may not append to."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "GENERATION_IN_OTHER_LOG"
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__(
+            f"generation {generation_id!r} is in the log of another server, and its deletion would "
+            "be an entry of that log: copy the journal to PostgreSQL with `whence-server migrate`, "
+            "and delete the generation there",
+            generation_id=generation_id,
+        )
+
+
 class GenerationHeldError(WhenceError):
     """A label of the generation is under a hold, so that nothing deletes it."""
 
