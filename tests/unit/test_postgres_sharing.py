@@ -201,6 +201,33 @@ async def test_a_stopped_server_leaves_its_log_to_the_next(url, tmp_path):
         assert (b.id, b.position) == (first, 5)
 
 
+async def test_a_start_takes_no_log_whose_server_may_live(url, tmp_path):
+    async with server(url, tmp_path / "a", LEASE_S) as a:
+        a.sharing._tasks[0].cancel()  # as if the database were away for it
+        with psycopg.connect(url, autocommit=True) as connection:
+            expired = "SELECT count(*) FROM leases WHERE expires_at < clock_timestamp()"
+            await wait_until(lambda: connection.execute(expired).fetchone() == (1,))
+        async with server(url, tmp_path / "b", LEASE_S) as b:
+            assert b.id != a.id
+        whole(a, "g")
+        await a.flush()
+
+
+async def test_a_server_whose_lease_has_just_expired_keeps_its_log(url, tmp_path):
+    async with (
+        server(url, tmp_path / "a", LEASE_S) as a,
+        server(url, tmp_path / "b", LEASE_S) as b,
+    ):
+        a.sharing._tasks[0].cancel()  # as if the database were away for it
+        with psycopg.connect(url, autocommit=True) as connection:
+            expired = "SELECT count(*) FROM leases WHERE expires_at < clock_timestamp()"
+            await wait_until(lambda: connection.execute(expired).fetchone() == (1,))
+        assert await b.take_over() is None
+        whole(a, "g")
+        await a.flush()
+        assert await b.take_over() is None
+
+
 async def test_a_living_server_keeps_its_log_beyond_the_lease(url, tmp_path):
     async with (
         server(url, tmp_path / "a", LEASE_S) as a,
@@ -318,6 +345,38 @@ class Collector(BatchHandler):
 
     async def close(self):
         pass
+
+
+async def test_servers_keep_their_logs_over_an_outage_of_the_database(postgres, url, tmp_path):
+    async with (
+        server(url, tmp_path / "a", LEASE_S) as a,
+        server(url, tmp_path / "b", LEASE_S) as b,
+    ):
+        ids = a.id, b.id
+        create(a, "g")
+        await a.flush()
+        takeovers = [Takeovers(journal, lambda _: {}) for journal in (a, b)]
+        for one in takeovers:
+            one.start()
+        try:
+            postgres.stop("immediate")
+            await asyncio.sleep(2.5 * LEASE_S)  # every lease expires
+        finally:
+            postgres.start()
+        with psycopg.connect(url) as connection:
+            (start,) = connection.execute("SELECT clock_timestamp()").fetchone()
+            renewed = "SELECT count(*) FROM leases WHERE expires_at > %s + interval '3 seconds'"
+        with psycopg.connect(url, autocommit=True) as connection:
+            await wait_until(lambda: connection.execute(renewed, (start,)).fetchone() == (2,))
+        finish(a, "g")
+        whole(b, "h")
+        for journal in (a, b):
+            await journal.flush()
+        for one in takeovers:
+            await one.close()
+        assert (a.id, b.id) == ids
+        assert a.position == 2
+    assert len(verify_database(url).heads) == 2
 
 
 async def test_another_server_closes_and_exports_the_log_of_a_dead_one(url, tmp_path):

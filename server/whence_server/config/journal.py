@@ -35,8 +35,8 @@ class JournalSettings:
     journal_lease: float = declare_setting(
         10.0,
         parse_lease_seconds,
-        "seconds without a sign of life after which another server that shares --journal takes "
-        "over this server's log",
+        "seconds without a sign of life after which this server's log counts as left; another "
+        "server that shares --journal takes it over after as long again",
         "S",
     )
 

@@ -1,14 +1,18 @@
 """Lease of a log: its holder alone may write to it.
 
 A server that stops giving signs of life loses its lease after some seconds of the database's clock.
-Another server then takes the log over. Every transaction that writes locks the lease's row first,
-and fails if the holder is another one: a server that was paused cannot write after it has lost
-its log, and nobody takes a log over in the middle of a transaction.
+Another server takes the log over once it has seen the expired lease unchanged for as long again, by
+a clock of its own: after an outage of the database every lease has expired, and all servers live.
+Every transaction that writes locks the lease's row first,
+and fails if the holder is another one: a server that was paused cannot write after it has lost its
+log, and nobody takes a log over in the middle of a transaction.
 """
 
 import secrets
 import socket
+import time
 import uuid
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from whence_server.domain.errors import LeaseLostError
@@ -22,12 +26,19 @@ _REGISTER = """
     INSERT INTO leases (writer, expires_at)
     SELECT writer, '-infinity' FROM writers ON CONFLICT DO NOTHING
 """
+# A lease that was given back ends at '-infinity', whose only form in Python is its text.
+_LIST_EXPIRED = """
+    SELECT writer, holder, expires_at::text FROM leases
+    WHERE holder IS NOT NULL AND writer <> ? AND expires_at < clock_timestamp()
+"""
 # A row that is locked belongs to a server that is writing.
 _FIND_FREE = """
     SELECT w.writer, w.writer_id FROM writers w JOIN leases l ON l.writer = w.writer
     WHERE l.expires_at < clock_timestamp() AND w.writer <> ? AND (
-        l.holder IS NOT NULL OR ? = 1
-        OR EXISTS (SELECT 1 FROM errands e WHERE e.writer = l.writer AND e.outcome IS NULL))
+        l.expires_at = '-infinity' AND (l.holder IS NOT NULL OR ? = 1)
+        OR l.holder = ANY(?::bytea[])
+        OR l.holder IS NULL AND EXISTS (
+            SELECT 1 FROM errands e WHERE e.writer = l.writer AND e.outcome IS NULL))
     ORDER BY w.writer LIMIT 1 FOR UPDATE OF l SKIP LOCKED
 """
 _TAKE = """
@@ -90,8 +101,43 @@ class Lease(NamedTuple):
         connection.execute(_DROP if done else _EXPIRE, (self.writer, self.holder))
 
 
+class Silence:
+    """Servers whose leases have expired, and since when this server sees them unchanged.
+
+    Args:
+        own: number of this server's own writer.
+        duration_s: seconds for which a lease holds.
+    """
+
+    def __init__(self, own: int, duration_s: float) -> None:
+        self._own = own
+        self._duration_s = duration_s
+        self._since: dict[tuple[int, bytes, str], float] = {}
+        self._last_look = 0.0
+
+    def list_silent(self, connection: PostgresConnection) -> list[bytes]:
+        """Look, and return the holders that were silent for a whole lease.
+
+        Raises:
+            JournalError: the database is away; nobody can give a sign of life, and all silence
+                begins anew.
+        """
+        before, self._since = self._since, {}
+        rows = connection.execute(_LIST_EXPIRED, (self._own,)).fetchall()
+        now = time.monotonic()
+        if now - self._last_look > 2 * self._duration_s:
+            before = {}  # The database may have been away meanwhile, or this server paused.
+        self._last_look = now
+        self._since = {tuple(row): before.get(tuple(row), now) for row in rows}
+        return [
+            holder
+            for (_, holder, _), since in self._since.items()
+            if now - since >= self._duration_s
+        ]
+
+
 def take_lease(connection: PostgresConnection, duration_s: float) -> Lease:
-    """Take the lease of a log that no server holds, or of a new log."""
+    """Take the lease of a log that was given back, or of a new log."""
     with connection:
         connection.execute(_REGISTER)
         found = _take_free(connection, duration_s, idle=True)
@@ -108,16 +154,19 @@ def take_lease(connection: PostgresConnection, duration_s: float) -> Lease:
         return found
 
 
-def take_over(connection: PostgresConnection, own: int, duration_s: float) -> Lease | None:
+def take_over(
+    connection: PostgresConnection, own: int, duration_s: float, silent: Sequence[bytes]
+) -> Lease | None:
     """Take the lease of a log whose server died or left something to do; None if there is none.
 
     Args:
         connection: writes to the database.
         own: number of this server's own writer, which it never takes over.
         duration_s: seconds for which the lease holds.
+        silent: holders that `Silence` lists.
     """
     with connection:
-        return _take_free(connection, duration_s, idle=False, own=own)
+        return _take_free(connection, duration_s, idle=False, own=own, silent=silent)
 
 
 def end_stale_sessions(connection: PostgresConnection, own: int, duration_s: float) -> None:
@@ -140,9 +189,14 @@ def make_session_name(holder: bytes) -> str:
 
 
 def _take_free(
-    connection: PostgresConnection, duration_s: float, *, idle: bool, own: int = 0
+    connection: PostgresConnection,
+    duration_s: float,
+    *,
+    idle: bool,
+    own: int = 0,
+    silent: Sequence[bytes] = (),
 ) -> Lease | None:
-    found = connection.execute(_FIND_FREE, (own, int(idle))).fetchall()
+    found = connection.execute(_FIND_FREE, (own, int(idle), list(silent))).fetchall()
     if not found:
         return None
     ((writer, writer_id),) = found

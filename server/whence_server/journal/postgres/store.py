@@ -19,6 +19,7 @@ from whence_server.journal.postgres.errors import explain_for_operators, transla
 from whence_server.journal.postgres.lease import (
     DEFAULT_LEASE_S,
     Lease,
+    Silence,
     end_stale_sessions,
     make_session_name,
     take_lease,
@@ -98,6 +99,7 @@ class PostgresStore(SqlReads):
         self.lease, self.lease_s = lease, lease_s
         self._name_session(connection)
         self.writer, self.writer_id = lease.writer, lease.writer_id
+        self._silence = Silence(lease.writer, lease_s)
         self._last = (0, hash_genesis(self.writer_id))
         """Position and hash of the newest entry that is known to be committed."""
         self._in_doubt = False
@@ -291,8 +293,9 @@ class PostgresStore(SqlReads):
     def take_over(self) -> "PostgresStore | None":
         """Take a log whose server died or left something to do; None if there is none."""
         session = self._get_session()
+        silent = self._silence.list_silent(session)
         end_stale_sessions(session, self.writer, self.lease_s)
-        lease = take_over(session, self.writer, self.lease_s)
+        lease = take_over(session, self.writer, self.lease_s, silent)
         return None if lease is None else PostgresStore(self._url, self.lease_s, lease)
 
     def close(self) -> None:
