@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from whence_server.domain.errors import JournalError
+from whence_server.domain.errors import JournalError, JournalUnwritableError, WhenceError
 from whence_server.generation.recovery import close_interrupted
 from whence_server.journal.journal import Journal
 from whence_server.telemetry.follower import JournalFollower
@@ -54,8 +54,11 @@ class Takeovers:
                     task = asyncio.create_task(self._finish(taken), name="takeover")
                     self._finishing.add(task)
                     task.add_done_callback(self._finishing.discard)
-            except JournalError as error:
+            except JournalUnwritableError as error:
                 _log.debug("no log can be taken over at present: %s", error)
+            except WhenceError as error:
+                # The next look may find another log, or this one mended.
+                _log.error("a log cannot be taken over: %s", error)
             with suppress(TimeoutError):
                 async with asyncio.timeout(lease_s / _LOOKS_PER_LEASE):
                     await self._stopping.wait()
@@ -68,7 +71,9 @@ class Takeovers:
         await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
         for task in (work, stop):
             task.cancel()
-        await asyncio.gather(work, stop, return_exceptions=True)
+        outcome, _ = await asyncio.gather(work, stop, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            _log.error("log %s is not finished", journal.id.hex(), exc_info=outcome)
         try:
             await journal.close()
         except JournalError as error:

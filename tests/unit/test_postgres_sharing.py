@@ -16,6 +16,7 @@ from waiting import wait_until
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import (
+    ConfigurationError,
     GenerationExistsError,
     GenerationNotFoundError,
     GenerationRunningError,
@@ -420,6 +421,46 @@ async def test_another_server_closes_and_exports_the_log_of_a_dead_one(url, tmp_
             assert (c.id, c.position) == (dead, 6)
             assert await c.read_cursor("otlp-spans") == 6
     assert verify_database(url).findings == []
+
+
+async def test_a_log_that_cannot_be_taken_over_does_not_end_takeovers(
+    url, tmp_path, monkeypatch, caplog
+):
+    async with server(url, tmp_path / "b", LEASE_S) as b:
+        async with server(url, tmp_path / "a") as a:
+            create(a, "g")
+            await a.flush()
+        load_state, tries = PostgresStore.load_state, []
+
+        def fail_once(self):
+            tries.append(self.writer)
+            if len(tries) == 1:
+                raise ConfigurationError("the journal is damaged")
+            return load_state(self)
+
+        monkeypatch.setattr(PostgresStore, "load_state", fail_once)
+        takeovers = Takeovers(b, lambda _: {})
+        takeovers.start()
+        with psycopg.connect(url, autocommit=True) as connection:
+            free = "SELECT count(*) FROM leases WHERE holder IS NULL"
+            await wait_until(lambda: connection.execute(free).fetchone() == (1,))
+        await takeovers.close()
+        assert len(tries) == 2
+    assert "a log cannot be taken over: the journal is damaged" in caplog.text
+
+
+async def test_what_ends_the_work_on_a_log_is_logged(url, tmp_path, caplog):
+    async with server(url, tmp_path / "b", LEASE_S) as b:
+        async with server(url, tmp_path / "a") as a:
+            whole(a, "g")
+
+        def fail(_journal):
+            raise RuntimeError("a bug of an export")
+
+        takeovers = Takeovers(b, fail)
+        takeovers.start()
+        await wait_until(lambda: "a bug of an export" in caplog.text)
+        await takeovers.close()
 
 
 async def test_a_generation_in_a_log_without_a_server_is_deleted(url, tmp_path):
