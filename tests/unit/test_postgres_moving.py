@@ -138,6 +138,13 @@ def test_a_backup_of_a_directory_has_its_vocabularies(source, tmp_path):
     assert (tmp_path / "restored" / "vocabularies" / ("ab" * 32)).is_file()
 
 
+def test_a_copy_is_for_its_owner_alone(source, tmp_path):
+    target = tmp_path / "open to all"
+    target.mkdir(mode=0o755)
+    assert run("backup", source, target) == 0
+    assert (target / "journal.db").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_damaged_backup_is_not_restored(source, url, tmp_path, capsys):
     assert run("backup", source, tmp_path / "backup") == 0
     change(tmp_path / "backup", "UPDATE entries SET payload = x'00' WHERE position = 9")

@@ -11,7 +11,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.journal.findings import VerifyReport
 from whence_server.journal.moving.sources import Source
 from whence_server.journal.moving.tables import list_tables
-from whence_server.journal.privacy import make_directory
+from whence_server.journal.privacy import make_directory, make_private
 from whence_server.journal.schema import migrate
 from whence_server.journal.verify import verify_journal
 from whence_server.journal.vocabularies import FOLDER
@@ -69,6 +69,7 @@ def write_directory(source: Source, data_dir: Path, vocabularies: Path | None) -
 
 
 def _write_database(source: Source, path: Path) -> None:
+    make_private(path.parent)
     connection = apsw.Connection(str(path))
     try:
         connection.pragma("synchronous", "OFF")
