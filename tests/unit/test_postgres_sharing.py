@@ -1,9 +1,13 @@
 """Several journals in one PostgreSQL database: leases, takeovers, and each other's generations."""
 
 import asyncio
+import contextlib
+import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import asynccontextmanager
 
@@ -24,6 +28,7 @@ from whence_server.domain.errors import (
     LeaseLostError,
 )
 from whence_server.journal.journal import Journal
+from whence_server.journal.postgres.listening import Listener
 from whence_server.journal.postgres.store import PostgresStore
 from whence_server.journal.postgres.verify import verify_database
 from whence_server.journal.rows import ListFilter
@@ -94,6 +99,42 @@ async def test_a_running_generation_is_followed_from_another_server(pair):
     assert [e.kind for e in await collect(reader)] == [EntryKind.FINISHED]
     # The commit takes up to 20 ms. Without notifications, every delay were near half a second.
     assert sorted(delays)[10] < 0.25
+
+
+async def test_notifications_arrive_over_a_descriptor_above_1023(url, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4_096), hard))
+    changes = threading.Semaphore(0)
+    with contextlib.ExitStack() as opened:
+        async with server(url, tmp_path / "a") as a:
+            with (tmp_path / "busy").open("w") as file:
+                while (descriptor := os.dup(file.fileno())) < 1_100:
+                    opened.callback(os.close, descriptor)
+                opened.callback(os.close, descriptor)
+            listener = Listener(url, 0, lambda change: changes.release())
+            try:
+                await asyncio.to_thread(wait_for_listener, url)
+                while changes.acquire(blocking=False):
+                    pass
+                whole(a, "g")
+                assert await asyncio.to_thread(changes.acquire, timeout=30)
+                assert listener._thread.is_alive()
+            finally:
+                listener.stop()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def wait_for_listener(url):
+    """Wait until two sessions listen to the last channel: the journal's and another one."""
+    listening = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN whence_errands' "
+        "AND state = 'idle' AND application_name = 'whence'"
+    )
+    with psycopg.connect(url, autocommit=True) as connection:
+        deadline = time.monotonic() + 30
+        while connection.execute(listening).fetchone() < (2,):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 async def test_a_running_generation_is_followed_without_notifications(pair, monkeypatch):

@@ -1,7 +1,7 @@
 """Notifications of other servers' changes, from a session of their own."""
 
 import logging
-import select
+import selectors
 import socket
 import threading
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class Listener:
             for channel in CHANNELS:
                 connection.execute(f"LISTEN {channel}")
             while not self._ended.is_set():
-                select.select([connection.raw.fileno(), self._wake.fileno()], [], [], _LOOK_UP_S)
+                self._wait(connection.raw.fileno())
                 for notice in connection.raw.notifies(timeout=0):
                     change = CHANNELS[notice.channel]
                     is_own = notice.payload == self._writer
@@ -70,3 +70,11 @@ class Listener:
                         self._on_change(change)
         finally:
             connection.close()
+
+    def _wait(self, session: int) -> None:
+        """Wait until a session has news, somebody stops the thread, or it is time to look."""
+        # `select.select` refuses descriptors above 1023, which a server with many clients has.
+        with selectors.DefaultSelector() as waiting:
+            for descriptor in (session, self._wake.fileno()):
+                waiting.register(descriptor, selectors.EVENT_READ)
+            waiting.select(_LOOK_UP_S)
