@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager
+from unittest.mock import AsyncMock
 
 import psycopg
 import pytest
@@ -32,6 +33,7 @@ from whence_server.journal.postgres.listening import Listener
 from whence_server.journal.postgres.store import PostgresStore
 from whence_server.journal.postgres.verify import verify_database
 from whence_server.journal.rows import ListFilter
+from whence_server.journal.sharing.errands import Errands
 from whence_server.rpc.watch_positions import read_positions
 from whence_server.takeover import Takeovers
 from whence_server.telemetry.follower import BatchHandler, DurableCursor, JournalFollower
@@ -230,6 +232,21 @@ async def test_a_generation_that_runs_elsewhere_is_not_deleted(pair):
     finish(a, "g")
     await a.flush()
     await b.delete("g")
+
+
+async def test_a_server_that_lost_its_log_answers_no_errand(pair):
+    a, b = pair
+    whole(a, "g")
+    await a.flush()
+    for task in a.sharing._tasks:
+        task.cancel()
+    number = b._store.ask_deletion(a._store.writer, "g", "")
+    failing = AsyncMock(side_effect=JournalLostError("another server has the log"))
+    errands = Errands(a._store, a._readers, a.sharing._elsewhere, failing)
+    with pytest.raises(JournalLostError):
+        await errands.do_all()
+    failing.assert_awaited_once_with("g", "")
+    assert b._store.read_outcome(number) is None
 
 
 # ---- leases ----

@@ -71,8 +71,8 @@ class Errands:
         try:
             await self._delete(errand.generation_id, errand.caller_id)
             outcome = _DONE
-        except JournalUnwritableError:
-            raise
+        except JournalError:
+            raise  # This server tries again; if it lost its log, the next holder answers.
         except WhenceError as error:
             outcome = error.reason
         await self._readers.run_heavy(self._store.end_errand, errand.number, outcome)
