@@ -329,6 +329,29 @@ async def test_a_server_without_its_lease_writes_nothing_more(url, tmp_path):
         await taken.close()
 
 
+async def test_a_long_transaction_of_a_living_server_is_not_ended(url, tmp_path):
+    async with (
+        server(url, tmp_path / "a", LEASE_S) as a,
+        server(url, tmp_path / "b", LEASE_S) as b,
+    ):
+
+        def work():
+            store = a._store
+            with store._connection as connection:
+                store.lease.lock(connection)
+                # As a deletion of many entries, or a commit that waits for a standby.
+                connection.execute("SELECT pg_sleep(4)")
+                store.lease.renew(connection)
+
+        working = asyncio.ensure_future(a._log.writer.run(work))
+        while not working.done():
+            assert await b.take_over() is None
+            await asyncio.sleep(0.1)
+        await working
+        whole(a, "g")
+        await a.flush()
+
+
 PAUSED = """
 import asyncio, pathlib, sys
 sys.path[:0] = sys.argv[3:]

@@ -98,9 +98,10 @@ def _destroy(connection: Any, writer: int, generation_id: str, before: int) -> N
     # SQLite merges no pages whose rows shrink: an update would leave the file as large as it is.
     # Rows that go and come back are packed, in order.
     if rows:
-        connection.executemany(
-            "DELETE FROM entries WHERE writer = ? AND position = ?",
-            ((writer, position) for position, *_ in rows),
+        connection.execute(
+            "DELETE FROM entries INDEXED BY entries_by_generation WHERE writer = ? "
+            "AND generation = ? AND payload IS NOT NULL AND position < ?",
+            (writer, generation, before),
         )
         connection.executemany(
             _INSERT_DESTROYED,

@@ -55,6 +55,8 @@ _END_STALE = """
     SELECT pg_terminate_backend(a.pid) FROM leases l
     JOIN pg_stat_activity a ON a.application_name = 'whence-' || encode(l.holder, 'hex')
     WHERE l.writer <> ? AND l.expires_at < clock_timestamp() - ? * interval '1 microsecond'
+        AND a.state <> 'idle' AND a.wait_event_type = 'Client'
+        AND a.state_change < clock_timestamp() - ? * interval '1 microsecond'
 """
 _EXPIRE = "UPDATE leases SET expires_at = '-infinity' WHERE writer = ? AND holder = ?"
 _DROP = """
@@ -173,14 +175,17 @@ def end_stale_sessions(connection: PostgresConnection, own: int, duration_s: flo
     """End the sessions of servers that stopped in the middle of a transaction.
 
     A server that is paused while it sends rows keeps its lease's row locked, and no timeout of
-    PostgreSQL ends it. Its lease has expired for as long as it holds: it is not just slow.
+    PostgreSQL ends it. The database has waited for it for a whole lease: a server that lives sends
+    on, however long its transaction is, and one that waits for the database is not meant. A session
+    between two transactions locks nothing.
 
     Args:
         connection: asks for it; by the same user, or by one who may signal sessions.
         own: number of this server's own writer.
         duration_s: seconds for which a lease holds.
     """
-    connection.execute(_END_STALE, (own, _count_microseconds(duration_s)))
+    lease = _count_microseconds(duration_s)
+    connection.execute(_END_STALE, (own, lease, lease))
 
 
 def make_session_name(holder: bytes) -> str:
