@@ -206,6 +206,36 @@ async def test_an_id_that_was_not_used_is_free_for_another_server(pair):
     assert (await a.get("g")).generation_id == "g"
 
 
+async def test_a_taken_id_survives_a_crash_of_the_database(postgres, pair):
+    a, b = pair
+    for number in range(3):
+        a._store.take_id(f"g{number}")
+        try:
+            postgres.stop("immediate")
+        finally:
+            postgres.start()
+        with pytest.raises(GenerationExistsError):
+            b._store.take_id(f"g{number}")
+
+
+async def test_an_old_id_is_kept_until_its_generation_is_on_record(pair, url):
+    a, b = pair
+    for generation_id in ("on record", "pending", "of nobody", "forgotten"):
+        a._store.take_id(generation_id)
+    whole(a, "on record")
+    await a.flush()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("UPDATE taken_ids SET taken_at = taken_at - interval '2 hours'")
+        connection.execute(
+            "UPDATE taken_ids SET taken_at = taken_at - interval '1 day' "
+            "WHERE generation_id = 'forgotten'"
+        )
+        connection.execute("UPDATE taken_ids SET holder = 'x' WHERE generation_id = 'of nobody'")
+        await b._log.writer.run(b._store.renew)
+        kept = connection.execute("SELECT generation_id FROM taken_ids").fetchall()
+    assert kept == [(b"pending",)]
+
+
 async def test_a_generation_is_deleted_through_another_server(pair, url):
     a, b = pair
     whole(a, "g")

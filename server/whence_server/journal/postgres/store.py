@@ -55,8 +55,14 @@ _TAKE_ID = """
     WHERE taken_ids.holder = excluded.holder
 """
 _RELEASE_ID = "DELETE FROM taken_ids WHERE generation_id = ? AND holder = ?"
-# A commit follows an id by seconds at most; while the database is away, by as long.
-_FORGET_IDS = "DELETE FROM taken_ids WHERE taken_at < clock_timestamp() - interval '1 hour'"
+# A commit follows an id by seconds at most; while the database is away, by as long. An id whose
+# generation is on record is taken by its row.
+_FORGET_IDS = """
+    DELETE FROM taken_ids t WHERE t.taken_at < clock_timestamp() - interval '1 hour' AND (
+        EXISTS (SELECT 1 FROM generations g WHERE g.generation_id = t.generation_id)
+        OR NOT EXISTS (SELECT 1 FROM leases l WHERE l.holder = t.holder)
+        OR t.taken_at < clock_timestamp() - interval '1 day')
+"""
 
 
 class PostgresStore(SqlReads):
@@ -328,8 +334,8 @@ class PostgresStore(SqlReads):
         if connection is None or connection.is_broken:
             connection = PostgresConnection(self._url, snapshots=snapshots)
             if not snapshots:
-                # Nothing is lost with an id, an errand or a takeover that a crash undoes.
-                connection.execute("SELECT set_config('synchronous_commit', 'off', false)")
+                # An id that a crash of the database forgets could begin in two logs.
+                connection.execute("SELECT set_config('synchronous_commit', 'on', false)")
             setattr(self._local, name, connection)
             with self._readers_lock:
                 self._readers = [kept for kept in self._readers if not kept.is_broken]
