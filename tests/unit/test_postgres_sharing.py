@@ -26,6 +26,7 @@ from whence_server.domain.errors import (
     GenerationNotFoundError,
     GenerationRunningError,
     JournalLostError,
+    JournalUnreachableError,
     LeaseLostError,
 )
 from whence_server.journal.journal import Journal
@@ -234,6 +235,62 @@ async def test_an_old_id_is_kept_until_its_generation_is_on_record(pair, url):
         await b._log.writer.run(b._store.renew)
         kept = connection.execute("SELECT generation_id FROM taken_ids").fetchall()
     assert kept == [(b"pending",)]
+
+
+async def test_an_id_of_a_dead_server_is_free_once_its_log_is_taken_over(url, tmp_path):
+    async with server(url, tmp_path / "b", LEASE_S) as b:
+        async with server(url, tmp_path / "a") as a:
+            a._store.take_id("g")
+        with pytest.raises(GenerationExistsError):
+            b._store.take_id("g")
+        taken = await wait_for_takeover(b)
+        b._store.take_id("g")
+        with pytest.raises(GenerationExistsError):
+            taken._store.take_id("g")
+        await taken.close()
+
+
+async def test_an_id_that_a_cancelled_call_took_is_given_back(pair, monkeypatch):
+    a, b = pair
+    take_id, begun, go_on = PostgresStore.take_id, threading.Event(), threading.Event()
+
+    def wait_and_take(self, generation_id):
+        begun.set()
+        assert go_on.wait(30)
+        take_id(self, generation_id)
+
+    async def start():
+        async with a.sharing.hold("g"):
+            pass
+
+    monkeypatch.setattr(PostgresStore, "take_id", wait_and_take)
+    starting = asyncio.create_task(start())
+    await asyncio.to_thread(begun.wait)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    go_on.set()
+    await wait_until(lambda: "g" in a._store._unused_ids)
+    await a._log.writer.run(a._store.renew)
+    b._store.take_id("g")
+
+
+async def test_an_id_is_given_back_once_the_database_is_there_again(pair, monkeypatch):
+    a, b = pair
+
+    def lose(self, *_args, **_kwargs):
+        raise JournalUnreachableError("it is away")
+
+    async with a.sharing.hold("g", "h"):
+        monkeypatch.setattr(PostgresStore, "_get_session", lose)
+    monkeypatch.undo()
+    with pytest.raises(GenerationExistsError):
+        b._store.take_id("g")
+    a._store.take_id("h")  # It is in use again.
+    await a._log.writer.run(a._store.renew)
+    b._store.take_id("g")
+    with pytest.raises(GenerationExistsError):
+        b._store.take_id("h")
 
 
 async def test_a_generation_is_deleted_through_another_server(pair, url):

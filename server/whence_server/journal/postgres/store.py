@@ -48,11 +48,14 @@ _SIZE = """
     SELECT coalesce(sum(pg_total_relation_size(name::regclass)), 0)::bigint
     FROM unnest(array['entries', 'generations', 'labels', 'owners', 'cursors']) AS name
 """
+# Whoever has no lease any more commits nothing, and its ids are free.
 _TAKE_ID = """
     INSERT INTO taken_ids SELECT ?, ?, clock_timestamp()
     WHERE NOT EXISTS (SELECT 1 FROM generations WHERE generation_id = ?)
-    ON CONFLICT (generation_id) DO UPDATE SET taken_at = excluded.taken_at
+    ON CONFLICT (generation_id) DO UPDATE
+    SET taken_at = excluded.taken_at, holder = excluded.holder
     WHERE taken_ids.holder = excluded.holder
+        OR NOT EXISTS (SELECT 1 FROM leases l WHERE l.holder = taken_ids.holder)
 """
 _RELEASE_ID = "DELETE FROM taken_ids WHERE generation_id = ? AND holder = ?"
 # A commit follows an id by seconds at most; while the database is away, by as long. An id whose
@@ -105,6 +108,8 @@ class PostgresStore(SqlReads):
         self.lease, self.lease_s = lease, lease_s
         self._name_session(connection)
         self.writer, self.writer_id = lease.writer, lease.writer_id
+        self._unused_ids: set[str] = set()
+        self._unused_lock = threading.Lock()
         self._silence = Silence(lease.writer, lease_s)
         self._last = (0, hash_genesis(self.writer_id))
         """Position and hash of the newest entry that is known to be committed."""
@@ -183,6 +188,7 @@ class PostgresStore(SqlReads):
         with connection:
             self.lease.lock(connection)
             self.lease.renew(connection)
+        self._release_unused(connection)
         connection.execute(_FORGET_IDS)
         connection.execute(errands.FORGET_OLD)
         ((self._size,),) = connection.execute(_SIZE)
@@ -239,20 +245,50 @@ class PostgresStore(SqlReads):
             GenerationExistsError: it was used before, or another server has taken it.
             JournalUnreachableError: the database is away.
         """
-        bindings = (generation_id, self.lease.holder, generation_id)
+        with self._unused_lock:
+            self._unused_ids.discard(generation_id)
         try:
-            taken = self._get_session().execute(_TAKE_ID, bindings).rowcount
-        except JournalUnreachableError:
-            # The session may have ended long ago, while nobody used it.
-            taken = self._get_session().execute(_TAKE_ID, bindings).rowcount
+            taken = self._take_id(generation_id)
+        except JournalError:
+            self.release_later(generation_id)  # It may have been committed all the same.
+            raise
         if not taken:
             row = self.find_generation(generation_id)
             raise GenerationExistsError(generation_id, deleted=row is not None and row.deleted)
 
+    def _take_id(self, generation_id: str) -> int:
+        """Insert the row of an id; return the number of rows."""
+        bindings = (generation_id, self.lease.holder, generation_id)
+        try:
+            return int(self._get_session().execute(_TAKE_ID, bindings).rowcount)
+        except JournalUnreachableError:
+            # The session may have ended long ago, while nobody used it.
+            return int(self._get_session().execute(_TAKE_ID, bindings).rowcount)
+
     def release_id(self, generation_id: str) -> None:
-        """Give an id back, so that the caller can use it at another server at once."""
-        connection = self._get_session()
-        connection.execute(_RELEASE_ID, (generation_id, self.lease.holder))
+        """Give an id back, so that the caller can use it at another server at once.
+
+        Raises:
+            JournalError: the database is away; a later renewal of the lease gives it back.
+        """
+        try:
+            connection = self._get_session()
+            connection.execute(_RELEASE_ID, (generation_id, self.lease.holder))
+        except JournalError:
+            self.release_later(generation_id)
+            raise
+
+    def release_later(self, generation_id: str) -> None:
+        """Give an id back with the next renewal of the lease, unless it is taken again."""
+        with self._unused_lock:
+            self._unused_ids.add(generation_id)
+
+    def _release_unused(self, connection: PostgresConnection) -> None:
+        # The lock holds `take_id` off: an id that is taken again must not be given back.
+        with self._unused_lock:
+            for generation_id in self._unused_ids:
+                connection.execute(_RELEASE_ID, (generation_id, self.lease.holder))
+            self._unused_ids.clear()
 
     def find_writer(self, generation_id: str) -> int:
         """Return the number of the writer of a generation's log.

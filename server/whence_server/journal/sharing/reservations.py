@@ -1,7 +1,9 @@
 """Ids of generations that are about to start, held where other servers see them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from whence_server.domain.errors import GenerationExistsError, JournalError
 from whence_server.journal.log import Log
@@ -43,8 +45,19 @@ class Reservations:
         if generation_id in log.held_ids or log.get_live(generation_id) is not None:
             raise GenerationExistsError(generation_id)
         log.held_ids.add(generation_id)
+        # The thread goes on when the call is cancelled.
+        taking = asyncio.ensure_future(self._readers.run(self._store.take_id, generation_id))
         try:
-            await self._readers.run(self._store.take_id, generation_id)
+            await asyncio.shield(taking)
         except BaseException:
             log.held_ids.discard(generation_id)
+            taking.add_done_callback(partial(self._release_unused, generation_id))
             raise
+
+    def _release_unused(self, generation_id: str, taking: asyncio.Future[None]) -> None:
+        """Give back an id that was taken after its caller had gone."""
+        if taking.cancelled() or taking.exception() is not None:
+            return
+        log = self._log
+        if generation_id not in log.held_ids and log.get_live(generation_id) is None:
+            self._store.release_later(generation_id)

@@ -53,7 +53,14 @@ class SharedStore(Store, Protocol):
         """
 
     def release_id(self, generation_id: str) -> None:
-        """Give an id back, with which no generation has begun."""
+        """Give an id back, with which no generation has begun.
+
+        Raises:
+            JournalError: the database is away; a later `renew` gives it back.
+        """
+
+    def release_later(self, generation_id: str) -> None:
+        """Give an id back with the next `renew`, unless it is taken again; any thread."""
 
     def find_writer(self, generation_id: str) -> int:
         """Return the number of the writer of a generation's log.
