@@ -10,10 +10,11 @@ from journal_cases import whole
 from journal_records import FIRST, SECOND, begin, change, end, fill
 
 from whence_server.cli import main
-from whence_server.domain.errors import GenerationInOtherLogError
+from whence_server.domain.errors import ConfigurationError, GenerationInOtherLogError
 from whence_server.journal.journal import Journal
 from whence_server.journal.moving.tables import list_tables
 from whence_server.journal.postgres.connection import PostgresConnection
+from whence_server.journal.postgres.copies import open_database
 from whence_server.journal.postgres.store import PostgresStore
 from whence_server.journal.verify import verify_journal
 from whence_server.journal.vocabularies import Vocabularies
@@ -71,6 +72,35 @@ async def test_a_server_goes_on_with_a_migrated_journal(source, url, tmp_path):
     await journal.flush()
     assert (await journal.verify()).intact
     await journal.close()
+
+
+@pytest.fixture
+async def filled_url(source, url):
+    assert await asyncio.to_thread(run, "migrate", source, url) == 0
+    return url
+
+
+def test_no_server_starts_or_writes_while_a_journal_is_migrated(filled_url):
+    with open_database(filled_url, exclusive=True) as source:
+        (entries,) = [table for table in list_tables() if table.name == "entries"]
+        assert len(list(source.read(entries))) == 25
+        with pytest.raises(ConfigurationError, match="cannot be used"):
+            PostgresStore(filled_url)
+        with psycopg.connect(filled_url) as other:
+            other.execute("SET lock_timeout = '100ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                other.execute("SELECT holder FROM leases FOR UPDATE")
+    PostgresStore(filled_url).close()
+
+
+@pytest.mark.parametrize("left", ["clock_timestamp() + interval '1 hour'", "'2020-01-01'"])
+def test_a_journal_that_a_server_uses_or_left_is_not_migrated(filled_url, tmp_path, left):
+    PostgresStore(filled_url).close()
+    with psycopg.connect(filled_url) as other:
+        other.execute(f"UPDATE leases SET expires_at = {left}")
+    assert run("migrate", filled_url, tmp_path / "moved") == 2
+    assert not (tmp_path / "moved").exists()
+    assert run("backup", filled_url, tmp_path / "backup") == 0
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """A journal in PostgreSQL as the source and as the target of a copy."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError, JournalError
@@ -17,6 +17,10 @@ from whence_server.journal.postgres.verify import check_version, verify_connecti
 _ROWS_AT_A_TIME = 2_000
 _LIVE = """
     SELECT host FROM leases WHERE holder IS NOT NULL AND expires_at > clock_timestamp() LIMIT 1
+"""
+# A lease that was given back ends at '-infinity'.
+_LEFT = """
+    SELECT host FROM leases WHERE holder IS NOT NULL AND expires_at <> '-infinity' LIMIT 1
 """
 
 
@@ -46,15 +50,30 @@ def open_database(url: str, *, exclusive: bool) -> Iterator[DatabaseSource]:
         ConfigurationError: it cannot be read, holds no journal of this version, or a server uses
             it.
     """
-    connection = _connect(url, snapshots=True)
-    try:
-        with connection:
-            check_version(connection)
-            if exclusive:
-                _require_unused(connection)
-            yield DatabaseSource(connection)
-    finally:
-        connection.close()
+    with ExitStack() as opened:
+        connection = opened.enter_context(closing(_connect(url, snapshots=True)))
+        check_version(connection)
+        if exclusive:
+            # Before the snapshot: what is written in between would be in no copy.
+            keeper = opened.enter_context(closing(_connect(url)))
+            opened.enter_context(keeper)
+            _keep_servers_away(keeper)
+        opened.enter_context(connection)
+        yield DatabaseSource(connection)
+
+
+def _keep_servers_away(keeper: PostgresConnection) -> None:
+    """Let no server write, renew its lease or start, until the end of the transaction."""
+    keeper.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+    keeper.execute("SET LOCAL lock_timeout = '5s'")
+    keeper.execute("LOCK TABLE leases IN EXCLUSIVE MODE")
+    _require_unused(keeper)
+    for (host,) in keeper.execute(_LEFT).fetchall():
+        raise ConfigurationError(
+            f"a server on {host} did not stop in order, and its log in {keeper.filename} is not "
+            "finished: start a server on it, wait until it has taken over and finished the log, "
+            "and stop it"
+        )
 
 
 def write_database(source: Source, url: str) -> VerifyReport:
