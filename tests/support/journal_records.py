@@ -16,7 +16,7 @@ FIRST, SECOND, DELETED, RUNNING = (f"00000000-0000-4000-8000-00000000000{i}" for
 START_NS = 1_700_000_000_000_000_000
 
 
-def started(generation_id: str, number: int) -> g.GenerationStarted:
+def started(generation_id: str, number: int, owner: str = "") -> g.GenerationStarted:
     message = g.GenerationStarted(
         generation_id=generation_id,
         trace_id=f"{number:032x}",
@@ -25,13 +25,14 @@ def started(generation_id: str, number: int) -> g.GenerationStarted:
         prompt_token_ids=range(number + 2),
         request_digest=f"{number:064x}",
         labels={"team": "blue", "number": str(number)},
+        owner=owner,
     )
     message.start_time.FromNanoseconds(START_NS + number)
     return message
 
 
-def begin(journal: Journal, generation_id: str, number: int) -> None:
-    message = started(generation_id, number)
+def begin(journal: Journal, generation_id: str, number: int, owner: str = "") -> None:
+    message = started(generation_id, number, owner)
     index = GenerationIndex(
         generation_id,
         message.trace_id,
@@ -41,6 +42,7 @@ def begin(journal: Journal, generation_id: str, number: int) -> None:
         dict(message.labels),
         message.prompt[:200],
         len(message.prompt_token_ids),
+        owner,
     )
     journal.create(index, message.SerializeToString())
     for i in range(3):

@@ -16,6 +16,7 @@ from whence_server.journal.moving.tables import list_tables
 from whence_server.journal.postgres.connection import PostgresConnection
 from whence_server.journal.postgres.copies import open_database
 from whence_server.journal.postgres.store import PostgresStore
+from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.verify import verify_journal
 from whence_server.journal.vocabularies import Vocabularies
 
@@ -111,7 +112,7 @@ async def two_logs(url, tmp_path):
         # Both are open at the same time, so that the second takes a log of its own.
         folder = tmp_path / f"server {number}"
         logs.append(await Journal.open(folder, open_store=lambda *_: PostgresStore(url)))
-        begin(logs[-1], generation_id, number)
+        begin(logs[-1], generation_id, number, owner=("alice", "bob")[number - 1])
         end(logs[-1], generation_id, number)
     for journal in logs:
         await journal.close()
@@ -127,6 +128,15 @@ async def test_a_generation_in_another_servers_log_of_a_directory_is_not_deleted
     assert len(await journal.read(SECOND)) == 5
     await journal.delete(FIRST)
     await journal.close()
+    assert verify_journal(two_logs).findings == []
+
+
+def test_a_rebuild_keeps_the_owners_in_all_logs_of_a_directory(two_logs):
+    owners = read(two_logs)["owners"]
+    assert {row[0] for row in owners} == {b"alice", b"bob"}
+    change(two_logs, "UPDATE generations SET model = 'other' WHERE writer = 1")
+    assert rebuild_journal(two_logs) == 1
+    assert read(two_logs)["owners"] == owners
     assert verify_journal(two_logs).findings == []
 
 

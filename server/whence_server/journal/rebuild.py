@@ -23,6 +23,9 @@ from whence_server.journal.rows import Durability
 from whence_server.journal.schema import MIGRATIONS
 from whence_server.journal.sqlite_store import SqliteStore
 
+_WRITER = 1
+"""Number of the writer whose log is rebuilt; indexes are rebuilt over all logs."""
+
 
 def rebuild_journal(data_dir: Path) -> int:
     """Rebuild the rows that differ from their entries, in one transaction.
@@ -121,11 +124,13 @@ def _rebuild_owners(connection: Any, deletions: dict[int, Deletion]) -> int:
     """Rebuild the index over owners from the entries; return the number of changed rows."""
     before = set(connection.execute(_OWNERS))
     connection.execute("DELETE FROM owners")
-    for (position,) in connection.execute(
-        "SELECT started_position FROM generations WHERE deleted = 0"
+    for writer, position in connection.execute(
+        "SELECT writer, started_position FROM generations WHERE deleted = 0"
     ).fetchall():
+        # A directory may have the logs of several servers; a position is one log's.
+        deletion = deletions.get(position) if writer == _WRITER else None
         try:
-            expected = derive_row(connection, 1, position, deletions.get(position))
+            expected = derive_row(connection, writer, position, deletion)
         except ValueError:
             continue
         if expected.owner:
