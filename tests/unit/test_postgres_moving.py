@@ -6,10 +6,11 @@ from pathlib import Path
 import apsw
 import psycopg
 import pytest
-from journal_cases import whole
+from journal_cases import collect, whole
 from journal_records import FIRST, SECOND, begin, change, end, fill
 
 from whence_server.cli import main
+from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import ConfigurationError, GenerationInOtherLogError
 from whence_server.journal.journal import Journal
 from whence_server.journal.moving.tables import list_tables
@@ -19,6 +20,7 @@ from whence_server.journal.postgres.store import PostgresStore
 from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.verify import verify_journal
 from whence_server.journal.vocabularies import Vocabularies
+from whence_server.takeover import Takeovers
 
 
 @pytest.fixture
@@ -60,6 +62,28 @@ def test_migration_there_and_back_keeps_every_row(source, url, tmp_path, capsys)
     assert len(heads) == 1
     assert verify_journal(tmp_path / "back").findings == []
     assert len(before["entries"]) == 25
+
+
+async def test_one_server_closes_what_was_running_in_all_logs_of_a_backup(postgres, url, tmp_path):
+    logs = []
+    for number, generation_id in enumerate((FIRST, SECOND), 1):
+        folder = tmp_path / f"server {number}"
+        logs.append(await Journal.open(folder, open_store=lambda *_: PostgresStore(url)))
+        begin(logs[-1], generation_id, number)
+        await logs[-1].flush()
+    assert await asyncio.to_thread(run, "backup", url, tmp_path / "backup") == 0
+    for journal in logs:
+        await journal.close()
+    new = postgres.make_journal_url(str(tmp_path / "new"))
+    assert await asyncio.to_thread(run, "restore", tmp_path / "backup", new) == 0
+    journal = await Journal.open(tmp_path / "one", open_store=lambda *_: PostgresStore(new, 1.0))
+    assert journal.list_unfinished() == [FIRST]
+    takeovers = Takeovers(journal, lambda _: {})
+    takeovers.start()
+    entries = await asyncio.wait_for(collect(journal.follow(SECOND)), 60)
+    assert entries[-1].kind is EntryKind.FINISHED
+    await takeovers.close()
+    await journal.close()
 
 
 async def test_a_server_goes_on_with_a_migrated_journal(source, url, tmp_path):

@@ -22,9 +22,12 @@ DEFAULT_LEASE_S = 10.0
 """Seconds without a sign of life after which another server may take a log over."""
 
 _HOLDER_BYTES = 16
+_NOBODY = b""
+# A log that was copied here counts as given back with something left to do: it may have been copied
+# while its server was running. A new one is taken in the same transaction.
 _REGISTER = """
-    INSERT INTO leases (writer, expires_at)
-    SELECT writer, '-infinity' FROM writers ON CONFLICT DO NOTHING
+    INSERT INTO leases (writer, holder, expires_at)
+    SELECT writer, ?, '-infinity' FROM writers ON CONFLICT DO NOTHING
 """
 # A lease that was given back ends at '-infinity', whose only form in Python is its text.
 _LIST_EXPIRED = """
@@ -141,7 +144,7 @@ class Silence:
 def take_lease(connection: PostgresConnection, duration_s: float) -> Lease:
     """Take the lease of a log that was given back, or of a new log."""
     with connection:
-        connection.execute(_REGISTER)
+        connection.execute(_REGISTER, (_NOBODY,))
         found = _take_free(connection, duration_s, idle=True)
         if found is not None:
             return found
@@ -149,7 +152,7 @@ def take_lease(connection: PostgresConnection, duration_s: float) -> Lease:
         connection.execute("LOCK TABLE writers IN SHARE ROW EXCLUSIVE MODE")
         ((writer,),) = connection.execute("SELECT coalesce(max(writer), 0) + 1 FROM writers")
         connection.execute("INSERT INTO writers VALUES (?, ?)", (writer, uuid.uuid4().bytes))
-        connection.execute(_REGISTER)
+        connection.execute(_REGISTER, (_NOBODY,))
         found = _take_free(connection, duration_s, idle=True)
         if found is None:
             raise LeaseLostError
