@@ -25,6 +25,7 @@ from whence_server.journal.postgres.store import PostgresStore
 from whence_server.journal.postgres.verify import verify_database
 from whence_server.journal.rows import ListFilter
 from whence_server.journal.schema import MIGRATIONS
+from whence_server.journal.sql_reads import READ_AUDIT
 
 PASSWORD = "hunter2-that-nobody-may-see"
 
@@ -159,6 +160,22 @@ async def test_deletion_leaves_no_content_in_any_table(url, tmp_path):
             rows = connection.execute(f"SELECT {table}::text FROM {table}").fetchall()
             assert secret.hex() not in str(rows)
             assert b"alice".hex() not in str(rows)
+
+
+def test_a_page_of_audit_records_reads_no_others(url):
+    PostgresStore(url).close()
+    query = translate_query(READ_AUDIT)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO entries SELECT 1, n, CASE n % 2 WHEN 0 THEN 0 ELSE 1 END, 0, "
+            "CASE n % 2 WHEN 0 THEN 9 ELSE 3 END, '', NULL, '' FROM generate_series(1, 40000) n"
+        )
+        connection.execute("ANALYZE entries")
+        plan = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", (1, 30_000, 100))
+        (((top,),),) = plan.fetchall()
+    scan = top["Plan"]["Plans"][0]
+    assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "entries_audit")
+    assert scan["Actual Rows"] == 100
 
 
 # ---- a database that goes away ----

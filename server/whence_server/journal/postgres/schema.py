@@ -1,5 +1,6 @@
 """Tables of a journal in PostgreSQL: those of every journal, and those for several servers."""
 
+from whence_server.domain.entries import EntryKind
 from whence_server.journal.postgres.connection import PostgresConnection
 from whence_server.journal.postgres.errors import translate_errors
 from whence_server.journal.schema import migrate
@@ -36,6 +37,13 @@ CREATE INDEX IF NOT EXISTS taken_ids_by_time ON taken_ids (taken_at);
 """
 
 
+# SQLite's index ends with the position, which is part of its table's key; PostgreSQL's does not.
+_INDEX_AUDIT = f"""
+    CREATE INDEX entries_audit ON entries (writer, position)
+    WHERE generation = 0 AND kind = {EntryKind.AUDIT:d}
+"""
+
+
 def prepare_schema(connection: PostgresConnection) -> None:
     """Create the tables, or bring them up to date.
 
@@ -48,6 +56,15 @@ def prepare_schema(connection: PostgresConnection) -> None:
         with connection, translate_errors():
             connection.raw.execute(_SHARING)
         migrate(connection)
+        _index_audit(connection)
     finally:
         if not connection.is_broken:
             connection.execute("SELECT pg_advisory_unlock(?)", (_LOCK,))
+
+
+def _index_audit(connection: PostgresConnection) -> None:
+    """Create the index of the list of audit records."""
+    # `IF NOT EXISTS` would first wait for all transactions that write.
+    found = connection.execute("SELECT to_regclass('entries_audit') IS NOT NULL").fetchall()
+    if found == [(False,)]:
+        connection.execute(_INDEX_AUDIT)
