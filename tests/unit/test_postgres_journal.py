@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -176,6 +177,16 @@ def test_a_page_of_audit_records_reads_no_others(url):
     scan = top["Plan"]["Plans"][0]
     assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "entries_audit")
     assert scan["Actual Rows"] == 100
+
+
+def test_servers_start_whatever_the_databases_default_isolation_is(url):
+    strict = url + "%20-cdefault_transaction_isolation%3Drepeatable%5C%20read"
+    PostgresStore(strict).close()
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(lambda _: PostgresStore(strict), range(4)))
+    assert len({store.writer for store in stores}) == 4
+    for store in stores:
+        store.close()
 
 
 # ---- a database that goes away ----

@@ -51,8 +51,11 @@ class PostgresConnection:
         # One type for all integers: a statement is prepared once.
         self.raw.adapters.register_dumper(int, Int8Dumper)
         self.raw.adapters.register_dumper(int, Int8BinaryDumper)
+        # Whatever the database's default is: who waited for a lock must see what was committed.
+        self.raw.isolation_level = (
+            IsolationLevel.REPEATABLE_READ if snapshots else IsolationLevel.READ_COMMITTED
+        )
         if snapshots:
-            self.raw.isolation_level = IsolationLevel.REPEATABLE_READ
             self.raw.read_only = True
         self._transactions: list[AbstractContextManager[Any]] = []
 
