@@ -120,6 +120,7 @@ def test_an_untouched_journal_verifies(filled):
         ("INSERT INTO labels VALUES ('a', 'b', 1, 'nobody')", "belongs to no generation"),
         ("UPDATE cursors SET position = 8 WHERE name = 'otlp-spans'", "does not match its seal"),
         ("UPDATE entries SET writer = 7 WHERE position = 25", "unknown writer"),
+        ("DELETE FROM writers", "writer 1 is missing"),
         ("UPDATE writers SET writer_id = decode(repeat('00', 16), 'hex')", "broken at entry 1"),
     ],
 )
