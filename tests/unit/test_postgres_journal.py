@@ -305,6 +305,14 @@ def test_no_error_repeats_the_password(postgres, bad):
         error = error.__cause__
 
 
+@pytest.mark.parametrize("character", "@/?#")
+def test_a_password_with_an_unescaped_character_is_refused(character):
+    with pytest.raises(ValueError, match="%2F") as caught:
+        parse_journal_url(f"postgresql://whence:pass{character}word@db.example/whence")
+    assert "word@" not in str(caught.value)
+    parse_journal_url("postgresql://whence:pass%2Fword@a:1,b:2/whence?sslmode=require")
+
+
 def test_no_representation_has_the_password():
     url = parse_journal_url(f"postgresql://whence:{PASSWORD}@db.example/whence")
     settings = JournalSettings(journal=url)

@@ -44,4 +44,9 @@ def parse_journal_url(text: str) -> JournalUrl:
         raise ValueError(expected) from None
     if parts.scheme not in SCHEMES or not text.startswith(f"{parts.scheme}://"):
         raise ValueError(expected)
+    # Such a character in a password would make a part of it look like a host or a path.
+    if "#" in text or text.count("@") > parts.netloc.count("@") or parts.netloc.count("@") > 1:
+        raise ValueError(
+            f"{expected}, with @ in a user or a password as %40, / as %2F, ? as %3F and # as %23"
+        )
     return JournalUrl(text)
