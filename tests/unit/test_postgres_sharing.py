@@ -30,6 +30,7 @@ from whence_server.domain.errors import (
     LeaseLostError,
 )
 from whence_server.journal.journal import Journal
+from whence_server.journal.postgres import store as store_module
 from whence_server.journal.postgres.listening import Listener
 from whence_server.journal.postgres.store import PostgresStore
 from whence_server.journal.postgres.verify import verify_database
@@ -437,6 +438,22 @@ async def test_a_long_transaction_of_a_living_server_is_not_ended(url, tmp_path)
         await working
         whole(a, "g")
         await a.flush()
+
+
+async def test_a_session_that_cannot_be_ended_blocks_no_takeover(
+    url, tmp_path, monkeypatch, caplog
+):
+    async with server(url, tmp_path / "b") as b:
+        async with server(url, tmp_path / "a") as a:
+            whole(a, "g")
+        refused = "DO $$ BEGIN RAISE insufficient_privilege; END $$"
+        monkeypatch.setattr(
+            store_module, "end_stale_sessions", lambda session, *_: session.execute(refused)
+        )
+        taken = await b.take_over()
+        assert taken.id != b.id
+        await taken.close()
+    assert "the session of a paused server cannot be ended" in caplog.text
 
 
 PAUSED = """

@@ -1,5 +1,6 @@
 """The journal's tables in a PostgreSQL database."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -11,6 +12,7 @@ from whence_server.domain.errors import (
     GenerationExistsError,
     JournalError,
     JournalUnreachableError,
+    JournalUnwritableError,
 )
 from whence_server.journal.chain import hash_genesis
 from whence_server.journal.postgres import errands
@@ -32,6 +34,8 @@ from whence_server.journal.sql_lookup import find_place
 from whence_server.journal.sql_reads import SqlReads, read_log
 from whence_server.journal.sql_writes import write_batch
 from whence_server.journal.store import Batch, NewEntry, State
+
+_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -336,7 +340,12 @@ class PostgresStore(SqlReads):
         """Take a log whose server died or left something to do; None if there is none."""
         session = self._get_session()
         silent = self._silence.list_silent(session)
-        end_stale_sessions(session, self.writer, self.lease_s)
+        try:
+            end_stale_sessions(session, self.writer, self.lease_s)
+        except JournalUnwritableError:
+            raise
+        except JournalError as error:
+            _log.warning("the session of a paused server cannot be ended: %s", error)
         lease = take_over(session, self.writer, self.lease_s, silent)
         return None if lease is None else PostgresStore(self._url, self.lease_s, lease)
 
