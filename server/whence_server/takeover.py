@@ -81,19 +81,26 @@ class Takeovers:
 
     async def _work(self, journal: Journal) -> None:
         """Close what is open in a log, export it to its end, and give it back."""
-        followers = self._make_followers(journal)
         try:
-            for follower in followers.values():
-                follower.start()
-            await close_interrupted(journal)
-            for follower in followers.values():
-                while not await follower.flush(_FLUSH_S):
-                    pass  # The collector may be away for longer.
+            await self._export(journal)
+            # Whoever writes after the log is given back, a cursor for example, has lost the lease.
             await journal.flush()
             await journal.sharing.give_back()
             _log.info("log %s is finished", journal.id.hex())
         except JournalError as error:
             _log.error("log %s is not finished: %s", journal.id.hex(), error)
+
+    async def _export(self, journal: Journal) -> None:
+        """Close what is open in a log, do its errands, and export it to its end."""
+        followers = self._make_followers(journal)
+        try:
+            for follower in followers.values():
+                follower.start()
+            await close_interrupted(journal)
+            await journal.sharing.do_errands()
+            for follower in followers.values():
+                while not await follower.flush(_FLUSH_S):
+                    pass  # The collector may be away for longer.
         finally:
             for follower in followers.values():
                 await follower.close()

@@ -648,6 +648,33 @@ async def test_what_ends_the_work_on_a_log_is_logged(url, tmp_path, caplog):
         await takeovers.close()
 
 
+async def test_a_log_is_given_back_after_its_exports_have_ended(url, tmp_path, caplog):
+    closed = asyncio.Event()
+
+    class SlowCollector(Collector):
+        async def close(self):
+            await asyncio.sleep(LEASE_S)  # longer than a lease goes without a renewal
+            closed.set()
+
+    async with server(url, tmp_path / "b", LEASE_S) as b:
+        async with server(url, tmp_path / "a") as a:
+            whole(a, "g")
+
+        def make_followers(journal):
+            cursor = DurableCursor(journal, "otlp-spans")
+            return {"otlp-spans": JournalFollower(journal, SlowCollector(), cursor)}
+
+        takeovers = Takeovers(b, make_followers)
+        takeovers.start()
+        async with asyncio.timeout(30):
+            await closed.wait()
+        with psycopg.connect(url, autocommit=True) as connection:
+            free = "SELECT count(*) FROM leases WHERE holder IS NULL"
+            await wait_until(lambda: connection.execute(free).fetchone() == (1,))
+        await takeovers.close()
+    assert "can no longer be written" not in caplog.text
+
+
 async def test_a_generation_in_a_log_without_a_server_is_deleted(url, tmp_path):
     async with server(url, tmp_path / "b", LEASE_S) as b:
         async with server(url, tmp_path / "a") as a:

@@ -66,14 +66,23 @@ class Sharing:
             await asyncio.to_thread(store.close)
             raise
 
-    async def give_back(self) -> None:
-        """Do the errands of a log that was taken over, and give it back.
+    async def do_errands(self) -> None:
+        """Do the present errands of a log that was taken over.
 
         Raises:
             JournalError: the database is away.
         """
         if self._store is not None:
             await self._errands.do_all()
+
+    async def give_back(self) -> None:
+        """Give a log back that was taken over, in which nothing is left to do.
+
+        Raises:
+            JournalError: the database is away.
+        """
+        if self._store is not None:
+            await self._end_tasks()
             await self._log.writer.run(self._store.end_lease)
 
     def hold(self, *generation_ids: str) -> AbstractAsyncContextManager[None]:
@@ -146,8 +155,11 @@ class Sharing:
 
     async def close(self) -> None:
         """End everything but the lease, which the store gives back."""
+        await self._end_tasks()
+        if self._store is not None:
+            await self._elsewhere.close()
+
+    async def _end_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._store is not None:
-            await self._elsewhere.close()
