@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -188,6 +189,19 @@ def test_servers_start_whatever_the_databases_default_isolation_is(url):
     assert len({store.writer for store in stores}) == 4
     for store in stores:
         store.close()
+
+
+def test_a_refused_start_leaves_no_session(url):
+    PostgresStore(url).close()
+    change(url, "UPDATE schema_version SET version = 99")
+    with pytest.raises(ConfigurationError, match="newer"):
+        PostgresStore(url)
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'whence%'"
+    with psycopg.connect(url, autocommit=True) as connection:
+        deadline = time.monotonic() + 30
+        while connection.execute(sessions).fetchone() != (0,):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 # ---- a database that goes away ----

@@ -1,7 +1,7 @@
 """A connection to PostgreSQL with the part of apsw's interface that the journal's SQL uses."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -120,6 +120,16 @@ class PostgresConnection:
     def close(self) -> None:
         """End the session."""
         self.raw.close()
+
+
+@contextmanager
+def close_on_error(connection: PostgresConnection) -> Iterator[None]:
+    """End a session that could not be prepared: nothing else refers to it."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 def parse_url(url: str) -> dict[str, Any]:

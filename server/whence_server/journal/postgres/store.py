@@ -16,7 +16,7 @@ from whence_server.domain.errors import (
 )
 from whence_server.journal.chain import hash_genesis
 from whence_server.journal.postgres import errands
-from whence_server.journal.postgres.connection import PostgresConnection
+from whence_server.journal.postgres.connection import PostgresConnection, close_on_error
 from whence_server.journal.postgres.errors import explain_for_operators, translate_errors
 from whence_server.journal.postgres.lease import (
     DEFAULT_LEASE_S,
@@ -101,16 +101,17 @@ class PostgresStore(SqlReads):
         self._size = 0
         try:
             connection = self._connect(lease_s)
-            if lease is None:
-                prepare_schema(connection)
-                lease = take_lease(connection, lease_s)
+            with close_on_error(connection):
+                if lease is None:
+                    prepare_schema(connection)
+                    lease = take_lease(connection, lease_s)
+                self.lease, self.lease_s = lease, lease_s
+                self._name_session(connection)
         except JournalError as error:
             raise ConfigurationError(
                 f"the database of --journal cannot be used: {explain_for_operators(error)}"
             ) from error
         self._connection = connection
-        self.lease, self.lease_s = lease, lease_s
-        self._name_session(connection)
         self.writer, self.writer_id = lease.writer, lease.writer_id
         self._unused_ids: set[str] = set()
         self._unused_lock = threading.Lock()
@@ -212,8 +213,11 @@ class PostgresStore(SqlReads):
     def _get_writer(self) -> PostgresConnection:
         if self._connection is None or self._connection.is_broken:
             self._in_doubt = True
-            self._connection = self._connect(self.lease.duration_s)
-            self._name_session(self._connection)
+            self._connection = None
+            connection = self._connect(self.lease.duration_s)
+            with close_on_error(connection):
+                self._name_session(connection)
+            self._connection = connection
         return self._connection
 
     def _name_session(self, connection: PostgresConnection) -> None:
@@ -225,13 +229,14 @@ class PostgresStore(SqlReads):
 
     def _connect(self, lease_s: float) -> PostgresConnection:
         connection = PostgresConnection(self._url)
-        # The database ends the transaction of a server that is paused in the middle of it.
-        connection.execute(
-            "SELECT set_config('idle_in_transaction_session_timeout', convert_from(?, 'UTF8'), "
-            "false), set_config('lock_timeout', '5s', false), "
-            "set_config('synchronous_commit', 'on', false)",
-            (f"{round(lease_s * 1_000)}ms",),
-        )
+        with close_on_error(connection):
+            # The database ends the transaction of a server that is paused in the middle of it.
+            connection.execute(
+                "SELECT set_config('idle_in_transaction_session_timeout', "
+                "convert_from(?, 'UTF8'), false), set_config('lock_timeout', '5s', false), "
+                "set_config('synchronous_commit', 'on', false)",
+                (f"{round(lease_s * 1_000)}ms",),
+            )
         return connection
 
     # ---- any thread ----
@@ -379,8 +384,9 @@ class PostgresStore(SqlReads):
         if connection is None or connection.is_broken:
             connection = PostgresConnection(self._url, snapshots=snapshots)
             if not snapshots:
-                # An id that a crash of the database forgets could begin in two logs.
-                connection.execute("SELECT set_config('synchronous_commit', 'on', false)")
+                with close_on_error(connection):
+                    # An id that a crash of the database forgets could begin in two logs.
+                    connection.execute("SELECT set_config('synchronous_commit', 'on', false)")
             setattr(self._local, name, connection)
             with self._readers_lock:
                 self._readers = [kept for kept in self._readers if not kept.is_broken]
