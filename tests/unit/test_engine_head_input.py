@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from engine_harness import loaded_model
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from whence_server.engines.transformers.head_input import lay_out_head_input
 
 TOKENS = [[5, 6, 7, 8]]
 
@@ -38,3 +41,10 @@ def test_the_last_positions_logits_need_no_batch_of_products(
     of_head = [name for name, shape in products.seen if shape[-2:] == head.T.shape]
     assert of_head == ["aten.mm"]
     torch.testing.assert_close(last, every)
+
+
+def test_a_head_that_is_given_its_input_by_name_is_left_alone() -> None:
+    head = torch.nn.Linear(4, 7, bias=False)
+    lay_out_head_input(SimpleNamespace(get_output_embeddings=lambda: head))
+    hidden = torch.randn(1, 3, 4)[:, -1:]
+    torch.testing.assert_close(head(input=hidden), head(hidden))

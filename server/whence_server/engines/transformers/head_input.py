@@ -24,9 +24,11 @@ def lay_out_head_input(model: Any) -> None:
 
 def _fold(_head: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Return the input with the strides of its shape; None if it has them."""
-    hidden, *others = given
     # A traced step reads one token of each row, whose strides are those of its shape.
-    if is_tracing() or not isinstance(hidden, torch.Tensor) or hidden.dim() != 3:
+    if is_tracing() or not given:
+        return None
+    hidden, *others = given
+    if not isinstance(hidden, torch.Tensor) or hidden.dim() != 3:
         return None
     if hidden.stride(0) == hidden.stride(1) * hidden.shape[1]:
         return None
