@@ -141,6 +141,33 @@ def wait_for_listener(url):
             time.sleep(0.01)
 
 
+async def test_an_entry_between_two_looks_of_a_follower_is_no_gap(pair, monkeypatch):
+    a, b = pair
+    create(a, "g")
+    await a.flush()
+    loop, missed = asyncio.get_running_loop(), []
+    read = b._store.read
+
+    async def append_two():
+        append_steps(a, "g", b"a", b"b")
+        await a.flush()
+
+    def read_and_wait(*args, **options):
+        found = read(*args, **options)
+        if not found and not missed:
+            missed.append(True)
+            asyncio.run_coroutine_threadsafe(append_two(), loop).result(30)
+        return found
+
+    monkeypatch.setattr(b._store, "read", read_and_wait)
+    reader = b.follow("g")
+    entries = await anext(reader)
+    entries += await asyncio.wait_for(anext(reader), 30)
+    assert missed
+    assert [entry.offset for entry in entries] == [1, 2, 3]
+    await reader.aclose()
+
+
 async def test_a_running_generation_is_followed_without_notifications(pair, monkeypatch):
     a, b = pair
     create(a, "g")

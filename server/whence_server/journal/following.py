@@ -119,11 +119,17 @@ class Following:
         self, generation_id: str, max_bytes: int, after_offset: int
     ) -> list[Entry]:
         """Return the entries on disk after an offset; the last entry if there are none."""
-        batch = await self._readers.run(
-            self._store.read,
-            generation_id,
-            after_offset,
-            limit=BATCH_ENTRIES,
-            max_bytes=max_bytes,
-        )
-        return batch or [await self._readers.run(self._store.read_last, generation_id)]
+        while True:
+            batch = await self._readers.run(
+                self._store.read,
+                generation_id,
+                after_offset,
+                limit=BATCH_ENTRIES,
+                max_bytes=max_bytes,
+            )
+            if batch:
+                return batch
+            last = await self._readers.run(self._store.read_last, generation_id)
+            if last.offset <= after_offset:
+                return [last]
+            # Another server has committed it since the first look: the entries before it too.
