@@ -1,21 +1,17 @@
 """Audit records in the journal: appended to the chain, and listed newest first."""
 
-import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from google.protobuf.message import DecodeError
-
 from whence.v1.audit_pb2 import AuditRecord
 from whence_server.domain.audit import AuditEntry, AuditFilter
-from whence_server.domain.entries import Entry
 from whence_server.domain.errors import JournalError
 from whence_server.journal.audit_codec import encode_audit, matches
+from whence_server.journal.audit_merge import AuditMerge
 from whence_server.journal.log import Log
 from whence_server.journal.readers import Readers
 from whence_server.journal.store import Store
-
-_log = logging.getLogger(__name__)
 
 _CHUNK = 1_000
 _MAX_EXAMINED = 20_000
@@ -26,12 +22,19 @@ class AuditPage(NamedTuple):
     """One page of audit records, newest first."""
 
     records: list[AuditRecord]
-    end: int | None
-    """Position before which the next page begins; None at the list's end."""
+    end: dict[bytes, int] | None
+    """Position in each log, by its id, before which the next page begins; None at the list's end.
+
+    A log that is not named has no more records for this list: it ended, or began after the list.
+    """
+
+
+class OtherJournalError(ValueError):
+    """A page was asked for that begins in logs which this journal does not have."""
 
 
 class AuditLog:
-    """Audit records of one journal."""
+    """Audit records: written to one log, and listed from all logs of the database."""
 
     def __init__(self, log: Log, store: Store, readers: Readers) -> None:
         self._log = log
@@ -46,40 +49,42 @@ class AuditLog:
         """
         self._log.record_audit(encode_audit(entry))
 
-    async def list(self, wanted: AuditFilter, limit: int, before: int | None = None) -> AuditPage:
+    async def list(
+        self, wanted: AuditFilter, limit: int, before: Mapping[bytes, int] | None = None
+    ) -> AuditPage:
         """Return records that match a filter, newest first.
 
         Args:
             wanted: the filter.
             limit: maximum number of records.
             before: `AuditPage.end` of the page before; None for the first page.
+
+        Raises:
+            JournalError: the database is away.
+            OtherJournalError: `before` is of another journal.
         """
         if before is None and self._log.writer.stall is None:
             with suppress(JournalError):
                 await self._log.flush()
-        start = self._log.position + 1 if before is None else before
-        return await self._readers.run_heavy(self._collect, wanted, limit, start)
+        return await self._readers.run_heavy(self._collect, wanted, limit, before)
 
-    def _collect(self, wanted: AuditFilter, limit: int, before: int) -> AuditPage:
+    def _collect(
+        self, wanted: AuditFilter, limit: int, before: Mapping[bytes, int] | None
+    ) -> AuditPage:
+        logs = {log.log_id: log for log in self._store.list_logs()}
+        if before is None:
+            # Records of later pages are older than these ends, whatever is written meanwhile.
+            before = {log_id: log.position + 1 for log_id, log in logs.items()}
+        if not before.keys() <= logs.keys():
+            raise OtherJournalError
+        places = {logs[log_id].writer: position for log_id, position in before.items()}
+        merge = AuditMerge(self._store, places, _CHUNK)
         found: list[AuditRecord] = []
-        for _ in range(_MAX_EXAMINED // _CHUNK):
-            entries = self._store.read_audit(before, _CHUNK)
-            for entry in entries:
-                record = _parse(entry)
-                if record is not None and matches(record, wanted):
-                    found.append(record)
-                before = entry.position
-                if len(found) == limit:
-                    return AuditPage(found, before)
-            if len(entries) < _CHUNK:
-                return AuditPage(found, None)
-        return AuditPage(found, before)
-
-
-def _parse(entry: Entry) -> AuditRecord | None:
-    try:
-        return AuditRecord.FromString(entry.payload)
-    except DecodeError:
-        # One damaged record must not hide the others; `whence-server verify` describes it.
-        _log.error("the audit record at position %d is not a message", entry.position)
-        return None
+        for _, record in zip(range(_MAX_EXAMINED), merge, strict=False):
+            if matches(record, wanted):
+                found.append(record)
+            if len(found) == limit:
+                break
+        ids = {log.writer: log_id for log_id, log in logs.items()}
+        ends = {ids[writer]: position for writer, position in merge.find_ends().items()}
+        return AuditPage(found, ends or None)

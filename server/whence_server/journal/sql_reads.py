@@ -13,7 +13,7 @@ from whence_server.journal.owner_index import measure_owner
 from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.journal.sql_rows import make_entries_query, read_entries, read_own_entries
 from whence_server.journal.sql_state import load_state
-from whence_server.journal.store import Owned, Page, State
+from whence_server.journal.store import LogEnd, Owned, Page, State
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,6 +33,12 @@ READ_AUDIT = f"""
     WHERE writer = ? AND generation = 0 AND "offset" = 0
         AND kind = {EntryKind.AUDIT:d} AND position < ? ORDER BY position DESC LIMIT ?
 """  # noqa: S608  # constants only
+LOGS = """
+    SELECT w.writer, w.writer_id,
+        coalesce((SELECT max(position) FROM entries e WHERE e.writer = w.writer), 0)
+    FROM writers w ORDER BY w.writer
+"""
+"""Logs with the positions of their newest entries."""
 CHAIN = """
     SELECT position, generation, "offset", kind, payload, inner_digest, hash, secret
     FROM entries e LEFT JOIN generations g
@@ -119,9 +125,13 @@ class SqlReads:
         """Read entries of all kinds of the log by position, up to either bound."""
         return self._read(read_log, self.writer, after_position, limit, max_bytes)
 
-    def read_audit(self, before_position: int, limit: int) -> list[Entry]:
-        """Read AUDIT entries of the log before a position, the newest first."""
-        return self._read(_read_audit, self.writer, before_position, limit)
+    def list_logs(self) -> list[LogEnd]:
+        """Return every log of the database with the position of its newest committed entry."""
+        return self._read(_list_logs)
+
+    def read_audit(self, writer: int, before_position: int, limit: int) -> list[Entry]:
+        """Read AUDIT entries of a writer's log before a position, the newest first."""
+        return self._read(_read_audit, writer, before_position, limit)
 
     def measure_owner(self, owner: str) -> Owned:
         """Count the bytes of the entries of a caller's generations."""
@@ -155,6 +165,10 @@ def read_log(
 ) -> list[Entry]:
     """Read entries of all kinds of a writer's log by position, up to either bound."""
     return read_entries(connection.execute(_READ_ALL, (writer, after_position, limit)), max_bytes)
+
+
+def _list_logs(connection: Any) -> list[LogEnd]:
+    return [LogEnd(*row) for row in connection.execute(LOGS).fetchall()]
 
 
 def _read_audit(connection: Any, writer: int, before_position: int, limit: int) -> list[Entry]:

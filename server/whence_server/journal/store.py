@@ -91,6 +91,15 @@ class Owned(NamedTuple):
     """Ids of its oldest generations."""
 
 
+class LogEnd(NamedTuple):
+    """A log and the position of its newest committed entry."""
+
+    writer: int
+    log_id: bytes
+    """The log's UUID, 16 bytes."""
+    position: int
+
+
 class State(NamedTuple):
     """State of a writer's log when it is opened."""
 
@@ -184,8 +193,11 @@ class Store(Protocol):
     def read_all(self, after_position: int, *, limit: int, max_bytes: int) -> list[Entry]:
         """Read entries of all kinds by position, up to either bound."""
 
-    def read_audit(self, before_position: int, limit: int) -> list[Entry]:
-        """Read AUDIT entries before a position, the newest first."""
+    def list_logs(self) -> list[LogEnd]:
+        """Return every log of the database with the position of its newest committed entry."""
+
+    def read_audit(self, writer: int, before_position: int, limit: int) -> list[Entry]:
+        """Read AUDIT entries of a writer's log before a position, the newest first."""
 
     def measure_owner(self, owner: str) -> Owned:
         """Count the bytes of the entries of a caller's generations."""

@@ -3,12 +3,13 @@
 import base64
 import binascii
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from whence.v1 import audit_pb2
 from whence_server.domain.audit import AuditFilter
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
-from whence_server.journal.audit_log import AuditLog
+from whence_server.journal.audit_log import AuditLog, OtherJournalError
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import choose_page_size
 
@@ -17,7 +18,10 @@ SERVICE = "whence.v1.AuditService"
 _DEFAULT_PAGE, _LARGEST_PAGE = 100, 1_000
 _MAX_ID_CHARACTERS = 256
 _MAX_ACTIONS = 32
-_DIGEST_BYTES, _POSITION_BYTES = 8, 8
+_DIGEST_BYTES, _LOG_ID_BYTES, _POSITION_BYTES = 8, 16, 8
+_PLACE_BYTES = _LOG_ID_BYTES + _POSITION_BYTES
+_MAX_TOKEN_CHARACTERS = 1 << 16
+_MAX_POSITION = 1 << 62
 
 
 class AuditServicer:
@@ -33,11 +37,14 @@ class AuditServicer:
     async def list_audit(self, request: audit_pb2.ListAuditRequest, call: Call) -> bytes:  # noqa: ARG002 - the method's form
         """Return a page of audit records, newest first."""
         wanted = convert_audit_filter(request)
-        page = await self._audit.list(
-            wanted,
-            choose_page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE),
-            _read_token(request.page_token, wanted) if request.page_token else None,
-        )
+        limit = choose_page_size(request.page_size, _DEFAULT_PAGE, _LARGEST_PAGE)
+        before = _read_token(request.page_token, wanted) if request.page_token else None
+        try:
+            page = await self._audit.list(wanted, limit, before)
+        except OtherJournalError:
+            raise _make_token_error(
+                "is of another journal; start without a token, or ask the server that returned it"
+            ) from None
         token = "" if page.end is None else _make_token(page.end, wanted)
         return audit_pb2.ListAuditResponse(
             records=page.records, next_page_token=token
@@ -75,22 +82,31 @@ def _get_time_ns(given: audit_pb2.ListAuditRequest, field: str) -> int | None:
     return int(timestamp.seconds) * 1_000_000_000 + int(timestamp.nanos)
 
 
-def _make_token(position: int, wanted: AuditFilter) -> str:
-    raw = _digest_filter(wanted) + position.to_bytes(_POSITION_BYTES, "big")
+def _make_token(places: Mapping[bytes, int], wanted: AuditFilter) -> str:
+    """Return an opaque token, which every server of the database takes."""
+    raw = _digest_filter(wanted) + b"".join(
+        log_id + position.to_bytes(_POSITION_BYTES, "big") for log_id, position in places.items()
+    )
     return base64.urlsafe_b64encode(raw).decode()
 
 
-def _read_token(token: str, wanted: AuditFilter) -> int:
+def _read_token(token: str, wanted: AuditFilter) -> dict[bytes, int]:
     try:
-        raw = base64.b64decode(token[:64], altchars=b"-_", validate=True)
+        raw = base64.b64decode(token[:_MAX_TOKEN_CHARACTERS], altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raw = b""
-    digest, position = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
-    if len(position) != _POSITION_BYTES or position[0] >= 1 << 6:
+    digest, rest = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
+    places = {
+        rest[at : at + _LOG_ID_BYTES]: int.from_bytes(
+            rest[at + _LOG_ID_BYTES : at + _PLACE_BYTES], "big"
+        )
+        for at in range(0, len(rest), _PLACE_BYTES)
+    }
+    if not rest or len(rest) % _PLACE_BYTES or max(places.values()) >= _MAX_POSITION:
         raise _make_token_error("is no token that ListAudit returned")
     if digest != _digest_filter(wanted):
         raise _make_token_error("belongs to a list with another filter; start without a token")
-    return int.from_bytes(position, "big")
+    return places
 
 
 def _make_token_error(why: str) -> InvalidRequestError:

@@ -29,11 +29,11 @@ from whence_server.journal.postgres.lease import (
 )
 from whence_server.journal.postgres.listening import Listener
 from whence_server.journal.postgres.schema import prepare_schema
-from whence_server.journal.sharing.store import Change, Errand, LogEnd
+from whence_server.journal.sharing.store import Change, Errand
 from whence_server.journal.sql_lookup import find_place
-from whence_server.journal.sql_reads import SqlReads, read_log
+from whence_server.journal.sql_reads import LOGS, SqlReads, read_log
 from whence_server.journal.sql_writes import write_batch
-from whence_server.journal.store import Batch, NewEntry, State
+from whence_server.journal.store import Batch, LogEnd, NewEntry, State
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +43,6 @@ T = TypeVar("T")
 _COPY = "COPY entries FROM STDIN (FORMAT BINARY)"
 _COPIED_TYPES = ("int8", "int8", "int8", "int8", "int8", "bytea", "bytea", "bytea")
 _LAST = "SELECT position, hash FROM entries WHERE writer = ? ORDER BY position DESC LIMIT 1"
-_LOGS = """
-    SELECT w.writer, w.writer_id,
-        coalesce((SELECT max(position) FROM entries e WHERE e.writer = w.writer), 0)
-    FROM writers w ORDER BY w.writer
-"""
 _SIZE = """
     SELECT coalesce(sum(pg_total_relation_size(name::regclass)), 0)::bigint
     FROM unnest(array['entries', 'generations', 'labels', 'owners', 'cursors']) AS name
@@ -333,7 +328,7 @@ class PostgresStore(SqlReads):
 
     def list_logs(self) -> list[LogEnd]:
         """Return every log with the position of its newest committed entry."""
-        return [LogEnd(*row) for row in self._get_session().execute(_LOGS).fetchall()]
+        return [LogEnd(*row) for row in self._get_session().execute(LOGS).fetchall()]
 
     def read_log(
         self, writer: int, after_position: int, *, limit: int, max_bytes: int

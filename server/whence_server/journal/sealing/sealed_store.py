@@ -20,7 +20,7 @@ from whence_server.journal.sealing.keyring import Keyring
 from whence_server.journal.sealing.pages import merge_pages
 from whence_server.journal.sealing.stored_form import ENTRY_MARK, is_sealed_entry
 from whence_server.journal.sealing.unwrapping import KeyMissingError
-from whence_server.journal.store import Batch, Owned, Page, State, Store, Unfinished
+from whence_server.journal.store import Batch, LogEnd, Owned, Page, State, Store, Unfinished
 
 _log = logging.getLogger(__name__)
 
@@ -203,9 +203,13 @@ class SealedStore:
                 entries[place] = self._open_any(entry, keys)
         return entries
 
-    def read_audit(self, before_position: int, limit: int) -> list[Entry]:
-        """Read AUDIT entries before a position, the newest first; they are in clear."""
-        return self._store.read_audit(before_position, limit)
+    def list_logs(self) -> list[LogEnd]:
+        """Return every log of the database with the position of its newest committed entry."""
+        return self._store.list_logs()
+
+    def read_audit(self, writer: int, before_position: int, limit: int) -> list[Entry]:
+        """Read AUDIT entries of a log before a position, the newest first; they are in clear."""
+        return self._store.read_audit(writer, before_position, limit)
 
     def measure_owner(self, owner: str) -> Owned:
         """Count the bytes of the entries of a caller's generations, as they are stored."""

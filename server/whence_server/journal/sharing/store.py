@@ -24,15 +24,6 @@ class Errand(NamedTuple):
     caller_id: str
 
 
-class LogEnd(NamedTuple):
-    """A log and the position of its newest committed entry."""
-
-    writer: int
-    log_id: bytes
-    """The log's UUID, 16 bytes."""
-    position: int
-
-
 @runtime_checkable
 class SharedStore(Store, Protocol):
     """A store whose log only the holder of its lease may write."""
@@ -86,9 +77,6 @@ class SharedStore(Store, Protocol):
 
     def forget_errand(self, number: int) -> None:
         """Remove an errand that was answered, or that nobody waits for any more."""
-
-    def list_logs(self) -> list[LogEnd]:
-        """Return every log with the position of its newest committed entry."""
 
     def read_log(
         self, writer: int, after_position: int, *, limit: int, max_bytes: int
