@@ -7,7 +7,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,11 @@ class Access:
         for destination in exports:
             trail.note(Deed(AuditAction.EXPORT, time.time_ns(), detail=destination))
 
+    async def report_keys(self, on_ready: Callable[[bool], Awaitable[None]]) -> None:
+        """Say whether the identity provider's keys are there, as `KeySet.report`."""
+        if self.keys is not None:
+            await self.keys.report(on_ready)
+
     async def close(self) -> None:
         """Stop watching calls and fetching keys."""
         self.watch.cancel()
@@ -85,7 +90,7 @@ async def open_access(settings: ServeConfig, failures: Failures) -> Access:
     """Read the files that the settings name, and fetch the identity provider's keys.
 
     Raises:
-        ConfigurationError: a file is unusable, or the keys cannot be fetched.
+        ConfigurationError: a file is unusable, or the provider's answer is.
     """
     _warn_if_open(settings)
     tls = None

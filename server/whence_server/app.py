@@ -124,11 +124,7 @@ async def _serve_with(
         live.refused = access.gate.failures.counts
         vocabularies = Vocabularies(settings.data_dir)
         observability = Observability(
-            settings,
-            journal,
-            vocabularies,
-            live,
-            access.make_page_access(),
+            settings, journal, vocabularies, live, access.make_page_access()
         )
         access.open_audit(journal.audit.record, observability.list_destinations())
         try:
@@ -258,7 +254,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     stop = asyncio.Event()
 
     readiness = Readiness(lambda up: rpc.set_serving(up and not stop.is_set()))
-    engine.on_change = partial(readiness.set, "engine")
+    await _report_parts(engine, access, readiness)
     live.show_start(engine, lambda: rpc.is_serving, stop.is_set)
     texts: TextProcesses | None = None
     try:
@@ -308,6 +304,11 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         library.close()
         await engine.stop()
         await tracer.close()
+
+
+async def _report_parts(engine: ServedEngine, access: Access, readiness: Readiness) -> None:
+    engine.on_change = partial(readiness.set, "engine")
+    await access.report_keys(partial(readiness.set, "keys"))
 
 
 def _replace_model(

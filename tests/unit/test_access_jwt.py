@@ -1,5 +1,6 @@
 """JWTs: accepted from the provider for this server, and refused in every other case."""
 
+import asyncio
 import base64
 import errno
 import json
@@ -14,10 +15,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from whence_server.access import jwks
 from whence_server.access.failures import Cause, RefusedError
 from whence_server.access.jwks import FRESH_S, PAUSE_S, KeySet, parse_keys
 from whence_server.access.jwt_tokens import JwtRules, JwtVerifier
-from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.errors import ConfigurationError, ProviderAwayError
 from whence_server.domain.identity import Scope
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
@@ -293,7 +295,59 @@ async def test_source_of_keys_must_be_usable(tmp_path: Path) -> None:
     for content in (b"", b"{}", b'{"keys": []}', json.dumps({"keys": JWKS["keys"][3:]}).encode()):
         with pytest.raises(ValueError, match="holds no"):
             parse_keys(content)
-    down = Provider()
-    down.error = OSError("HTTP status 503")
-    with pytest.raises(ConfigurationError, match="HTTP status 503"):
-        await down.make_keys().start()
+    empty = Provider()
+    empty.keys = []
+    with pytest.raises(ConfigurationError, match="holds no"):
+        await empty.make_keys().start()
+
+
+async def test_provider_that_is_away_at_the_start_is_asked_until_it_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 8:
+            provider.error = None
+        if len(pauses) == 9:
+            provider.keys = [make_jwk(RSA_KEY, RSAAlgorithm, "rsa")]
+
+    monkeypatch.setattr(jwks, "_sleep", pause)
+    provider = Provider()
+    provider.error, provider.keys = OSError("HTTP status 503"), []
+    keys = provider.make_keys()
+    verifier = JwtVerifier(keys, RULES)
+    parts: list[bool] = []
+    ready = asyncio.Event()
+
+    async def on_ready(is_ready: bool) -> None:
+        parts.append(is_ready)
+        if is_ready:
+            ready.set()
+
+    await keys.start()
+    await keys.report(on_ready)
+    with pytest.raises(ProviderAwayError):
+        await verifier.verify(sign())
+    with pytest.raises(RefusedError):
+        await verifier.verify(forge({"alg": "none", "kid": "rsa"}))
+    await asyncio.wait_for(ready.wait(), 60)
+    assert (await verifier.verify(sign())).identity.id == "alice"
+    assert (parts, pauses) == ([False, True], [1, 2, 4, 8, 16, 30, 30, 30, 30])
+    assert provider.num_fetches == 10
+    said = [record.getMessage() for record in caplog.records]
+    assert "(HTTP status 503); until it can" in said[0]
+    assert "holds no JWK set" in said[8]
+    assert "the keys are there" in said[-1]
+    await keys.close()
+
+
+async def test_server_that_ends_stops_asking_the_provider() -> None:
+    provider = Provider()
+    provider.error = OSError("Connection refused")
+    keys = provider.make_keys()
+    await keys.start()
+    await keys.close()
+    assert keys._refreshing is not None
+    assert keys._refreshing.cancelled()

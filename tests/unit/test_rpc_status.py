@@ -32,6 +32,7 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
             errors.CallerLimitError("4 generations", "--caller-max-generations", 4, 1.0),
             grpc.StatusCode.RESOURCE_EXHAUSTED,
         ),
+        (errors.ProviderAwayError(), grpc.StatusCode.UNAVAILABLE),
         (errors.PublicCallsError("this address has", 4), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.StoredBytesError(9, 8, ["a", "b"]), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.UnauthenticatedError(), grpc.StatusCode.UNAUTHENTICATED),

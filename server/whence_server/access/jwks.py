@@ -13,7 +13,7 @@ import jwt
 from whence_server.access.changes import take_fingerprint
 from whence_server.access.file_permissions import check_writers
 from whence_server.domain.addresses import is_loopback
-from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.errors import ConfigurationError, ProviderAwayError
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,10 @@ PAUSE_S = 10.0
 So long after a changed file could not be used, it is read again.
 """
 _FETCH_S = 5.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+"""Times between two attempts to fetch the first keys: the first, and the longest."""
 _MAX_BYTES = 1 << 20
+_sleep = asyncio.sleep
 
 ALGORITHMS = frozenset(
     f"{family}{bits}" for family in ("RS", "PS", "ES") for bits in (256, 384, 512)
@@ -35,6 +38,10 @@ ALGORITHMS = frozenset(
 
 Keys = dict[str, jwt.PyJWK]
 """Keys by their id."""
+
+
+class _ProviderAwayError(ConfigurationError):
+    """Nothing can be fetched from the provider."""
 
 
 class KeySet:
@@ -63,21 +70,37 @@ class KeySet:
         """False if the newest keys could not be read."""
         self._lock = asyncio.Lock()
         self._refreshing: asyncio.Task[None] | None = None
+        self._on_ready: Callable[[bool], Awaitable[None]] | None = None
         if self._path is None:
             _check_url(source)
 
     async def start(self) -> None:
-        """Read the keys for the first time.
+        """Read the keys for the first time; ask a provider that is away until it answers.
 
         Raises:
-            ConfigurationError: they cannot be read.
+            ConfigurationError: the file cannot be read, or it or the provider's answer has no keys.
         """
         self._seen = None if self._path is None else take_fingerprint(self._path)
-        self._keys = await self._read()
+        try:
+            self._keys = await self._read()
+        except _ProviderAwayError as error:
+            self._refreshing = asyncio.create_task(self._fetch_first(error), name="jwks")
         self._fetched_s = self._clock()
 
+    async def report(self, on_ready: Callable[[bool], Awaitable[None]]) -> None:
+        """Call a function with False if the first keys are missing, then with True with them."""
+        if not self._keys:
+            self._on_ready = on_ready
+            await on_ready(False)
+
     async def find(self, key_id: str) -> jwt.PyJWK | None:
-        """Return a key; None if the provider has none of this id."""
+        """Return a key; None if the provider has none of this id.
+
+        Raises:
+            ProviderAwayError: the provider has not answered since the server started.
+        """
+        if not self._keys:
+            raise ProviderAwayError
         if self._path is not None:
             seen = take_fingerprint(self._path)
             is_due = not self._is_current and self._clock() - self._fetched_s > PAUSE_S
@@ -98,6 +121,26 @@ class KeySet:
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
+
+    async def _fetch_first(self, error: ConfigurationError) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while not self._keys:
+            _log.warning(
+                "%s; until it can, callers with JWTs are refused with UNAVAILABLE, and the server "
+                "is NOT_SERVING; the next attempt is in %g s",
+                error,
+                pause_s,
+            )
+            await _sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            try:
+                self._keys = await self._read()
+            except ConfigurationError as again:
+                error = again
+        self._fetched_s = self._clock()
+        _log.warning("%s %s: the keys are there", FLAG, self._source)
+        if self._on_ready is not None:
+            await self._on_ready(True)
 
     def _renew_beside(self) -> None:
         """Fetch without letting a caller wait: the present keys are still good."""
@@ -122,7 +165,8 @@ class KeySet:
             return parse_keys(await self._fetch(self._source))
         except OSError as error:
             why = error.strerror or str(error) or type(error).__name__
-            raise ConfigurationError(f"{FLAG} {self._source}: cannot be read ({why})") from None
+            kind = _ProviderAwayError if self._path is None else ConfigurationError
+            raise kind(f"{FLAG} {self._source}: cannot be read ({why})") from None
         except ValueError as error:
             raise ConfigurationError(f"{FLAG} {self._source}: {error}") from None
 

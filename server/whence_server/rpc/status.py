@@ -19,6 +19,7 @@ from whence_server.domain.errors import (
     InvalidRequestError,
     JournalUnwritableError,
     ModelNotReadyError,
+    ProviderAwayError,
     PublicCallsError,
     QueueFullError,
     RecordersFullError,
@@ -63,6 +64,7 @@ MAX_VIOLATIONS = 32
 
 _RETRYABLE = (
     CallerLimitError,
+    ProviderAwayError,
     PublicCallsError,
     RecordersFullError,
     ContentsFullError,

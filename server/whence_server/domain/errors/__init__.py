@@ -31,6 +31,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── DrainingError               UNAVAILABLE, gives a retry delay
 ├── EngineLostError             UNAVAILABLE
 ├── UnauthenticatedError        UNAUTHENTICATED
+├── ProviderAwayError           UNAVAILABLE, gives a retry delay: the identity provider
 ├── ScopeMissingError           PERMISSION_DENIED
 ├── CallerLimitError            RESOURCE_EXHAUSTED, gives a retry delay
 ├── PublicCallsError            RESOURCE_EXHAUSTED, gives a retry delay
@@ -63,6 +64,7 @@ WhenceError                     a code, a machine-readable reason, a message
 
 from whence_server.domain.errors.access import (
     CallerLimitError,
+    ProviderAwayError,
     PublicCallsError,
     ScopeMissingError,
     StoredBytesError,
@@ -177,6 +179,7 @@ __all__ = [
     "NoModelError",
     "NotOfferedError",
     "OriginRefusedError",
+    "ProviderAwayError",
     "PublicCallsError",
     "QueueFullError",
     "RecordDamagedError",

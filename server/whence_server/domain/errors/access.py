@@ -19,6 +19,24 @@ class UnauthenticatedError(WhenceError):
         )
 
 
+class ProviderAwayError(WhenceError):
+    """The keys of the identity provider have not been fetched since the server started.
+
+    Attributes:
+        retry_after_s: seconds after which the caller may retry.
+    """
+
+    code = Code.UNAVAILABLE
+    reason = "PROVIDER_AWAY"
+    retry_after_s = 5.0
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the server cannot verify JWTs, because it has not reached the identity provider yet; "
+            f"try again in {self.retry_after_s:g} s"
+        )
+
+
 class CallerLimitError(WhenceError):
     """The caller is at one of the limits that each caller has.
 

@@ -23,6 +23,10 @@ Admit = Callable[[str, web.Request], Awaitable[object]]
 PATH, HEALTH_PATH = "/metrics", "/healthz"
 _SHUTDOWN_S = 1.0
 _HANDSHAKE_S = 5.0
+_STATUSES = {
+    Code.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    Code.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+}
 
 
 class PageAccess(NamedTuple):
@@ -144,9 +148,9 @@ class MetricsServer:
             try:
                 await self._admit(f"GET {request.path}", request)
             except WhenceError as error:
-                authenticated = error.code is not Code.UNAUTHENTICATED
-                status = HTTPStatus.FORBIDDEN if authenticated else HTTPStatus.UNAUTHORIZED
-                headers = {} if authenticated else {"WWW-Authenticate": "Bearer"}
+                status = _STATUSES.get(error.code, HTTPStatus.FORBIDDEN)
+                asks = status is HTTPStatus.UNAUTHORIZED
+                headers = {"WWW-Authenticate": "Bearer"} if asks else {}
                 return web.Response(status=status, text=error.message, headers=headers)
         return await handler(request)
 
