@@ -22,6 +22,7 @@ from whence_server.domain.otlp import OtlpSettings
 from whence_server.domain.telemetry import ContentCapture, StepForm
 from whence_server.journal.journal import Journal
 from whence_server.journal.vocabularies import Vocabularies
+from whence_server.rpc.address_bound import AddressBound
 from whence_server.telemetry.export.exporter import EntryEncoder, JournalExporter
 from whence_server.telemetry.export.otlp_grpc import EXPORT_LOGS_METHOD
 from whence_server.telemetry.export.outcomes import SpanSink
@@ -115,6 +116,7 @@ class Observability:
             hide_words=self._content is not ContentCapture.NO_CONTENT,
         )
         self._page: MetricsServer | None = None
+        self._bound: AddressBound | None = None
 
     @property
     def export_names(self) -> tuple[str, ...]:
@@ -138,6 +140,11 @@ class Observability:
             )
             await page.start()
             self._page = page
+            most = self._settings.max_connections_per_address
+            if most and self._page_access.tls is not None:
+                # The page learns of a connection after its handshake.
+                self._bound = AddressBound({page.port}, most)
+                self._bound.start()
             _log.info("metrics are on %s", page.url)
 
     async def close(self) -> None:
@@ -150,6 +157,8 @@ class Observability:
         finally:
             for follower in self._followers.values():
                 await follower.close()
+            if self._bound is not None:
+                await self._bound.close()
             if self._page is not None:
                 await self._page.close()
             await self._metrics.close()

@@ -1,5 +1,6 @@
-"""Bounds on the connections of one address, on gRPC's ports and on HTTP's."""
+"""Bounds on the connections of one address, on the ports of gRPC, HTTP and metrics."""
 
+import argparse
 import asyncio
 import socket
 import ssl
@@ -11,13 +12,20 @@ import trustme
 from aiohttp import web
 from waiting import wait_until
 
+from whence_server import observability
+from whence_server.config import add_arguments, make_serve_config
 from whence_server.domain.addresses import group_address
 from whence_server.http import connections
 from whence_server.http import server as http_server
 from whence_server.http.connections import Connections
 from whence_server.http.server import HttpServer
+from whence_server.journal.journal import Journal
+from whence_server.journal.vocabularies import Vocabularies
 from whence_server.rpc import address_bound
 from whence_server.rpc.address_bound import AddressBound
+from whence_server.telemetry.live import LiveServer
+from whence_server.telemetry.metrics import http as metrics_http
+from whence_server.telemetry.metrics.http import PageAccess
 
 
 @pytest.mark.parametrize(
@@ -120,27 +128,54 @@ async def test_web_server_refuses_further_connections_of_an_address(
     assert not bounded._num_of_address, "nothing is kept of addresses that have left"
 
 
-async def test_connections_in_their_tls_handshake_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Every connection of a test comes from loopback, which has no limit.
-    monkeypatch.setattr(
-        http_server, "AddressBound", lambda ports, most: AddressBound(ports, most, str)
-    )
+@pytest.fixture
+def tls(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """TLS of a server whose connections are counted, though they come from loopback."""
+    for module in (http_server, observability):
+        monkeypatch.setattr(
+            module, "AddressBound", lambda ports, most: AddressBound(ports, most, str)
+        )
     monkeypatch.setattr(address_bound, "_WATCH_S", 0.05)
     # The handshakes' own end comes later than the test's.
     monkeypatch.setattr(http_server, "HANDSHAKE_S", 60.0)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
+    monkeypatch.setattr(metrics_http, "_HANDSHAKE_S", 60.0)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
 
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response()
 
-    server = HttpServer({}, "127.0.0.1", 0, answer, max_connections=9, max_per_address=2, tls=tls)
-    await server.start()
-    port = int(server.url.rpartition(":")[2])
+async def check_two_stay(port: int) -> None:
+    """Open five connections that send nothing, of which three are closed."""
     with ExitStack() as stack:
         clients = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(5)
         ]
         await wait_until(lambda: sum(map(is_closed, clients)) >= 3)
         assert sum(map(is_closed, clients)) == 3
+
+
+async def test_connections_in_their_tls_handshake_count(tls: ssl.SSLContext) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response()
+
+    server = HttpServer({}, "127.0.0.1", 0, answer, max_connections=9, max_per_address=2, tls=tls)
+    await server.start()
+    await check_two_stay(int(server.url.rpartition(":")[2]))
     await server.close()
+
+
+async def test_handshakes_of_the_metrics_page_count(tls: ssl.SSLContext, tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(parser)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = ["--metrics-listen", f"127.0.0.1:{port}", "--max-connections-per-address", "2"]
+    settings = make_serve_config(parser.parse_args(["--model", "m", *flags]), {})
+    journal = await Journal.open(tmp_path)
+    shown = observability.Observability(
+        settings, journal, Vocabularies(tmp_path), LiveServer(journal, 1), PageAccess(tls)
+    )
+    await shown.start()
+    await check_two_stay(port)
+    await shown.close()
+    await journal.close()

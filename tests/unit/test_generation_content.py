@@ -249,6 +249,27 @@ async def test_what_a_call_reads_gives_way_last() -> None:
     assert (held.is_forgotten, other.is_forgotten) == (False, True)
 
 
+async def test_memory_is_searched_for_room_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    contents, held, _ = hold(max_bytes=6_400)
+    searches: list[int] = []
+    make_room = contents._make_room
+
+    def search() -> None:
+        searches.append(contents._num_bytes)
+        make_room()
+
+    monkeypatch.setattr(contents, "_make_room", search)
+    for _ in range(10_000):
+        held.push(EntryKind.STEP, b"x")
+    # Nothing can be dropped: each time, a 64th of the bound more has come.
+    assert searches == list(range(6_401, 10_001, 101))
+    contents.forget(held)
+    _, other, _ = hold(contents=contents, generation_id="h")
+    for _ in range(6_401):
+        other.push(EntryKind.STEP, b"x")
+    assert searches[-1] == 6_401, "memory that was free is searched from the bound on"
+
+
 async def test_generations_go_on_whole_after_the_engines_death(tmp_path: Path) -> None:
     engine = DyingEngine(deaths=[5, 22])
     run = await serve(tmp_path, engine)

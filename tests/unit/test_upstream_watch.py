@@ -6,7 +6,8 @@ import pytest
 from scripted_upstream import TOLD, URL, USUAL, FakeUpstream
 from waiting import wait_until
 
-from whence_server.domain.engine import EngineState
+from whence_server.domain.decoding import Decoding, Strategy, TraceOptions
+from whence_server.domain.engine import Admit, EngineState
 from whence_server.domain.errors import (
     ConfigurationError,
     UpstreamKeyError,
@@ -103,6 +104,23 @@ async def test_a_restart_between_two_questions_changes_what_records_name() -> No
     # A front that is not ready yet is told later.
     engine.watch_model(models.append)
     assert models == [model, model]
+    await engine.stop()
+
+
+async def test_a_generation_is_held_against_what_it_was_graded_by() -> None:
+    watched = Watched()
+    engine, upstream = watched.engine, watched.upstream
+    models: list[ModelInfo] = []
+    await engine.start()
+    engine.watch_model(models.append)
+    admission = Admit("g", [5], Decoding(Strategy.GREEDY, 4), TraceOptions())
+    engine.grade(admission)
+    # Its record is written meanwhile.
+    upstream.told = replace(TOLD, version="0.33.0")
+    upstream.is_known = False
+    await wait_until(lambda: bool(models))
+    engine.send(admission)
+    await wait_until(lambda: upstream.pinned == [TOLD])
     await engine.stop()
 
 

@@ -32,6 +32,7 @@ from whence_server.engines.upstream.run import UpstreamRun, join_turns
 _log = logging.getLogger(__name__)
 
 _MAX_TURNS = 1_024
+_MAX_PINNED = 4_096
 """Turns that wait for the front; more of them hold the upstream back."""
 _MOST_JOINED = 16
 """Turns that are recorded at once: about a millisecond of other tasks' time."""
@@ -77,6 +78,8 @@ class UpstreamEngine:
         self._files: tuple[FileDigest, ...] = ()
         self._weights_origin = WeightsOrigin.UNKNOWN
         self._turns: asyncio.Queue[Turn | None] = asyncio.Queue(_MAX_TURNS)
+        self._pinned: dict[str, object] = {}
+        """What the upstream was as generations were graded that have not begun, by their ids."""
         self._running: dict[str, tuple[UpstreamRun, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -134,6 +137,10 @@ class UpstreamEngine:
         grades = replace(upstream.grade(request), weights=self._weights_origin)
         if choose_computer(request, grades, told) is not None:
             grades = replace(grades, second_distribution=SecondDistribution.COMPUTED)
+        self._pinned[admission.generation_id] = upstream.pin()
+        if len(self._pinned) > _MAX_PINNED:
+            # It has never begun: its id was taken, or the server was full.
+            del self._pinned[next(iter(self._pinned))]
         return grades
 
     def send(self, message: FrontMessage) -> None:
@@ -156,7 +163,8 @@ class UpstreamEngine:
             upstream,
             admission,
             make_request(admission, computer),
-            pinned=upstream.pin(),
+            # The record has been written since: it names what the upstream was then.
+            pinned=self._pinned.pop(admission.generation_id, None) or upstream.pin(),
             computer=computer,
             knows_vocabulary=self._options.text is not None,
             num_retries=self._options.num_retries,

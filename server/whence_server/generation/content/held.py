@@ -20,6 +20,8 @@ KEPT_S = 10.0
 end, and while a call reads."""
 
 _RETRY_AFTER_S = 1.0
+_ROOMS = 64
+"""Part of the bound by which the entries grow between two attempts to make room."""
 
 
 class HeldContent:
@@ -192,6 +194,8 @@ class HeldContents:
         self._max_generation_bytes = max_generation_bytes
         self._most_bytes = most_bytes
         self._num_bytes = 0
+        self._next_room = 0
+        """Bytes of all entries above which room is made again."""
         self._held: dict[str, HeldContent] = {}
 
     def check_room(self) -> None:
@@ -234,8 +238,12 @@ class HeldContents:
         self._num_bytes += num_bytes
         if held.num_bytes > self._max_generation_bytes:
             self._num_bytes -= held.drop_read()
-        if self._num_bytes > self._max_bytes:
+        if self._num_bytes <= self._max_bytes:
+            self._next_room = 0
+        elif self._num_bytes > self._next_room:
             self._make_room()
+            # Looking at every generation for each token would hold all of them up.
+            self._next_room = self._num_bytes + self._max_bytes // _ROOMS
         # Its share alone decides, so that a slow reader stops no other's generation.
         if held.num_bytes > self._compute_share() and not held.finished:
             self.full.add(held.generation_id)
