@@ -1,8 +1,12 @@
-"""Cost of redaction: characters a second, and its share of a decoding step of the real model."""
+"""Cost of redaction and of content policies: characters a second, and its share of a step.
+
+The step is one of the real model.
+"""
 
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle, islice
 from statistics import median
 
@@ -11,8 +15,10 @@ from storage import varied_step
 
 from whence.v1.generation_pb2 import GenerationStarted
 from whence_server.domain import steps as domain_steps
+from whence_server.domain.content import ContentPolicy
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.redaction import KINDS
+from whence_server.generation.content.forms import PolicyForm
 from whence_server.generation.content.redacting import RedactedForm
 from whence_server.journal.codec import encode_step
 from whence_server.redaction.opening import open_detectors
@@ -57,13 +63,23 @@ def run(runs: int) -> None:
 def _print_shares(runs: int) -> None:
     """Print what a stored step costs with redaction and without, beside a step of the model."""
     steps = _make_steps(PROSE)
-    encoded, redacted = (
+    ways = (
+        _encode,
+        _redact,
+        partial(_hide, ContentPolicy.TOKENS),
+        partial(_hide, ContentPolicy.NONE),
+    )
+    encoded, redacted, tokens, none = (
         min(_time(lambda store=store: store(steps)) for _ in range(runs)) / NUM_TOKENS
-        for store in (_encode, _redact)
+        for store in ways
     )
     print("\n| | us |\n| --- | ---: |")
     print(f"| encoding a step with 8 candidates | {encoded * 1e6:.1f} |")
-    print(f"| the same, and its stored form | {redacted * 1e6:.1f} |")
+    print(f"| the same, and its stored form with redaction | {redacted * 1e6:.1f} |")
+    print(
+        f"| the same, and its stored form under `--journal-content tokens` | {tokens * 1e6:.1f} |"
+    )
+    print(f"| under `none` | {none * 1e6:.1f} |")
     loaded = load_real_model("float32")
     print("\n| streams | step of SmolLM2-135M, ms | redaction, ms | share |")
     print("| ---: | ---: | ---: | ---: |")
@@ -109,6 +125,12 @@ def _encode(steps: list[domain_steps.Step]) -> None:
 def _redact(steps: list[domain_steps.Step]) -> None:
     form = RedactedForm(DETECTORS, 1, "")
     form.take(EntryKind.STARTED, GenerationStarted().SerializeToString())
+    for step in steps:
+        form.take(EntryKind.STEP, encode_step(step))
+
+
+def _hide(policy: ContentPolicy, steps: list[domain_steps.Step]) -> None:
+    form = PolicyForm(policy, "")
     for step in steps:
         form.take(EntryKind.STEP, encode_step(step))
 

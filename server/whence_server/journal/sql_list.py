@@ -14,12 +14,13 @@ from whence_server.journal.sql_lookup import load_row
 from whence_server.journal.sql_rows import ROW_COLUMNS
 from whence_server.journal.store import Page
 
-MAX_EXAMINED = 8_000
-"""Maximum number of generations examined for a page, in about 20 ms."""
+MAX_EXAMINED = 4_000
+"""Maximum number of generations examined for a page, in about 10 ms."""
 _SLICE = 1_000
 # Labels on more generations than this count as equally selective.
 _MANY = 200
 _INT64 = 2**63 - 1
+_LIVE = "d.deleted = 0"
 # An id as bytes, as in ROW_COLUMNS: one that is no UTF-8 must not cost a page.
 _KEY = "d.start_time_ns, CAST(d.generation_id AS BLOB)"
 
@@ -67,32 +68,31 @@ def read_page(
 
 
 def _choose_index(connection: Any, list_filter: ListFilter) -> _Index | None:
-    """Return the index to walk; None if a label or the owner occurs on no generation."""
+    """Return the index to walk; None if a label, the owner or the model is on no generation."""
     indexes = list(_count_selective(connection, list_filter))
     if any(not number for number, _ in indexes):
         return None
     if indexes and min(indexes)[0] < _MANY:
         return min(indexes, key=lambda pair: pair[0])[1]
-    live = "d.deleted = 0"
     if list_filter.trace_id:
         by_trace = "generations d INDEXED BY generations_by_trace"
-        return _Index(by_trace, (live, "d.trace_id = ?"), (list_filter.trace_id,))
+        return _Index(by_trace, (_LIVE, "d.trace_id = ?"), (list_filter.trace_id,))
     if indexes:
         return indexes[0][1]
-    if list_filter.model:
-        by_model = "generations d INDEXED BY generations_by_model"
-        return _Index(by_model, (live, "d.model = ?"), (list_filter.model,))
-    return _Index("generations d INDEXED BY generations_by_start", (live,), ())
+    return _Index("generations d INDEXED BY generations_by_start", (_LIVE,), ())
 
 
 def _count_selective(connection: Any, list_filter: ListFilter) -> Iterator[tuple[int, _Index]]:
-    """Yield the indexes over labels and owners, each with its number of matches up to `_MANY`."""
+    """Yield the indexes of the filter, but for traces, with their numbers up to `_MANY`."""
     wanted = [
         _Index("labels d", ("d.name = ?", "d.value = ?"), label)
         for label in list_filter.labels.items()
     ]
     if list_filter.owner is not None:
         wanted.append(_Index("owners d", ("d.owner = ?",), (list_filter.owner,)))
+    if list_filter.model:
+        by_model = "generations d INDEXED BY generations_by_model"
+        wanted.append(_Index(by_model, (_LIVE, "d.model = ?"), (list_filter.model,)))
     for index in wanted:
         ((number,),) = connection.execute(
             f"SELECT count(*) FROM (SELECT 1 FROM {index.source} "  # noqa: S608 - constants only
