@@ -1,47 +1,127 @@
-"""Two servers on one PostgreSQL database: one record, and nothing lost when one of them dies."""
+"""Two servers on one PostgreSQL database, behind TLS and JWTs: nothing is lost when one dies."""
 
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import psutil
 import pytest
-from server_process import ServerProcess
+from certificates import Authority
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from identity_provider import IdentityProvider
+from rpc_errors import failure_of
+from server_process import ServerProcess, socket_target
+from tcp_relay import TcpRelay
 
-from whence import Client
+from whence import Client, UnavailableError
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, trace_pb2, trace_pb2_grpc
 
 if TYPE_CHECKING:
     from postgres import PostgresServer
 
-LONG = g.GenerateRequest(
-    generation_id="11111111-2222-4333-8444-555555555555",
-    prompt="The quick brown fox",
-    decoding=g.Decoding(sample=g.Sample(seed=1), max_new_tokens=8_000, ignore_eos=True),
-)
+APP = "system:serviceaccount:shop:app"
+AUDITOR = "system:serviceaccount:ops:auditor"
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One of the servers.
+
+    Attributes:
+        process: its process.
+        socket: its Unix socket, over which callers may do everything.
+    """
+
+    process: ServerProcess
+    socket: str
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT for callers with TLS."""
+        return self.process.target.removeprefix("grpcs://")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Two replicas with what they share.
+
+    Attributes:
+        url: address of the database.
+        seen_early: what a caller got before the provider was there, and the health then.
+    """
+
+    a: Replica
+    b: Replica
+    url: str
+    authority: Authority
+    provider: IdentityProvider
+    seen_early: tuple[UnavailableError, int]
+
+    def connect(self, address: str, caller: str = APP, **arguments: Any) -> Client:
+        token = self.provider.sign("whence", sub=caller)
+        return Client(f"https://{address}", ca=self.authority.ca, token=token, **arguments)
+
+
+def start(
+    model: Path, folder: Path, url: str, authority: Authority, provider: IdentityProvider
+) -> Replica:
+    certificate, key = authority.issue("server", "127.0.0.1", "localhost")
+    socket = socket_target(folder)
+    flags = {
+        "--listen": f"127.0.0.1:0,{socket}",
+        "--journal-lease": "2",
+        "--tls-cert": str(certificate),
+        "--tls-key": str(key),
+        "--auth-jwks": provider.jwks_url,
+        "--auth-jwt-issuer": provider.issuer,
+        "--auth-jwt-audience": "whence",
+        # Service accounts of Kubernetes have no claim for scopes.
+        "--auth-jwt-scope-claim": "sub",
+    }
+    scopes = {APP: ["generate", "read:content", "delete"], AUDITOR: ["admin"]}
+    flat = [part for pair in flags.items() for part in pair]
+    for caller, given in scopes.items():
+        flat += [part for it in given for part in ("--auth-jwt-scope", f"{caller}={it}")]
+    # The variable keeps a password out of the list of processes.
+    environment = {"WHENCE_JOURNAL": url, "SSL_CERT_FILE": str(authority.ca)}
+    return Replica(ServerProcess(model, folder, *flat, environment=environment), socket)
+
+
+def ask_health(replica: Replica) -> int:
+    with grpc.insecure_channel(replica.socket) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return int(stub.Check(health_pb2.HealthCheckRequest()).status)
 
 
 @pytest.fixture(scope="module")
-def servers(
+def site(
     tiny_model: Callable[..., Path],
     postgres: "PostgresServer",
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[ServerProcess, ServerProcess, str]]:
-    """Gives two servers and the address of their database."""
+) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("shared")
     url, model = postgres.make_journal_url(str(folder)), tiny_model("gpt2-long")
-    # The variable keeps a password out of the list of processes.
-    environment = {"WHENCE_JOURNAL": url}
-    with (
-        ServerProcess(model, folder / "a", "--journal-lease", "2", environment=environment) as a,
-        ServerProcess(model, folder / "b", "--journal-lease", "2", environment=environment) as b,
-    ):
-        yield a, b, url
+    authority = Authority(folder / "ca")
+    provider = IdentityProvider(authority)
+    a = start(model, folder / "a", url, authority, provider)
+    b = start(model, folder / "b", url, authority, provider)
+    with a.process, b.process:
+        token = provider.sign("whence", sub=APP)
+        with (
+            Client(a.process.target, ca=authority.ca, token=token) as client,
+            pytest.raises(UnavailableError) as caught,
+        ):
+            client.models()
+        early = caught.value, ask_health(a)
+        provider.start()
+        yield Site(a, b, url, authority, provider, early)
+    provider.close()
 
 
 def verify(url: str) -> subprocess.CompletedProcess[str]:
@@ -53,86 +133,107 @@ def verify(url: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_generations_of_one_server_are_read_and_deleted_through_the_other(
-    servers: tuple[ServerProcess, ServerProcess, str],
-) -> None:
-    a, b, url = servers
-    with Client(a.target) as first:
+def test_servers_wait_for_an_identity_provider_that_is_away(site: Site) -> None:
+    error, health = site.seen_early
+    assert (error.reason, health) == ("PROVIDER_AWAY", health_pb2.HealthCheckResponse.NOT_SERVING)
+    deadline = time.monotonic() + 60
+    for replica in (site.a, site.b):
+        while ask_health(replica) != health_pb2.HealthCheckResponse.SERVING:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        with site.connect(replica.address) as client:
+            assert client.models()
+
+
+def test_generations_of_one_server_are_read_and_deleted_through_the_other(site: Site) -> None:
+    with site.connect(site.a.address) as first, site.connect(site.b.address) as second:
+        first.wait_ready(60)
+        second.wait_ready(60)
         with first.generate("one", sample=True, seed=1, max_new_tokens=8) as generation:
             text, generation_id = "".join(t.text for t in generation), generation.id
         # The stream ends before the commit under `group`.
-        wait = trace_pb2.GetGenerationRequest(generation_id=generation_id)
-        with grpc.insecure_channel(a.target) as channel:
-            trace_pb2_grpc.TraceServiceStub(channel).GetGeneration(wait)
-        with grpc.insecure_channel(b.target) as channel:
-            request = g.ResumeGenerationRequest(generation_id=generation_id)
+        first.generations.get(generation_id)
+        request = g.ResumeGenerationRequest(generation_id=generation_id)
+        with grpc.insecure_channel(site.b.socket) as channel:
             resumed = generation_pb2_grpc.GenerationServiceStub(channel).ResumeGeneration(request)
             steps = [step for answer in resumed for step in answer.event.steps.steps]
-            assert "".join(step.text for step in steps) == text
+        assert "".join(step.text for step in steps) == text
+        assert generation_id in [row.generation_id for row in second.generations.list()]
+        second.generations.delete(generation_id)
+        with grpc.insecure_channel(site.b.socket) as channel:
             stub = trace_pb2_grpc.TraceServiceStub(channel)
-            listed = stub.ListGenerations(trace_pb2.ListGenerationsRequest(page_size=10))
-            assert generation_id in [row.generation_id for row in listed.generations]
-            stub.DeleteGeneration(trace_pb2.DeleteGenerationRequest(generation_id=generation_id))
             with pytest.raises(grpc.RpcError) as caught:
-                stub.GetGeneration(wait)
+                stub.GetGeneration(trace_pb2.GetGenerationRequest(generation_id=generation_id))
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    done = verify(url)
+    done = verify(site.url)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_either_server_lists_who_did_what_at_both(site: Site) -> None:
+    ids = []
+    for replica in (site.a, site.b):
+        with site.connect(replica.address) as client:
+            client.wait_ready(60)
+            with client.generate("audited", max_new_tokens=1) as generation:
+                ids.append(generation.result().id)
+    # A record of the other server is listed once it is committed.
+    deadline = time.monotonic() + 60
+    for replica in (site.a, site.b):
+        with site.connect(replica.address, AUDITOR) as auditor:
+            while True:
+                found = [
+                    it.generation_id for it in auditor.audit(caller_id=APP, actions=["generate"])
+                ]
+                if found[:2] == ids[::-1]:
+                    break
+                assert time.monotonic() < deadline, (found, ids)
+                time.sleep(0.05)
 
 
 def test_a_killed_servers_generation_is_closed_and_its_stream_goes_on_at_the_other(
-    servers: tuple[ServerProcess, ServerProcess, str],
+    site: Site,
 ) -> None:
-    a, b, url = servers
+    a, b = site.a.process, site.b.process
     engine = psutil.Process(a.engine_pid)
-    seen: list[int] = []
-    enough = threading.Event()
-
-    def read() -> None:
-        with grpc.insecure_channel(a.target) as channel:
-            try:
-                for response in generation_pb2_grpc.GenerationServiceStub(channel).Generate(LONG):
-                    seen.extend(step.token_id for step in response.event.steps.steps)
-                    if len(seen) > 50:
-                        enough.set()
-            except grpc.RpcError:
-                pass
-
-    reading = threading.Thread(target=read)
-    reading.start()
-    assert enough.wait(60)
-    with grpc.insecure_channel(b.target) as channel:
-        stub = generation_pb2_grpc.GenerationServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            stub.CancelGeneration(g.CancelGenerationRequest(generation_id=LONG.generation_id))
-        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        # The same request to the other server reads the running generation.
-        stream = stub.Generate(LONG)
-        followed: list[int] = []
-        for response in stream:
-            followed.extend(step.token_id for step in response.event.steps.steps)
-            if len(followed) > 20 and a.process.poll() is None:
-                a.kill()
-            if response.event.HasField("finished"):
-                finished = response.event.finished
-    reading.join(60)
+    with TcpRelay(site.a.address) as service, site.connect(service.target) as client:
+        client.wait_ready(60)
+        generation = client.generate(
+            "The quick brown fox", sample=True, seed=1, max_new_tokens=8_000, ignore_eos=True
+        )
+        seen = [token.token_id for _, token in zip(range(50), generation, strict=False)]
+        with grpc.insecure_channel(site.b.socket) as channel:
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.CancelGeneration(g.CancelGenerationRequest(generation_id=generation.id))
+            assert failure_of(caught.value).reason == "GENERATION_ELSEWHERE"
+            # The other server reads the generation while it runs.
+            request = g.ResumeGenerationRequest(generation_id=generation.id)
+            followed: list[int] = []
+            for response in stub.ResumeGeneration(request):
+                followed.extend(step.token_id for step in response.event.steps.steps)
+                if len(followed) > 20 and a.process.poll() is None:
+                    service.lead_to(site.b.address)
+                    a.kill()
+        # The caller's stream goes on by itself at the server that is left.
+        seen.extend(token.token_id for token in generation)
     engine.wait(60)
-    assert finished.finish_reason == g.FINISH_REASON_INTERRUPTED
-    # What was committed is there, and what both have seen is the same.
-    common = min(len(seen), len(followed))
-    assert seen[:common] == followed[:common]
-    assert finished.num_generated_tokens == len(followed)
-    done = verify(url)
+    assert generation.finished is not None
+    assert generation.finished.finish_reason == g.FINISH_REASON_INTERRUPTED
+    # Every token on record was told, in its order. The caller had at most 20 ms more.
+    recorded = generation.finished.num_generated_tokens
+    assert (followed, seen[:recorded]) == (seen[:recorded], followed)
+    assert len(seen) - recorded == generation.num_unrecorded_tokens
+    done = verify(site.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert "took over log" in "".join(b.log)
-    # The survivor still serves.
-    with Client(b.target) as client, client.generate("two", max_new_tokens=4) as generation:
-        assert len(list(generation)) == 4
+    # The survivor still serves, and its audit has what the dead one's callers did.
+    with site.connect(site.b.address) as left, left.generate("two", max_new_tokens=4) as after:
+        assert len(list(after)) == 4
+    with site.connect(site.b.address, AUDITOR) as auditor:
+        found = auditor.audit(generation_id=generation.id, actions=["generate"])
+        assert [record.caller_id for record in found] == [APP]
 
 
-def test_no_log_has_the_address_of_the_database(
-    servers: tuple[ServerProcess, ServerProcess, str],
-) -> None:
-    *processes, url = servers
-    for process in processes:
-        assert url not in "".join(process.log)
+def test_no_log_has_the_address_of_the_database(site: Site) -> None:
+    for replica in (site.a, site.b):
+        assert site.url not in "".join(replica.process.log)

@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Self
 
+NEVER = 1 << 62
+
 
 class TcpRelay:
     """Listener on loopback before a server; a context manager.
@@ -26,15 +28,19 @@ class TcpRelay:
         reconnected_s: time of the first connection after that; NaN before.
     """
 
-    def __init__(self, upstream: str, forget_after_bytes: int) -> None:
-        host, _, port = upstream.rpartition(":")
-        self._upstream = (host, int(port))
+    def __init__(self, upstream: str, forget_after_bytes: int = NEVER) -> None:
+        self.lead_to(upstream)
         self.forget_after_bytes = forget_after_bytes
         self.forgotten = threading.Event()
         self.forgotten_s = self.reconnected_s = math.nan
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._ends: list[socket.socket] = []
+
+    def lead_to(self, upstream: str) -> None:
+        """Take new connections to another server."""
+        host, _, port = upstream.rpartition(":")
+        self._upstream = (host, int(port))
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
