@@ -79,7 +79,7 @@ class UpstreamEngine:
         self._weights_origin = WeightsOrigin.UNKNOWN
         self._turns: asyncio.Queue[Turn | None] = asyncio.Queue(_MAX_TURNS)
         self._pinned: dict[str, object] = {}
-        """What the upstream was as generations were graded that have not begun, by their ids."""
+        """State of the upstream as each generation was graded that has not begun, by its id."""
         self._running: dict[str, tuple[UpstreamRun, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
