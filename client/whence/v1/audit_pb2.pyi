@@ -195,7 +195,9 @@ class ListAuditRequest(google.protobuf.message.Message):
     page_size: builtins.int
     """Maximum number of records; 0 for the default, 100. At most 1,000."""
     page_token: builtins.str
-    """Token from the previous page; empty for the first page."""
+    """Token from the previous page, of whichever server shares the journal; empty
+    for the first page.
+    """
     caller_id: builtins.str
     """Only records of this caller; empty for all."""
     generation_id: builtins.str
@@ -240,8 +242,10 @@ class ListAuditResponse(google.protobuf.message.Message):
     """Token of the next page; empty after the last one."""
     @property
     def records(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___AuditRecord]:
-        """The records, newest first. A page before the last may hold fewer than
-        page_size, or none, because the server examines a bounded number of records.
+        """The records, newest first by the time of their last call; those of one server
+        in the opposite order of their writing. A page before the last may hold fewer
+        than page_size, or none, because the server examines a bounded number of
+        records.
         """
 
     def __init__(

@@ -27,7 +27,8 @@ class AuditServiceServicer(object):
     """
 
     def ListAudit(self, request, context):
-        """Lists audit records, newest first. The caller needs the scope "admin".
+        """Lists audit records, newest first, of all servers that share the journal. The
+        caller needs the scope "admin".
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

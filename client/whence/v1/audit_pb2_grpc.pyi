@@ -25,7 +25,9 @@ class AuditServiceStub:
         whence.v1.audit_pb2.ListAuditRequest,
         whence.v1.audit_pb2.ListAuditResponse,
     ]
-    """Lists audit records, newest first. The caller needs the scope "admin"."""
+    """Lists audit records, newest first, of all servers that share the journal. The
+    caller needs the scope "admin".
+    """
 
 class AuditServiceAsyncStub:
     """Reads the audit: the record of who did what."""
@@ -34,7 +36,9 @@ class AuditServiceAsyncStub:
         whence.v1.audit_pb2.ListAuditRequest,
         whence.v1.audit_pb2.ListAuditResponse,
     ]
-    """Lists audit records, newest first. The caller needs the scope "admin"."""
+    """Lists audit records, newest first, of all servers that share the journal. The
+    caller needs the scope "admin".
+    """
 
 class AuditServiceServicer(metaclass=abc.ABCMeta):
     """Reads the audit: the record of who did what."""
@@ -45,6 +49,8 @@ class AuditServiceServicer(metaclass=abc.ABCMeta):
         request: whence.v1.audit_pb2.ListAuditRequest,
         context: _ServicerContext,
     ) -> typing.Union[whence.v1.audit_pb2.ListAuditResponse, collections.abc.Awaitable[whence.v1.audit_pb2.ListAuditResponse]]:
-        """Lists audit records, newest first. The caller needs the scope "admin"."""
+        """Lists audit records, newest first, of all servers that share the journal. The
+        caller needs the scope "admin".
+        """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
