@@ -22,7 +22,10 @@ from whence_server.access.token_file import TokenFile
 from whence_server.config import ServeConfig
 from whence_server.domain.audit import AuditAction, AuditEntry, Deed
 from whence_server.domain.identity import Scope
+from whence_server.domain.limits import CallerLimits, Limits
 from whence_server.http.credentials import read_credentials
+from whence_server.journal.journal import Journal
+from whence_server.proof.opening import Proof, open_proof
 from whence_server.telemetry.metrics.http import PageAccess
 
 _log = logging.getLogger(__name__)
@@ -145,3 +148,37 @@ async def _open_keys(settings: ServeConfig) -> "tuple[KeySet, JwtVerifier]":
         scopes,
     )
     return keys, JwtVerifier(keys, rules)
+
+
+def make_limits(settings: ServeConfig) -> Limits:
+    """Return the limits on requests that the settings set."""
+    return Limits(
+        max_queue=settings.max_queue,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        max_batch_size=settings.max_batch_size,
+        max_cache_tokens=settings.max_cache_tokens,
+        max_return_sequences=min(64, settings.max_batch_size),
+        default_candidates=settings.default_candidates,
+        default_disconnect_grace_s=settings.default_disconnect_grace,
+        longest_grace_s=settings.max_disconnect_grace,
+        content=settings.content_policy,
+        per_caller=CallerLimits(
+            settings.caller_max_generations,
+            settings.caller_max_queue,
+            settings.caller_tokens_per_minute,
+            settings.caller_max_stored_bytes,
+        ),
+    )
+
+
+def sign_generations(settings: ServeConfig, journal: Journal) -> Proof | None:
+    """Sign the generations of a journal from now on; None if the server does not sign.
+
+    Raises:
+        ConfigurationError: the signing key cannot be used.
+    """
+    if settings.signing == "off":
+        return None
+    proof = open_proof(settings.data_dir, settings.signing_key)
+    journal.signing.use(proof.statements)
+    return proof

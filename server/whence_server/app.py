@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, TypeAlias
 from opentelemetry.sdk.trace.sampling import Sampler
 
 from whence_server.access.failures import Failures
-from whence_server.admission import Access, open_access
+from whence_server.admission import Access, make_limits, open_access, sign_generations
 from whence_server.config import ServeConfig
 from whence_server.config.environment import copy_environment
 from whence_server.domain.addresses import is_loopback, parse_host_port
 from whence_server.domain.errors import ConfigurationError, EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
-from whence_server.domain.limits import CallerLimits, Limits
+from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.engines.absent import AbsentEngine
 from whence_server.engines.transformers.supervisor import EngineSupervisor
@@ -36,6 +36,7 @@ from whence_server.generation.upstream_prepare import fit_checks
 from whence_server.http.openai.routes import list_routes, make_not_found
 from whence_server.http.openai.running import Front
 from whence_server.http.origins import Origins
+from whence_server.http.proof_routes import list_proof_routes
 from whence_server.http.server import HttpServer
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
@@ -48,10 +49,12 @@ from whence_server.journal.writer import DEFAULT_PATIENCE_S
 from whence_server.lineage.emergence import EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
+from whence_server.proof.opening import Proof
 from whence_server.rpc import (
     audit_servicer,
     generation_servicer,
     model_servicer,
+    proof_servicer,
     record_servicer,
     trace_servicer,
     training_servicer,
@@ -61,6 +64,7 @@ from whence_server.rpc.calls import CallLog
 from whence_server.rpc.descriptors import compute_max_connections, raise_descriptor_limit
 from whence_server.rpc.generation_servicer import GenerationServicer
 from whence_server.rpc.model_servicer import ModelServicer
+from whence_server.rpc.proof_servicer import ProofServicer
 from whence_server.rpc.readiness import Readiness
 from whence_server.rpc.record_servicer import RecordServicer
 from whence_server.rpc.server import RpcServer, ServerOptions, build_server
@@ -120,6 +124,7 @@ async def _serve_with(
         open_store=choose_store(settings.journal, settings.journal_lease),
     )
     try:
+        proof = sign_generations(settings, journal)
         live = LiveServer(journal, settings.max_cache_tokens)
         live.refused = access.gate.failures.counts
         vocabularies = Vocabularies(settings.data_dir)
@@ -145,6 +150,7 @@ async def _serve_with(
                         vocabularies,
                         live,
                         observability.sampler,
+                        proof,
                     )
             finally:
                 await takeovers.close()
@@ -162,26 +168,6 @@ def _make_sealing(settings: ServeConfig) -> SealingOptions | None:
     return SealingOptions(settings.journal_key, settings.journal_keys, copy_environment())
 
 
-def _make_limits(settings: ServeConfig) -> Limits:
-    return Limits(
-        max_queue=settings.max_queue,
-        max_prompt_tokens=settings.max_prompt_tokens,
-        max_batch_size=settings.max_batch_size,
-        max_cache_tokens=settings.max_cache_tokens,
-        max_return_sequences=min(64, settings.max_batch_size),
-        default_candidates=settings.default_candidates,
-        default_disconnect_grace_s=settings.default_disconnect_grace,
-        longest_grace_s=settings.max_disconnect_grace,
-        content=settings.content_policy,
-        per_caller=CallerLimits(
-            settings.caller_max_generations,
-            settings.caller_max_queue,
-            settings.caller_tokens_per_minute,
-            settings.caller_max_stored_bytes,
-        ),
-    )
-
-
 def _share_connections(settings: ServeConfig) -> int:
     """Return how many connections a front may have: gRPC and HTTP share the file descriptors."""
     num_fronts = 2 if settings.http_listen else 1
@@ -197,8 +183,9 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     vocabularies: Vocabularies,
     live: LiveServer,
     sampler: Sampler,
+    proof: Proof | None,
 ) -> int:
-    limits = _make_limits(settings)
+    limits = make_limits(settings)
     serving = Serving(settings.served_name, journal, has_model=not settings.record_only)
     tracer = EmergenceTracer()
     library = RunLibrary(settings.training_runs, settings.model)
@@ -237,6 +224,9 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             training_servicer.SERVICE: TrainingServicer(
                 library, serving, tracer, closing
             ).list_methods(),
+            proof_servicer.SERVICE: ProofServicer(
+                journal, None if proof is None else proof.keys
+            ).list_methods(),
             audit_servicer.SERVICE: AuditServicer(journal.audit).list_methods(),
             model_servicer.SERVICE: ModelServicer(serving, vocabularies).list_methods(),
             record_servicer.SERVICE: RecordServicer(
@@ -246,7 +236,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         calls,
         access.gate,
     )
-    http = _make_http_server(settings, access, serving, limits, calls, max_connections)
+    http = _make_http_server(settings, access, serving, limits, calls, max_connections, proof)
     await rpc.server.start()
     rpc.watch_addresses(settings.max_connections_per_address)
     serving.note_opened()
@@ -409,14 +399,17 @@ def _make_http_server(  # noqa: PLR0917 - the parts of a server
     limits: Limits,
     calls: CallLog,
     max_connections: int,
+    proof: Proof | None,
 ) -> HttpServer | None:
     if not settings.http_listen:
         return None
     front = Front(serving, limits, settings.max_message_bytes, settings.progress_interval)
     host, port = parse_host_port(settings.http_listen)
     origins = Origins(settings.http_allow_origin, checks_host=is_loopback(host))
+    routes = list_routes(front, calls, access.gate, origins)
+    keys = None if proof is None else proof.keys
     return HttpServer(
-        list_routes(front, calls, access.gate, origins),
+        {**routes, **list_proof_routes(keys, calls, access.gate, origins)},
         host,
         port,
         make_not_found(calls, origins),

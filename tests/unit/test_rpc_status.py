@@ -74,6 +74,7 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.GenerationElsewhereError("g"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.GenerationInOtherLogError("g"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.GenerationRunningError("g"), grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.GenerationUnsignedError("g"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.NotOfferedError("later"), grpc.StatusCode.UNIMPLEMENTED),
         (errors.DrainingError(), grpc.StatusCode.UNAVAILABLE),
         (errors.EngineLostError("gone"), grpc.StatusCode.UNAVAILABLE),

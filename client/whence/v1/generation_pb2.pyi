@@ -16,6 +16,7 @@ import sys
 import typing
 import whence.v1.model_pb2
 import whence.v1.observation_pb2
+import whence.v1.proof_pb2
 import whence.v1.redaction_pb2
 import whence.v1.step_pb2
 
@@ -1487,6 +1488,7 @@ class ChatRecord(google.protobuf.message.Message):
     TOOL_CALL_FORMAT_FIELD_NUMBER: builtins.int
     REASONING_FORMAT_FIELD_NUMBER: builtins.int
     BEGINS_IN_REASONING_FIELD_NUMBER: builtins.int
+    TEMPLATE_DIGEST_FIELD_NUMBER: builtins.int
     template_name: builtins.str
     """Name of the chat template that made the prompt."""
     tool_call_format: builtins.str
@@ -1501,6 +1503,10 @@ class ChatRecord(google.protobuf.message.Message):
     begins_in_reasoning: builtins.bool
     """True if the prompt ends inside of reasoning, so that the output begins in
     it without a mark.
+    """
+    template_digest: builtins.str
+    """SHA-256 of the chat template's source, in hex. Empty in records from before
+    this field, and for an upstream that renders the conversation itself.
     """
     @property
     def input(self) -> global___ChatInput:
@@ -1517,9 +1523,10 @@ class ChatRecord(google.protobuf.message.Message):
         tool_call_format: builtins.str = ...,
         reasoning_format: builtins.str = ...,
         begins_in_reasoning: builtins.bool = ...,
+        template_digest: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["input", b"input"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["begins_in_reasoning", b"begins_in_reasoning", "input", b"input", "reasoning_format", b"reasoning_format", "template_name", b"template_name", "tool_call_format", b"tool_call_format"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["begins_in_reasoning", b"begins_in_reasoning", "input", b"input", "reasoning_format", b"reasoning_format", "template_digest", b"template_digest", "template_name", b"template_name", "tool_call_format", b"tool_call_format"]) -> None: ...
 
 global___ChatRecord = ChatRecord
 
@@ -1871,6 +1878,7 @@ class GenerationFinished(google.protobuf.message.Message):
     NUM_PREFILL_CHUNKS_FIELD_NUMBER: builtins.int
     NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     UPSTREAM_FIELD_NUMBER: builtins.int
+    STATEMENT_FIELD_NUMBER: builtins.int
     num_prompt_tokens: builtins.int
     """Number of the prompt's tokens, including special tokens. For an upstream
     whose prompt has no token ids on record, it is what UpstreamReport says; 0 if
@@ -1926,6 +1934,12 @@ class GenerationFinished(google.protobuf.message.Message):
         engine.
         """
 
+    @property
+    def statement(self) -> whence.v1.proof_pb2.SignedStatement:
+        """Signed statement about the generation. Absent if the server does not sign,
+        could not sign this generation, or has no record of it.
+        """
+
     def __init__(
         self,
         *,
@@ -1941,15 +1955,18 @@ class GenerationFinished(google.protobuf.message.Message):
         num_prefill_chunks: builtins.int | None = ...,
         num_cached_prompt_tokens: builtins.int | None = ...,
         upstream: global___UpstreamReport | None = ...,
+        statement: whence.v1.proof_pb2.SignedStatement | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_failure", b"_failure", "_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_prefill_chunks", b"_num_prefill_chunks", "_upstream", b"_upstream", "end_time", b"end_time", "failure", b"failure", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_prefill_chunks", b"num_prefill_chunks", "upstream", b"upstream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_failure", b"_failure", "_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_prefill_chunks", b"_num_prefill_chunks", "_upstream", b"_upstream", "decode_ns", b"decode_ns", "end_time", b"end_time", "failure", b"failure", "finish_reason", b"finish_reason", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prefill_chunks", b"num_prefill_chunks", "num_prompt_tokens", b"num_prompt_tokens", "prefill_ns", b"prefill_ns", "queue_ns", b"queue_ns", "sequences", b"sequences", "upstream", b"upstream"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_failure", b"_failure", "_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_prefill_chunks", b"_num_prefill_chunks", "_statement", b"_statement", "_upstream", b"_upstream", "end_time", b"end_time", "failure", b"failure", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_prefill_chunks", b"num_prefill_chunks", "statement", b"statement", "upstream", b"upstream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_failure", b"_failure", "_num_cached_prompt_tokens", b"_num_cached_prompt_tokens", "_num_prefill_chunks", b"_num_prefill_chunks", "_statement", b"_statement", "_upstream", b"_upstream", "decode_ns", b"decode_ns", "end_time", b"end_time", "failure", b"failure", "finish_reason", b"finish_reason", "num_cached_prompt_tokens", b"num_cached_prompt_tokens", "num_generated_tokens", b"num_generated_tokens", "num_prefill_chunks", b"num_prefill_chunks", "num_prompt_tokens", b"num_prompt_tokens", "prefill_ns", b"prefill_ns", "queue_ns", b"queue_ns", "sequences", b"sequences", "statement", b"statement", "upstream", b"upstream"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_failure", b"_failure"]) -> typing.Literal["failure"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_num_cached_prompt_tokens", b"_num_cached_prompt_tokens"]) -> typing.Literal["num_cached_prompt_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_num_prefill_chunks", b"_num_prefill_chunks"]) -> typing.Literal["num_prefill_chunks"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_statement", b"_statement"]) -> typing.Literal["statement"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_upstream", b"_upstream"]) -> typing.Literal["upstream"] | None: ...
 

@@ -92,6 +92,8 @@ RPCS: Final[dict[str, Rule]] = {
     _SERVICE + "TrainingService/ReadDocument": _read_document(),
     _SERVICE + "TrainingService/TraceEmergence": Rule((Scope.EXPLAIN,), action=AuditAction.EXPLAIN),
     _SERVICE + "AuditService/ListAudit": Rule((Scope.ADMIN,), action=AuditAction.READ_AUDIT),
+    _SERVICE + "ProofService/GetKeys": Rule(public="keys"),
+    _SERVICE + "ProofService/ExportBundle": _read_record(),
     "grpc.health.v1.Health/Check": Rule(public="health"),
     "grpc.health.v1.Health/List": Rule(public="health"),
     "grpc.health.v1.Health/Watch": Rule(public="health"),
@@ -106,6 +108,7 @@ ROUTES: Final[dict[str, Rule]] = {
     "POST /v1/responses": Rule(_GENERATES, action=AuditAction.GENERATE),
     "GET /v1/models": Rule(),
     "GET /v1/models/{model:.+}": Rule(),
+    "GET /keys.json": Rule(public="keys"),
     "GET /metrics": Rule((Scope.METRICS,), public="metrics"),
     "GET /healthz": Rule(public="health"),
 }

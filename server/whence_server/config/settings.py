@@ -21,6 +21,7 @@ from whence_server.config.otlp import read_span_destination
 from whence_server.config.reading import add_field_arguments, read_field_values
 from whence_server.config.retention import RetentionSettings, check_retention
 from whence_server.config.sealing import SealingSettings, check_sealing
+from whence_server.config.signing import SigningSettings, check_signing
 from whence_server.config.spelling import (
     accept_choice,
     accept_whole,
@@ -65,6 +66,7 @@ _PATHS = UPSTREAM_PATHS | {
     "training_runs",
     "head_weights",
     "journal_keys",
+    "signing_key",
 }
 _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
@@ -76,6 +78,7 @@ class ServeConfig(
     AccessSettings,
     ContentSettings,
     SealingSettings,
+    SigningSettings,
     RetentionSettings,
 ):
     """The settings of `whence-server serve`, validated."""
@@ -370,6 +373,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     check_model_settings(config, {name: values[name] for name in values if name in fields})
     check_settings(config)
     check_sealing(config)
+    check_signing(config)
     check_retention(config)
     check_journal(config, config.journal_key, config.retention_flags)
     check_access(

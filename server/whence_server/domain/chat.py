@@ -71,6 +71,8 @@ class ChatRecord:
     template_name: str
     """Name of the template that made the prompt."""
     forms: OutputForms = OutputForms()
+    template_digest: str = ""
+    """SHA-256 of the template's source, in hex; "" if the server does not know it."""
 
 
 @dataclass(frozen=True, slots=True)

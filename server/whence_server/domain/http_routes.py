@@ -5,5 +5,6 @@ from typing import Final
 CHAT_COMPLETIONS: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
 RESPONSES: Final = "/v1/responses"
+KEYS: Final = "/keys.json"
 
 RECORDED: Final = frozenset({CHAT_COMPLETIONS, COMPLETIONS, RESPONSES})

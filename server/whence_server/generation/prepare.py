@@ -37,6 +37,7 @@ class Prepared(NamedTuple):
         source_method: method that computes sources; empty if none are recorded.
         template_name: name of the chat template; "" for a request without a conversation.
         forms: forms in which the output is to be read; None for a request without a conversation.
+        template_digest: SHA-256 of the chat template's source, in hex; "" without one.
         sent: text or conversation that an upstream is sent; None if it is sent `token_ids`.
     """
 
@@ -48,6 +49,7 @@ class Prepared(NamedTuple):
     source_method: str = ""
     template_name: str = ""
     forms: OutputForms | None = None
+    template_digest: str = ""
     sent: str | ChatInput | None = None
 
     @property
@@ -59,7 +61,7 @@ class Prepared(NamedTuple):
         """Return the record of the request's conversation; None if it has none."""
         if self.forms is None or not isinstance(request.input, ChatInput):
             return None
-        return ChatRecord(request.input, self.template_name, self.forms)
+        return ChatRecord(request.input, self.template_name, self.forms, self.template_digest)
 
 
 INLINE_BYTES = 4_000
@@ -132,8 +134,19 @@ def prepare_request(
     source_method = get_source_method(trace, model)
     if decoding.constraint is not None:
         tokenizer.check_constraint(decoding.constraint, model.vocabulary_size)
-    prompt, name, forms = (rendered, "", None) if isinstance(rendered, str) else rendered
-    return Prepared(prompt, token_ids, decoding, trace, unavailable, source_method, name, forms)
+    if isinstance(rendered, str):
+        return Prepared(rendered, token_ids, decoding, trace, unavailable, source_method)
+    return Prepared(
+        rendered.text,
+        token_ids,
+        decoding,
+        trace,
+        unavailable,
+        source_method,
+        rendered.template_name,
+        rendered.forms,
+        rendered.template_digest,
+    )
 
 
 def encode_input(

@@ -77,6 +77,7 @@ async def _finish(journal: Journal, generation_id: str) -> None:
         for entry in entries:
             results.add(step_pb2.Step.FromString(entry.payload))
         offset = entries[-1].offset
+    await journal.signing.load(generation_id)
     start_ns = started.start_time.ToNanoseconds()
     finished = Finished(
         sequences=results.make_sequences(),

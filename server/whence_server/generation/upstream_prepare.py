@@ -121,6 +121,7 @@ def _prepare_for_upstream(
         unavailable,
         template_name=ready.template_name,
         forms=ready.forms,
+        template_digest=ready.template_digest,
         sent=ready.sent,
     )
 
@@ -207,7 +208,7 @@ def _read_input(
             return _Input("", list(given.token_ids)), len(given.token_ids)
     if isinstance(given, ChatInput) and (tokenizer is None or not renders_chats(model)):
         _check_chat(given, upstream)
-        return _Input("", [], "", OutputForms(), given), 0
+        return _Input("", [], forms=OutputForms(), sent=given), 0
     if tokenizer is None:
         return _Input(str(given), [], sent=str(given)), 0
     rendered, token_ids = encode_input(request, model, limits, tokenizer)
@@ -215,8 +216,8 @@ def _read_input(
         if upstream.takes_token_ids:
             return _Input(rendered, token_ids), len(token_ids)
         return _Input(rendered, [], sent=rendered), len(token_ids)
-    text, name, forms = rendered
-    return _Input(text, token_ids, name, forms), len(token_ids)
+    text, name, forms, digest = rendered
+    return _Input(text, token_ids, name, forms, digest), len(token_ids)
 
 
 def _check_chat(chat: ChatInput, upstream: UpstreamInfo) -> None:
@@ -237,4 +238,5 @@ class _Input(NamedTuple):
     token_ids: list[int]
     template_name: str = ""
     forms: OutputForms | None = None
+    template_digest: str = ""
     sent: str | ChatInput | None = None

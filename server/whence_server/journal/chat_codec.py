@@ -19,6 +19,7 @@ def convert_chat_record(record: ChatRecord) -> generation_pb2.ChatRecord:
         tool_call_format=record.forms.tool_calls,
         reasoning_format=record.forms.reasoning,
         begins_in_reasoning=record.forms.begins_in_reasoning,
+        template_digest=record.template_digest,
     )
 
 

@@ -14,6 +14,7 @@ from whence_server.domain.errors import (
     JournalError,
 )
 from whence_server.domain.retention import RetentionPolicy
+from whence_server.journal.attesting import Signing
 from whence_server.journal.audit_log import AuditLog
 from whence_server.journal.chain import ChainReport, ChainWalk, Origin
 from whence_server.journal.deletion import Deletion
@@ -57,6 +58,7 @@ class Journal:
         forms: forms in which entries and labels are stored.
         audit: its audit records.
         stored: bytes that each caller has in it.
+        signing: signs the ends of generations.
         sharing: the parts for a database of several servers.
     """
 
@@ -92,6 +94,7 @@ class Journal:
         self.sharing = Sharing(store, self._log, self._readers, self.delete)
         self._following = Following(self._log, store, self._readers, self.sharing)
         self._lookup = Lookup(self._log, store, self._readers)
+        self.signing = Signing(self._log, self._lookup)
         self._deletion = Deletion(self._log, store, self._readers, forms.find_key_id)
         self.audit = AuditLog(self._log, store, self._readers)
         self.stored = StoredBytes(store, self._readers, self._lookup.flush_pending)
@@ -158,7 +161,11 @@ class Journal:
             JournalError: the database is away, or the log is damaged.
         """
         found = await self.sharing.take_over()
-        return None if found is None else self._join(*found, release=lambda: None)
+        if found is None:
+            return None
+        taken = self._join(*found, release=lambda: None)
+        self.signing.sign_for(taken.signing)
+        return taken
 
     @property
     def size_bytes(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import GenerationExistsError, GenerationNotFoundError, JournalError
+from whence_server.journal.attestor import Attestor, Leaves
 from whence_server.journal.chain import SECRET_BYTES, Origin, digest_payload, extend_hash
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
@@ -36,6 +37,7 @@ class Log:
     Attributes:
         writer: commits what is appended.
         on_append: called with the owner and the size of each entry of a generation.
+        attestor: signs the ends of generations; None to sign none.
         held_ids: ids that a generation may take without a look-up.
 
     Appending is synchronous and touches no disk. While the disk is full or failing, running
@@ -65,6 +67,7 @@ class Log:
         """CALL entries appended during the deletion of a generation, by generation id."""
         self._num_left_out = 0
         self._num_audits_left_out = 0
+        self.attestor: Attestor | None = None
         self.held_ids: set[str] = set()
         self._forms = forms
         self.on_append: Callable[[str, int], None] = lambda *_: None
@@ -142,6 +145,9 @@ class Log:
         stored, stored_index = live.form.store_start(live.started_position, payload, index)
         offset = self._append(live, EntryKind.STARTED, payload, stored)
         self._live[generation_id] = live
+        if self.attestor is not None:
+            live.leaves = self.attestor.begin(generation_id)
+            live.leaves.add(EntryKind.STARTED, payload)
         self.writer.pending.generations.append(
             NewGeneration(live.started_position, live.secret, stored_index)
         )
@@ -161,17 +167,33 @@ class Log:
         live = self._get_running(generation_id)
         stored = live.form.store(self._position + 1, live.offset + 1, kind, payload)
         offset = self._append(live, kind, payload, stored)
+        if live.leaves is not None:
+            live.leaves.add(kind, payload)
         self.writer.submit()
         return offset
 
+    def begin_leaves(self, generation_id: str) -> Leaves | None:
+        """Return the digest of an unfinished generation's entries, empty; None if nobody signs.
+
+        Raises:
+            GenerationNotFoundError: the generation is not running.
+        """
+        live = self._get_running(generation_id)
+        if self.attestor is not None:
+            live.leaves = self.attestor.begin(generation_id, recovered=live.recovered)
+        return live.leaves
+
     def finish(self, generation_id: str, payload: bytes, index: FinishIndex) -> int:
-        """Append FINISHED; return its offset.
+        """Append FINISHED with its signed statement; return its offset.
 
         Raises:
             GenerationNotFoundError: the generation is not running.
             JournalError: nothing more can be written.
         """
         live = self._get_running(generation_id)
+        if live.leaves is not None:
+            live.statement, live.leaves = live.leaves.sign(payload), None
+            payload += live.statement
         stored, stored_index = live.form.store_finish(
             self._position + 1, live.offset + 1, payload, index
         )

@@ -4,6 +4,7 @@ from collections import deque
 from itertools import islice
 
 from whence_server.domain.entries import Entry
+from whence_server.journal.attestor import Leaves
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow
 from whence_server.journal.sealing.forms import CLEAR, Form
 from whence_server.journal.signal import Signal
@@ -20,6 +21,8 @@ class LiveGeneration:
         visible_offset: last offset that readers may see.
         finish: columns of its FINISHED entry; None before.
         recovered: True if an earlier run left it unfinished.
+        leaves: digest of its entries, to sign its end; None if nobody signs it.
+        statement: what was added to FINISHED: its signed statement.
         closed: True if its tail is dropped and all its entries are on disk.
         changed: notified when `visible_offset` or `closed` changes.
     """
@@ -30,10 +33,12 @@ class LiveGeneration:
         "finish",
         "form",
         "index",
+        "leaves",
         "offset",
         "recovered",
         "secret",
         "started_position",
+        "statement",
         "tail",
         "visible_offset",
     )
@@ -55,6 +60,8 @@ class LiveGeneration:
         self.offset = self.visible_offset = offset
         self.finish: FinishIndex | None = None
         self.recovered = recovered
+        self.leaves: Leaves | None = None
+        self.statement = b""
         self.closed = False
         self.tail: deque[Entry] = deque()
         self.changed = Signal()

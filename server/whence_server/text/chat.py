@@ -4,7 +4,9 @@ Time and memory are not bounded here: `generation.text_worker` sets their limits
 and the text process is killed if a template takes too long.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from jinja2 import Template, TemplateSyntaxError
@@ -46,11 +48,13 @@ class RenderedChat(NamedTuple):
         text: the prompt.
         template_name: name of the template.
         forms: forms in which the output is to be read.
+        template_digest: SHA-256 of the template's source, in hex.
     """
 
     text: str
     template_name: str
     forms: OutputForms
+    template_digest: str
 
 
 class ChatTemplate:
@@ -117,7 +121,7 @@ class ChatTemplate:
         else:
             begun = ends_in_reasoning(text, reasoning)
         forms = OutputForms(find_call_format(source) if given else "", reasoning, begun)
-        return RenderedChat(text, name, forms)
+        return RenderedChat(text, name, forms, _digest(source))
 
     def _choose_name(self, name: str, *, has_tools: bool) -> str:
         sources = self._sources
@@ -152,6 +156,11 @@ def list_templates(source: str | Mapping[str, str] | None) -> dict[str, str]:
 
 def _list_names(sources: Mapping[str, str]) -> str:
     return ", ".join(repr(name) for name in sorted(sources))
+
+
+@lru_cache(maxsize=16)
+def _digest(source: str) -> str:
+    return hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()
 
 
 def _compile(source: str) -> Template:

@@ -19,6 +19,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── GenerationExistsError       ALREADY_EXISTS
 ├── GenerationElsewhereError    FAILED_PRECONDITION: another server runs it
 ├── GenerationRunningError      FAILED_PRECONDITION
+├── GenerationUnsignedError     FAILED_PRECONDITION: it has no signed statement
 ├── ContentNotReadError         RESOURCE_EXHAUSTED: content was in memory alone
 ├── ContentsFullError           RESOURCE_EXHAUSTED, gives a retry delay
 ├── QueueFullError              RESOURCE_EXHAUSTED, gives a retry delay
@@ -93,6 +94,7 @@ from whence_server.domain.errors.generations import (
     GenerationFailedError,
     GenerationNotFoundError,
     GenerationRunningError,
+    GenerationUnsignedError,
     ModelFailedError,
     ModelNotFoundError,
     ModelNotReadyError,
@@ -161,6 +163,7 @@ __all__ = [
     "GenerationInOtherLogError",
     "GenerationNotFoundError",
     "GenerationRunningError",
+    "GenerationUnsignedError",
     "HealthNotFoundError",
     "HostRefusedError",
     "InvalidRequestError",

@@ -66,6 +66,20 @@ class GenerationRunningError(WhenceError):
         )
 
 
+class GenerationUnsignedError(WhenceError):
+    """The generation has no signed statement."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "GENERATION_UNSIGNED"
+
+    def __init__(self, generation_id: str) -> None:
+        super().__init__(
+            f"generation {generation_id!r} has no signed statement: the server that recorded it "
+            "had --signing off, was of an earlier version, or could not sign it",
+            generation_id=generation_id,
+        )
+
+
 class GenerationFailedError(WhenceError):
     """One generation failed; the others go on."""
 

@@ -109,7 +109,9 @@ class ContentRecord:
         for stored in others:
             self._journal.append(generation_id, *stored)
         self._finish(generation_id, last)
-        offset = self._push(EntryKind.FINISHED, payload)
+        # The statement is about the record: the caller's stream, which holds more, has it too.
+        statement = self._journal.signing.find_statement(generation_id)
+        offset = self._push(EntryKind.FINISHED, payload + statement)
         if self._held is not None:
             self._held.finish()
         return offset

@@ -25,7 +25,7 @@ _KEPT = frozenset(
         "attention_implementation weights_digest step_kernels",
         "TrainingRunRef": "training_run_id trace_id span_id record_head",
         "AppliedAdapter": "name peft_type digest base base_model_digest weights_digest",
-        "ChatRecord": "template_name tool_call_format reasoning_format",
+        "ChatRecord": "template_name tool_call_format reasoning_format template_digest",
         "Failure": "reason",
         "UpstreamInfo": "kind version model claimed_files",
         "UpstreamReport": "model fingerprint",

@@ -1,0 +1,122 @@
+"""Lists of signing keys, in which each key is signed by the one before it, and signs it in turn.
+
+An entry of the list is a DSSE envelope. Its payload is JSON:
+
+    {"type": "whence signing key 1",
+     "publicKey": PEM,
+     "notBefore": time from which the key signs,
+     "previous": {"publicKey": PEM, "notAfter": time after which the key before signs no more}}
+
+The first entry has no "previous", and is signed by its own key alone. Every other entry is signed
+by both keys. So trust goes from any key of a list to those after it, and to those before it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from whence.proof.envelope import KEY_TYPE, parse_envelope
+from whence.proof.faults import FormatError, ProofError
+from whence.proof.public_key import PublicKey
+from whence.proof.strict_json import Fields, parse_object
+from whence.proof.times import read_time
+
+TYPE = "whence signing key 1"
+MAX_ENTRIES = 64
+_MAX_PAYLOAD_BYTES = 32 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntry:
+    """One key of a list, whose signatures are valid."""
+
+    key: PublicKey
+    not_before: datetime
+    previous: PublicKey | None
+    previous_not_after: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpan:
+    """A trusted key, and the time in which its signatures count."""
+
+    key: PublicKey
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+
+
+def parse_entry(data: bytes, what: str = "the key's entry") -> KeyEntry:
+    """Parse an entry of a key list, and check its signatures.
+
+    Raises:
+        FormatError: it is no entry, or of an unknown version.
+        ProofError: a signature is missing or wrong.
+    """
+    envelope = parse_envelope(data, KEY_TYPE, what)
+    fields = Fields(parse_object(envelope.payload, what, _MAX_PAYLOAD_BYTES), what)
+    if (kind := fields.take("type", str)) != TYPE:
+        raise FormatError(f"{what} has the unknown type {kind[:40]!r}, expected {TYPE!r}")
+    key = PublicKey(fields.take("publicKey", str), f"{what}.publicKey")
+    not_before = read_time(fields.take("notBefore", str), f"{what}.notBefore")
+    previous, not_after = None, None
+    if before := fields.take_or("previous", dict, {}):
+        old = Fields(before, f"{what}.previous")
+        previous = PublicKey(old.take("publicKey", str), f"{what}.previous.publicKey")
+        not_after = read_time(old.take("notAfter", str), f"{what}.previous.notAfter")
+        old.end()
+    fields.end()
+    for signer in filter(None, (key, previous)):
+        if not signer.has_signed(envelope):
+            raise ProofError(f"{what} has no valid signature of the key {signer.key_id[:16]}")
+    return KeyEntry(key, not_before, previous, not_after)
+
+
+def find_trusted(trusted: Iterable[PublicKey], entries: Sequence[bytes]) -> Mapping[str, KeySpan]:
+    """Return all keys that follow from trusted ones by a key list, by their ids.
+
+    Args:
+        trusted: keys that the caller trusts.
+        entries: entries of key lists, in any order.
+
+    Raises:
+        FormatError: an entry is none, or there are too many.
+        ProofError: a signature is wrong, or two keys follow one key.
+    """
+    if len(entries) > MAX_ENTRIES:
+        raise FormatError(f"{len(entries)} keys are listed; at most {MAX_ENTRIES} are allowed")
+    parsed = [parse_entry(data, f"keys[{number}]") for number, data in enumerate(entries)]
+    by_key = {entry.key.key_id: entry for entry in parsed}
+    after = {entry.previous.key_id: entry for entry in parsed if entry.previous is not None}
+    if len(by_key) != len(parsed) or len(after) != sum(e.previous is not None for e in parsed):
+        raise ProofError("a key is listed twice, or two keys follow one key")
+    found: dict[str, KeySpan] = {}
+    for key in trusted:
+        _follow(key, by_key, after, found)
+    return found
+
+
+def _follow(
+    key: PublicKey,
+    by_key: Mapping[str, KeyEntry],
+    after: Mapping[str, KeyEntry],
+    found: dict[str, KeySpan],
+) -> None:
+    """Add a key, the keys after it, and the keys before it, but none that follow those."""
+    chain, seen = [key], {key.key_id}
+    while (entry := after.get(chain[-1].key_id)) is not None and entry.key.key_id not in seen:
+        chain.append(entry.key)
+        seen.add(entry.key.key_id)
+    before: PublicKey | None = key
+    while before is not None and (entry := by_key.get(before.key_id)) is not None:
+        before = entry.previous
+        if before is None or before.key_id in seen:
+            break
+        chain.append(before)
+        seen.add(before.key_id)
+    for one in chain:
+        own, next_entry = by_key.get(one.key_id), after.get(one.key_id)
+        found[one.key_id] = KeySpan(
+            one,
+            None if own is None else own.not_before,
+            None if next_entry is None else next_entry.previous_not_after,
+        )

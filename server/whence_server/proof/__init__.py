@@ -1,0 +1,1 @@
+"""Signed statements about generations, and the keys that sign them."""

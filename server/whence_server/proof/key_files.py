@@ -1,0 +1,87 @@
+"""Files of signing keys: private keys as PEM, and the list of keys."""
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from whence_server.domain.errors import ConfigurationError
+from whence_server.proof.signer import PrivateKey
+
+_MAX_BYTES = 64 << 10
+_STRANGERS = stat.S_IWGRP | stat.S_IRWXO
+
+
+def read_private_key(path: Path, flag: str = "--signing-key") -> PrivateKey:
+    """Read a private key.
+
+    Raises:
+        ConfigurationError: others can read the file, or it is no key on the curve P-256.
+        FileNotFoundError: the file does not exist.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & _STRANGERS:
+            raise ConfigurationError(
+                f"{flag} {path}: others can read it, or its group can write to it (mode "
+                f"{mode:03o}), and could sign; run chmod 600 {path}"
+            )
+        with path.open("rb") as file:
+            pem = file.read(_MAX_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigurationError(f"{flag} {path}: cannot be read ({error.strerror})") from None
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ConfigurationError(
+            f"{flag} {path}: is no private key in PEM without a password; `openssl ecparam -name "
+            "prime256v1 -genkey -noout` makes one"
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ConfigurationError(
+            f"{flag} {path}: is no elliptic-curve key on P-256, the only curve that statements are "
+            "signed on"
+        )
+    return PrivateKey(key)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file with mode 0600, in one step, so that a crash leaves the old one or the new one.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    try:
+        # mkstemp gives mode 0600.
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(partial).replace(path)
+            sync_directory(path.parent)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until changes of a directory's names are on disk.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

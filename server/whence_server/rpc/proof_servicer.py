@@ -1,0 +1,93 @@
+"""ProofService: what a stranger needs to check a generation without trusting the server."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from whence.v1 import proof_pb2
+from whence_server.domain.errors import FieldViolation, InvalidRequestError
+from whence_server.domain.identity import Scope
+from whence_server.journal.journal import Journal
+from whence_server.proof.signing_keys import SigningKeys
+from whence_server.rpc.bundles import Disclosure, spell_bundle
+from whence_server.rpc.calls import Call, Method
+from whence_server.rpc.conversions import require_generation_id
+from whence_server.rpc.visibility import require_access, sees_content
+
+SERVICE = "whence.v1.ProofService"
+_CHUNK_BYTES = 1 << 20
+
+
+class ProofServicer:
+    """Servicer for keys and bundles.
+
+    Args:
+        journal: the journal.
+        keys: the server's signing keys; None if it does not sign.
+    """
+
+    def __init__(self, journal: Journal, keys: SigningKeys | None) -> None:
+        self._journal = journal
+        self._keys = keys
+
+    def list_methods(self) -> list[Method[Any]]:
+        """Return the service's methods."""
+        return [
+            Method("GetKeys", proof_pb2.GetKeysRequest, unary=self.get_keys),
+            Method("ExportBundle", proof_pb2.ExportBundleRequest, stream=self.export_bundle),
+        ]
+
+    async def get_keys(self, request: proof_pb2.GetKeysRequest, call: Call) -> bytes:
+        """Return the signing keys, oldest first; none if the server does not sign."""
+        del request, call
+        listed = [] if self._keys is None else self._keys.listed
+        return proof_pb2.GetKeysResponse(
+            keys=[
+                proof_pb2.SigningKey(
+                    key_id=entry.key.key_id,
+                    public_key_pem=entry.key.pem,
+                    entry=data,
+                    active=number == len(listed),
+                )
+                for number, (data, entry) in enumerate(listed, 1)
+            ]
+        ).SerializeToString()
+
+    async def export_bundle(
+        self, request: proof_pb2.ExportBundleRequest, call: Call
+    ) -> AsyncGenerator[bytes, None]:
+        """Stream a generation's bundle."""
+        call.generation_id = require_generation_id(request.generation_id)
+        await require_access(self._journal, call.generation_id, call.identity, Scope.READ_ALL)
+        disclosure = read_disclosure(request)
+        if not sees_content(call.identity):
+            disclosure = Disclosure(prompt=False, text=False)
+        keys = [] if self._keys is None else [listed.data for listed in self._keys.listed]
+        pieces = spell_bundle(self._journal, call.generation_id, keys, disclosure)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                data = piece.encode()
+                for begin in range(0, len(data), _CHUNK_BYTES):
+                    yield proof_pb2.ExportBundleResponse(
+                        data=data[begin : begin + _CHUNK_BYTES]
+                    ).SerializeToString()
+
+
+def read_disclosure(request: proof_pb2.ExportBundleRequest) -> Disclosure:
+    """Return which entries a request wants to show.
+
+    Raises:
+        InvalidRequestError: the steps' range is turned around, or goes with hidden text.
+    """
+    if not request.HasField("steps"):
+        return Disclosure(not request.hide_prompt, not request.hide_text)
+    begin, end = request.steps.begin, request.steps.end
+    if end < begin:
+        raise InvalidRequestError(
+            FieldViolation("steps.end", f"is {end}, below the begin {begin}; expected at least it")
+        )
+    if request.hide_text:
+        raise InvalidRequestError(
+            FieldViolation("steps", "does not go with `hide_text`, which hides every step")
+        )
+    return Disclosure(not request.hide_prompt, text=True, steps=range(begin, end))

@@ -1,0 +1,52 @@
+"""Merkle trees of proofs, against the test vectors of Certificate Transparency."""
+
+import pytest
+
+from whence.proof.merkle_tree import compute_root, hash_leaf, is_included
+from whence_server.lineage.merkle import MerkleTree
+
+# Certificate Transparency's own test vectors (google/certificate-transparency, merkle_tree_test).
+LEAVES = [
+    bytes.fromhex(text)
+    for text in (
+        "",
+        "00",
+        "10",
+        "2021",
+        "3031",
+        "40414243",
+        "5051525354555657",
+        "606162636465666768696a6b6c6d6e6f",
+    )
+]
+ROOTS = [
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+    "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
+    "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77",
+    "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    "4e3bbb1f7b478dcfe71fb631631519a3bca12c9aefca1612bfce4c13a86264d4",
+    "76e67dadbcdf1e10e1b74ddc608abd2f98dfb16fbce75277b5232a127f2087ef",
+    "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
+    "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
+]
+
+
+@pytest.mark.parametrize("size", range(9))
+def test_roots_are_those_of_certificate_transparency(size: int) -> None:
+    assert compute_root(map(hash_leaf, LEAVES[:size])).hex() == ROOTS[size]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 100])
+def test_every_leaf_is_included_and_no_other(size: int) -> None:
+    leaves = [bytes([index]) for index in range(size)]
+    tree = MerkleTree(leaves)
+    for index, leaf in enumerate(leaves):
+        path = tree.compute_audit_path(index)
+        assert is_included(hash_leaf(leaf), index, size, path, tree.root)
+        assert not is_included(hash_leaf(b"other"), index, size, path, tree.root)
+        assert not is_included(hash_leaf(leaf), size, size, path, tree.root)
+        assert not is_included(hash_leaf(leaf), index, size, [*path, bytes(32)], tree.root)
+        if path:
+            assert not is_included(hash_leaf(leaf), index, size, path[:-1], tree.root)
+            assert not is_included(hash_leaf(leaf), index, size, [b"", *path[1:]], tree.root)
