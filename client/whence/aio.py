@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, Unpack
@@ -14,6 +14,7 @@ from whence.aio_following import AsyncFollowing, Reads
 from whence.aio_training import AsyncTrainingRuns
 from whence.audit import AuditOptions, make_audit_request
 from whence.backoff import Backoff, RetryPolicy
+from whence.bundles import make_bundle_stream
 from whence.errors import DeadlineExceededError, FailedPreconditionError, WhenceError
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
 from whence.options import FilterOptions, GenerateOptions, Prompt
@@ -23,7 +24,7 @@ from whence.requests import make_filter
 from whence.resume import GenerationStream, WatchStream
 from whence.security import FilePath, choose_server
 from whence.tokens import Token
-from whence.v1 import audit_pb2, generation_pb2, model_pb2, trace_pb2
+from whence.v1 import audit_pb2, generation_pb2, model_pb2, proof_pb2, trace_pb2
 from whence.vocabulary import Vocabulary, VocabularyBuilder, VocabularyStream
 
 CLOSE_TIMEOUT_S = 5.0
@@ -133,6 +134,11 @@ class AsyncClient:
         request = model_pb2.GetModelRequest(model=model)
         answer = await self._calls.call_unary(self._calls.model.GetModel, request)
         return answer.model
+
+    async def signing_keys(self) -> list[proof_pb2.SigningKey]:
+        """Return the keys with which the server signs generations, oldest first."""
+        answer = await self._calls.call_unary(self._calls.proof.GetKeys, proof_pb2.GetKeysRequest())
+        return list(answer.keys)
 
     async def audit(
         self, *, page_size: int = 0, **options: Unpack[AuditOptions]
@@ -389,6 +395,23 @@ class AsyncGenerations:
             after_position=after_position,
         )
         return self._calls.follow(WatchStream(request, Backoff(self._policy)))
+
+    def bundle(
+        self, generation_id: str, *, hide: Collection[str] = (), steps: range | None = None
+    ) -> AsyncFollowing[bytes]:
+        """Stream the pieces of a generation's bundle, a file that is checked without the server.
+
+        Args:
+            generation_id: id of the generation, which has ended.
+            hide: parts whose content stays out: "prompt", "text".
+            steps: indexes of the only steps that are shown; None for all of them.
+
+        Raises:
+            NotFoundError: the generation is unknown or was deleted.
+            FailedPreconditionError: it still runs, or has no signed statement.
+            ValueError: an unknown part, or steps that are no range of indexes.
+        """
+        return self._calls.follow(make_bundle_stream(generation_id, hide, steps, self._policy))
 
     async def delete(self, generation_id: str) -> None:
         """Destroy a generation's content irrecoverably; its id stays taken.

@@ -24,6 +24,7 @@ from whence.stubs import make_stream_methods
 from whence.v1.audit_pb2_grpc import AuditServiceStub
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2_grpc import ModelServiceStub
+from whence.v1.proof_pb2_grpc import ProofServiceStub
 from whence.v1.trace_pb2_grpc import TraceServiceStub
 from whence.v1.training_pb2_grpc import TrainingServiceStub
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from whence.v1.audit_pb2_grpc import AuditServiceAsyncStub
     from whence.v1.generation_pb2_grpc import GenerationServiceAsyncStub
     from whence.v1.model_pb2_grpc import ModelServiceAsyncStub
+    from whence.v1.proof_pb2_grpc import ProofServiceAsyncStub
     from whence.v1.trace_pb2_grpc import TraceServiceAsyncStub
     from whence.v1.training_pb2_grpc import TrainingServiceAsyncStub
 
@@ -91,6 +93,11 @@ class AsyncCalls:
     def audit(self) -> "AuditServiceAsyncStub":
         """Stub of the audit service."""
         return self._connect().audit
+
+    @property
+    def proof(self) -> "ProofServiceAsyncStub":
+        """Stub of the proof service."""
+        return self._connect().proof
 
     def _add_token(self, metadata: Metadata) -> Metadata:
         """Return metadata with the token, which may have been renewed since the last call."""
@@ -219,6 +226,7 @@ class _Connections:
         self.model = cast("ModelServiceAsyncStub", ModelServiceStub(others))
         self.training = cast("TrainingServiceAsyncStub", TrainingServiceStub(others))
         self.audit = cast("AuditServiceAsyncStub", AuditServiceStub(others))
+        self.proof = cast("ProofServiceAsyncStub", ProofServiceStub(others))
 
     @classmethod
     def _check_process(cls) -> None:

@@ -22,6 +22,7 @@ from whence.stubs import make_stream_methods
 from whence.v1.audit_pb2_grpc import AuditServiceStub
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2_grpc import ModelServiceStub
+from whence.v1.proof_pb2_grpc import ProofServiceStub
 from whence.v1.trace_pb2_grpc import TraceServiceStub
 from whence.v1.training_pb2_grpc import TrainingServiceStub
 
@@ -63,6 +64,7 @@ class Calls:
         self.model = ModelServiceStub(self._channel)
         self.training = TrainingServiceStub(self._channel)
         self.audit = AuditServiceStub(self._channel)
+        self.proof = ProofServiceStub(self._channel)
         self._streams = make_stream_methods(self._followed_channel, self._channel)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, Unpack
@@ -12,6 +12,7 @@ import grpc
 
 from whence.audit import AuditOptions, make_audit_request
 from whence.backoff import Backoff, RetryPolicy
+from whence.bundles import make_bundle_stream
 from whence.calls import Calls
 from whence.errors import DeadlineExceededError, WhenceError
 from whence.following import Following
@@ -24,7 +25,7 @@ from whence.resume import GenerationStream, WatchStream
 from whence.security import FilePath, choose_server
 from whence.tokens import Token
 from whence.training import TrainingRuns
-from whence.v1 import audit_pb2, generation_pb2, model_pb2, trace_pb2
+from whence.v1 import audit_pb2, generation_pb2, model_pb2, proof_pb2, trace_pb2
 from whence.vocabulary import Vocabulary, VocabularyBuilder, VocabularyStream
 
 CLOSE_TIMEOUT_S = 5.0
@@ -131,6 +132,11 @@ class Client:
         """
         request = model_pb2.GetModelRequest(model=model)
         return self._calls.call_unary(self._calls.model.GetModel, request).model
+
+    def signing_keys(self) -> list[proof_pb2.SigningKey]:
+        """Return the keys with which the server signs generations, oldest first."""
+        answer = self._calls.call_unary(self._calls.proof.GetKeys, proof_pb2.GetKeysRequest())
+        return list(answer.keys)
 
     def audit(
         self, *, page_size: int = 0, **options: Unpack[AuditOptions]
@@ -386,6 +392,23 @@ class Generations:
             after_position=after_position,
         )
         return self._calls.follow(WatchStream(request, Backoff(self._policy)))
+
+    def bundle(
+        self, generation_id: str, *, hide: Collection[str] = (), steps: range | None = None
+    ) -> Following[bytes]:
+        """Stream the pieces of a generation's bundle, a file that is checked without the server.
+
+        Args:
+            generation_id: id of the generation, which has ended.
+            hide: parts whose content stays out: "prompt", "text".
+            steps: indexes of the only steps that are shown; None for all of them.
+
+        Raises:
+            NotFoundError: the generation is unknown or was deleted.
+            FailedPreconditionError: it still runs, or has no signed statement.
+            ValueError: an unknown part, or steps that are no range of indexes.
+        """
+        return self._calls.follow(make_bundle_stream(generation_id, hide, steps, self._policy))
 
     def delete(self, generation_id: str) -> None:
         """Destroy a generation's content irrecoverably; its id stays taken.

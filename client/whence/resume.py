@@ -18,6 +18,7 @@ from whence.v1.generation_pb2 import (
     ResumeGenerationResponse,
 )
 from whence.v1.model_pb2 import GetVocabularyRequest, GetVocabularyResponse
+from whence.v1.proof_pb2 import ExportBundleRequest, ExportBundleResponse
 from whence.v1.trace_pb2 import WatchGenerationsRequest, WatchGenerationsResponse
 from whence.v1.training_pb2 import (
     ReadDocumentRequest,
@@ -36,6 +37,7 @@ Request: TypeAlias = (
     | GetVocabularyRequest
     | ReadDocumentRequest
     | TraceEmergenceRequest
+    | ExportBundleRequest
 )
 Response: TypeAlias = (
     GenerateResponse
@@ -45,6 +47,7 @@ Response: TypeAlias = (
     | GetVocabularyResponse
     | ReadDocumentResponse
     | TraceEmergenceResponse
+    | ExportBundleResponse
 )
 
 Item_co = TypeVar("Item_co", covariant=True)

@@ -9,6 +9,8 @@ from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2 import GetVocabularyRequest
 from whence.v1.model_pb2_grpc import ModelServiceStub
+from whence.v1.proof_pb2 import ExportBundleRequest
+from whence.v1.proof_pb2_grpc import ProofServiceStub
 from whence.v1.trace_pb2 import WatchGenerationsRequest
 from whence.v1.trace_pb2_grpc import TraceServiceStub
 from whence.v1.training_pb2 import (
@@ -34,5 +36,6 @@ def make_stream_methods(followed: Any, others: Any) -> dict[type[Message], Calla
         WatchTrainingRunRequest: training.WatchTrainingRun,
         ReadDocumentRequest: training.ReadDocument,
         TraceEmergenceRequest: training.TraceEmergence,
+        ExportBundleRequest: ProofServiceStub(others).ExportBundle,
         GetVocabularyRequest: ModelServiceStub(others).GetVocabulary,
     }

@@ -20,6 +20,7 @@ from whence_server.access.ssl_contexts import make_ssl_context
 from whence_server.access.tls_files import TlsFiles, TlsPaths
 from whence_server.access.token_file import TokenFile
 from whence_server.config import ServeConfig
+from whence_server.config.environment import copy_environment
 from whence_server.domain.audit import AuditAction, AuditEntry, Deed
 from whence_server.domain.identity import Scope
 from whence_server.domain.limits import CallerLimits, Limits
@@ -179,6 +180,6 @@ def sign_generations(settings: ServeConfig, journal: Journal) -> Proof | None:
     """
     if settings.signing == "off":
         return None
-    proof = open_proof(settings.data_dir, settings.signing_key)
+    proof = open_proof(settings.data_dir, settings.signing_key, copy_environment())
     journal.signing.use(proof.statements)
     return proof

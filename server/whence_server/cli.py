@@ -15,6 +15,7 @@ from whence_server.config.environment import copy_environment, use_passive_waiti
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
 from whence_server.domain.paths import format_path, get_undecodable_bytes
 from whence_server.journal.sealing import command as key_command
+from whence_server.proof import command as signing_command
 from whence_server.training import weigh_heads
 from whence_server.training.verify import command as verify_command
 
@@ -122,6 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     key_command.add_arguments(
         commands.add_parser(
             "key", help="make and rotate the master keys of --journal-key", allow_abbrev=False
+        )
+    )
+    signing_command.add_arguments(
+        commands.add_parser(
+            "signing-keys",
+            help="list and rotate the keys that sign generations",
+            allow_abbrev=False,
         )
     )
     for stream in (sys.stdout, sys.stderr):
@@ -302,6 +310,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "restore": _copy,
     "retention": _plan_retention,
     "serve": _serve,
+    "signing-keys": signing_command.run,
     "token": token_command.run,
     "train": _train,
     "verify": _verify,

@@ -6,11 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from securesystemslib.dsse import Envelope
-from securesystemslib.signer import SSlibKey
-from tests.support.bundles import (
+from bundles import (
     make_bundle,
     make_entries,
     make_finished,
@@ -18,6 +14,10 @@ from tests.support.bundles import (
     sign,
     spell,
 )
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from securesystemslib.dsse import Envelope
+from securesystemslib.signer import SSlibKey
 
 from whence.proof.faults import ProofError
 from whence.proof.verification import Report, verify_bundle

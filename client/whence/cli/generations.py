@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from whence.cli.bundles import add_export, run_export
 from whence.cli.chat import format_call
 from whence.cli.connection import connect, parse_key_value
 from whence.cli.exits import EXITS, OK, UsageError
@@ -26,7 +27,14 @@ from whence.client import Client
 from whence.content import explain_policy
 from whence.generation import FinishReason
 from whence.outputs import convert_tool_call
-from whence.summary import count, describe_upstream, escape, quote, summarise_grades
+from whence.summary import (
+    count,
+    describe_upstream,
+    escape,
+    find_signer,
+    quote,
+    summarise_grades,
+)
 from whence.tokens import Token
 from whence.v1.generation_pb2 import GenerationStarted
 from whence.v1.trace_pb2 import (
@@ -94,6 +102,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     watching.add_argument(
         "--after", default="", metavar="POSITION", help="continue after this position"
     )
+    add_export(add("export", run_export, "write a bundle that is checked without the server"))
     deleting = add("delete", run_delete, "destroy the content of a generation irrecoverably")
     deleting.add_argument("--yes", action="store_true", help="delete without asking")
     for action in (listing, watching):
@@ -292,6 +301,7 @@ def _format_details(generation: GetGenerationResponse) -> str:
         f"{summary.num_generated_tokens} generated",
         **_describe_processors(started),
         **_describe_policy(started),
+        **_describe_statement(generation),
         **{f"label {key}": value for key, value in sorted(summary.labels.items())},
         **{f"no {part}": reason for part, reason in sorted(started.unavailable.items())},
         "prompt": started.prompt or summary.prompt_preview,
@@ -311,6 +321,11 @@ def _format_details(generation: GetGenerationResponse) -> str:
 def _describe_policy(started: GenerationStarted) -> dict[str, str]:
     kept = explain_policy(started)
     return {"content kept": kept} if kept else {}
+
+
+def _describe_statement(generation: GetGenerationResponse) -> dict[str, str]:
+    key_id = find_signer(generation.finished)
+    return {"signed": f"by key {key_id}"} if key_id else {}
 
 
 def _describe_adapter(started: GenerationStarted) -> dict[str, str]:

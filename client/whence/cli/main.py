@@ -5,14 +5,23 @@ import os
 import sys
 from collections.abc import Sequence
 
-from whence.cli import audit, connection, exits, generate, generations, model, training
-from whence.errors import WhenceError
-from whence.summary import escape
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status (listed in `whence --help`)."""
-    arguments = make_parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    if given[:1] == ["verify-bundle"]:
+        # It is done before gRPC, which it does not need, is imported.
+        from whence.cli import verify_bundle
+
+        return verify_bundle.main(given[1:])
+    return _run(given)
+
+
+def _run(given: Sequence[str]) -> int:
+    from whence.cli import exits
+    from whence.errors import WhenceError
+
+    arguments = make_parser().parse_args(given)
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal cannot show must not end the generation.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -35,6 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
+    from whence.cli import (
+        audit,
+        bundles,
+        connection,
+        exits,
+        generate,
+        generations,
+        model,
+        training,
+        verify_bundle,
+    )
+
     common = argparse.ArgumentParser(add_help=False)
     connection.add_arguments(common)
     whole = argparse.ArgumentParser(
@@ -50,6 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
     training.add_commands(commands, common)
     model.add_command(commands, common)
     audit.add_command(commands, common)
+    bundles.add_keys_command(commands, common)
+    verify_bundle.add_command(commands)
     return whole
 
 
@@ -64,5 +87,7 @@ class _Version(argparse.Action):
 
 
 def _complain(message: str, status: int) -> int:
+    from whence.summary import escape
+
     print(f"whence: {escape(message)}", file=sys.stderr)
     return status

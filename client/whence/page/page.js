@@ -224,6 +224,7 @@ function showFacts() {
   if (adapter) facts.adapter = `${adapter.name} (${adapter.peft_type}, for ${adapter.base})`;
   if (generation.upstream) facts.upstream = generation.upstream;
   if (generation.grades) facts.grades = generation.grades;
+  if (generation.signed) facts.signed = generation.signed;
   if (generation.content_kept) facts["content kept"] = generation.content_kept;
   facts["chosen by"] = JSON.stringify(decoding);
   facts["recorded"] = JSON.stringify(trace);

@@ -12,7 +12,7 @@ from whence.generation import FinishReason
 from whence.internals import find_leader_id
 from whence.page.numbers import round_number, round_numbers
 from whence.page.told import ToldTokens
-from whence.summary import describe_upstream, summarise_grades
+from whence.summary import describe_upstream, find_signer, summarise_grades
 from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted, SequenceResult
 from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
@@ -87,6 +87,8 @@ def _describe_generation(
         "environment": _describe_message(started.environment),
         "grades": summarise_grades(started),
     }
+    if finished is not None and (key_id := find_signer(finished)):
+        facts["signed"] = f"by key {key_id}"
     if kept := explain_policy(started):
         facts["content_kept"] = kept
     if started.HasField("upstream"):

@@ -24,6 +24,7 @@ from whence.summary.numbers import count, shorten_float32
 from whence.summary.observations import describe_upstream, list_grades, summarise_grades
 from whence.summary.outputs import OutputPart, list_output_parts
 from whence.summary.quoting import decode_token, escape, quote, quote_briefly
+from whence.summary.statements import find_signer
 from whence.summary.steps import CONSTRAINT, PROMPT, describe_choice, summarise_step
 from whence.summary.trainings import (
     summarise_attempt,
@@ -52,6 +53,7 @@ __all__ = [
     "describe_choice",
     "describe_upstream",
     "escape",
+    "find_signer",
     "list_grades",
     "list_output_parts",
     "make_text_names",

@@ -19,7 +19,7 @@ from whence_server.domain.audit import AuditLevel
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.identity import Scope
 
-PUBLIC_SERVICES = ("health", "metrics", "reflection")
+PUBLIC_SERVICES = ("health", "keys", "metrics", "reflection")
 
 
 def parse_file(text: str) -> Path:
@@ -151,8 +151,8 @@ class AccessSettings:
     public_services: tuple[str, ...] = declare_setting(
         ("health",),
         parse_public_services,
-        "services that need no authentication: none, or health (gRPC health and /healthz), "
-        "reflection and metrics, with commas between (default: health)",
+        "services that need no authentication: none, or health (gRPC health and /healthz), keys "
+        "(GetKeys and /keys.json), reflection and metrics, with commas between (default: health)",
         "SERVICES",
     )
     max_connections_per_address: int = declare_setting(

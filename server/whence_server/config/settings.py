@@ -66,7 +66,6 @@ _PATHS = UPSTREAM_PATHS | {
     "training_runs",
     "head_weights",
     "journal_keys",
-    "signing_key",
 }
 _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 

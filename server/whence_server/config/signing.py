@@ -1,11 +1,11 @@
 """Settings of the signed statements about generations."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from whence_server.config.fields import declare_setting
-from whence_server.config.spelling import accept_choice, parse_path
+from whence_server.config.spelling import accept_choice
 from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.signing import parse_signing_key
 
 
 # Without slots: a class cannot inherit the slots of two.
@@ -19,12 +19,13 @@ class SigningSettings:
         "on signs a statement about every generation at its end; off signs nothing",
         "CHOICE",
     )
-    signing_key: Path | None = declare_setting(
+    signing_key: str | None = declare_setting(
         None,
-        parse_path,
-        "private key of the statements, PEM, elliptic curve P-256; it is made at the first start "
-        "(default: signing-key.pem in --data-dir)",
-        "FILE",
+        parse_signing_key,
+        "private key of the statements: FILE, PEM on the curve P-256, which the first start makes "
+        "(default: signing-key.pem in --data-dir); or awskms:, gcpkms:, azurekms:, hsm: with a key "
+        "that signs the server's own key",
+        "PLACE",
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -59,13 +59,7 @@ class SigningKeys:
         """
         finish_rotation(key_path, list_path)
         if not read_list(list_path):
-            try:
-                key = read_private_key(key_path)
-            except FileNotFoundError:
-                key = PrivateKey.generate()
-                write_private(key_path, key.encode())
-                _log.info("made the signing key %s, with the id %s", key_path, key.public.key_id)
-            write_list(list_path, [make_entry(key)])
+            write_list(list_path, [make_entry(_read_or_make(key_path))])
         return cls(key_path, list_path)
 
     def choose(self) -> Signer:
@@ -107,6 +101,48 @@ class SigningKeys:
                 f"last key of {self._list_path} is {last.key_id[:16]}; replace a key by "
                 "`whence-server signing-keys rotate`, or move the list away to begin with this one"
             )
+        return key
+
+
+def certify(key_path: Path, list_path: Path, open_root: Callable[[], Signer]) -> None:
+    """Begin the list of a server's first start with a key that signs the server's own key.
+
+    Args:
+        key_path: file of the server's own private key; made if it is missing.
+        list_path: file of the list.
+        open_root: opens the key that signs it.
+
+    Raises:
+        ConfigurationError: it cannot be opened at the first start, or the list has another.
+    """
+    listed = read_list(list_path)
+    try:
+        root = open_root()
+        if not listed:
+            first = make_entry(root)
+            write_list(list_path, [first, make_entry(_read_or_make(key_path), root)])
+            return
+    except ConfigurationError as error:
+        if not listed:
+            raise
+        # It has signed the server's own key before, and is not needed.
+        _log.warning("the server signs without a look at its key service: %s", error)
+        return
+    if listed[0].entry.key.key_id != root.public.key_id:
+        raise ConfigurationError(
+            f"{list_path}: begins with the key {listed[0].entry.key.key_id[:16]}, and "
+            f"--signing-key names {root.public.key_id[:16]}; move the list and {key_path} away to "
+            "begin with it"
+        )
+
+
+def _read_or_make(path: Path) -> PrivateKey:
+    try:
+        return read_private_key(path)
+    except FileNotFoundError:
+        key = PrivateKey.generate()
+        write_private(path, key.encode())
+        _log.info("made the signing key %s, with the id %s", path, key.public.key_id)
         return key
 
 

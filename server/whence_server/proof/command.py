@@ -1,0 +1,79 @@
+"""The commands `whence-server signing-keys list` and `rotate`."""
+
+import argparse
+from pathlib import Path
+
+from whence_server.domain.errors import ConfigurationError
+
+EPILOG = "exit status: 0 done; 2 an argument or a key cannot be used"
+_DEFAULT_OVERLAP_S = 3_600.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands and their arguments."""
+    commands = parser.add_subparsers(dest="signing_keys_command", required=True)
+    listing = commands.add_parser(
+        "list",
+        help="list the keys that sign generations, oldest first",
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    rotate = commands.add_parser(
+        "rotate",
+        help="replace the signing key by a new one",
+        description="Make a new signing key. The old key signs it, so that whoever trusts the old "
+        "one can check what the new one signs; then the old private key is overwritten. A running "
+        "server signs with the new key within a second of its next generation's end.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    for command in (listing, rotate):
+        command.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    rotate.add_argument(
+        "--signing-key",
+        type=Path,
+        metavar="FILE",
+        help="private key to replace (default: signing-key.pem in --data-dir)",
+    )
+    rotate.add_argument(
+        "--overlap",
+        type=_parse_overlap,
+        default=_DEFAULT_OVERLAP_S,
+        metavar="S",
+        help="seconds for which signatures of the old key still count, as a running server may "
+        "need a moment (default: 3600)",
+    )
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run a subcommand; return the exit status.
+
+    Raises:
+        ConfigurationError: an argument or a key cannot be used.
+    """
+    from whence_server.proof.signing_keys import KEY_NAME, LIST_NAME, read_list, rotate
+
+    list_path = parsed.data_dir / LIST_NAME
+    if not list_path.is_file():
+        raise ConfigurationError(
+            f"there is no list of signing keys {list_path}: the first start of a server makes one"
+        )
+    if parsed.signing_keys_command == "rotate":
+        key_path = parsed.signing_key or parsed.data_dir / KEY_NAME
+        print(f"{rotate(key_path, list_path, parsed.overlap).key.key_id}  signs from now on")
+        return 0
+    listed = read_list(list_path)
+    for number, (_, entry) in enumerate(listed, 1):
+        note = "  signs now" if number == len(listed) else ""
+        print(f"{entry.key.key_id}  from {entry.not_before:%Y-%m-%dT%H:%M:%SZ}{note}")
+    return 0
+
+
+def _parse_overlap(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 30 * 86_400:
+        raise argparse.ArgumentTypeError("expected seconds, from 0 to 2592000 (30 days)")
+    return seconds
