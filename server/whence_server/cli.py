@@ -17,6 +17,7 @@ from whence_server.domain.paths import format_path, get_undecodable_bytes
 from whence_server.journal.sealing import command as key_command
 from whence_server.proof import command as signing_command
 from whence_server.training import weigh_heads
+from whence_server.training.attest import command as attest_command
 from whence_server.training.verify import command as verify_command
 
 if TYPE_CHECKING:
@@ -123,6 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     key_command.add_arguments(
         commands.add_parser(
             "key", help="make and rotate the master keys of --journal-key", allow_abbrev=False
+        )
+    )
+    attest_command.add_arguments(
+        commands.add_parser(
+            "attest",
+            help="sign a trained model and its record; write its SLSA provenance and its ML-BOM",
+            epilog=attest_command.EPILOG,
+            allow_abbrev=False,
         )
     )
     signing_command.add_arguments(
@@ -305,6 +314,7 @@ def _manage_keys(parsed: argparse.Namespace) -> int:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "backup": _copy,
     "compact": _compact,
+    "attest": attest_command.run,
     "key": _manage_keys,
     "migrate": _copy,
     "restore": _copy,

@@ -41,14 +41,16 @@ def make_started() -> generation_pb2.GenerationStarted:
     return started
 
 
-def make_entries(num_steps: int = 4) -> Entries:
+def make_entries(
+    num_steps: int = 4, started: generation_pb2.GenerationStarted | None = None
+) -> Entries:
     """Return a generation's entries before its end."""
     steps = [
         step_pb2.Step(sequence_index=0, index=index, token_id=index, text=f" word{index}")
         for index in range(num_steps)
     ]
     return [
-        (EntryKind.STARTED, make_started().SerializeToString()),
+        (EntryKind.STARTED, (started or make_started()).SerializeToString()),
         *((EntryKind.STEP, step.SerializeToString()) for step in steps),
     ]
 

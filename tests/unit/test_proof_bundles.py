@@ -2,7 +2,11 @@
 
 import base64
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 
+from whence.cli.main import main
 from whence.proof.faults import ProofError
 from whence.proof.verification import Report, verify_bundle
 from whence_server.proof.signer import PrivateKey
@@ -272,6 +277,74 @@ def test_list_signed_by_the_new_key_alone_is_refused() -> None:
     statement = sign(entries, make_finished(), new)
     report = verify(spell(statement, entries, [json.dumps(entry).encode()]), old)
     assert "no valid signature of the key" in find_fault(report)[1]
+
+
+def test_command_needs_no_grpc_and_no_server(tmp_path: Path) -> None:
+    (tmp_path / "bundle").write_bytes(make_bundle(SIGNER))
+    (tmp_path / "key").write_text(SIGNER.public.pem)
+    program = (
+        "import sys\n"
+        "for name in ('grpc', 'whence_server', 'numpy', 'securesystemslib'):\n"
+        "    sys.modules[name] = None\n"
+        "from whence.cli.main import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    given = ["verify-bundle", str(tmp_path / "bundle"), "--key", str(tmp_path / "key")]
+    checked = subprocess.run(
+        [sys.executable, "-c", program, *given], capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert checked.stdout.endswith("\nverified\n")
+
+
+@pytest.mark.parametrize(
+    ("edit", "status", "words"),
+    [
+        (lambda data: data, 0, "\nverified"),
+        (lambda data: data[:-9], 1, "FAULT  format"),
+        (
+            lambda data: data.replace(b'"kind":"step"', b'"kind":"beam_round"', 1),
+            1,
+            "FAULT  record",
+        ),
+    ],
+)
+def test_command_says_what_is_at_fault(
+    edit: Callable[[bytes], bytes],
+    status: int,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "bundle").write_bytes(edit(make_bundle(SIGNER)))
+    (tmp_path / "key").write_text(SIGNER.public.pem)
+    given = ["verify-bundle", str(tmp_path / "bundle"), "--key", str(tmp_path / "key")]
+    assert main(given) == status
+    assert words in capsys.readouterr().out
+    assert main([*given, "--json"]) == status
+    assert json.loads(capsys.readouterr().out)["verified"] == (status == 0)
+
+
+@pytest.mark.parametrize("missing", ["bundle", "key"])
+def test_command_names_a_file_that_it_cannot_read(
+    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bundle").write_bytes(make_bundle(SIGNER))
+    (tmp_path / "key").write_text(SIGNER.public.pem)
+    (tmp_path / missing).unlink()
+    given = ["verify-bundle", str(tmp_path / "bundle"), "--key", str(tmp_path / "key")]
+    assert main(given) == 2
+    assert str(tmp_path / missing) in capsys.readouterr().err
+
+
+def test_verification_answers_within_50_ms() -> None:
+    data = make_bundle(SIGNER, num_steps=128)
+    times_s = []
+    for _ in range(20):
+        began_s = time.process_time()
+        assert verify(data).verified
+        times_s.append(time.process_time() - began_s)
+    assert min(times_s) < 0.05
 
 
 def test_deep_and_repeating_json_is_refused() -> None:

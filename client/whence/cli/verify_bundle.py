@@ -12,7 +12,7 @@ from typing import Any
 
 from whence.proof.bundle_format import MAX_BYTES
 from whence.proof.faults import ProofError
-from whence.proof.verification import Report, verify_bundle
+from whence.proof.verification import Origin, Report, verify_bundle
 from whence.summary import escape
 
 VERIFIED, REFUSED, UNUSABLE = 0, 1, 2
@@ -54,6 +54,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PUB",
         help="public key of the server that you trust, PEM; may be repeated, and one suffices",
     )
+    parser.add_argument(
+        "--training",
+        type=Path,
+        metavar="SIG",
+        help="signature of the training that made the weights (lineage.sig): go on to it",
+    )
+    parser.add_argument(
+        "--document",
+        type=Path,
+        nargs=2,
+        metavar=("TEXT", "PROOF"),
+        help="with --training: a document, and what `whence training proof --json` printed for it: "
+        "check that the weights were trained on it",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
@@ -75,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         data = _read(arguments.bundle, MAX_BYTES)
         keys = [_read(path, 64 << 10).decode(errors="replace") for path in arguments.key]
-        report = verify_bundle(data, keys)
+        report = verify_bundle(data, keys, _read_origin(arguments))
     except (OSError, ProofError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         where = f"{error.filename}: " if isinstance(error, OSError) else ""
@@ -83,6 +97,24 @@ def run(arguments: argparse.Namespace) -> int:
         return UNUSABLE
     print(_describe(report) if arguments.json else _format(report))
     return VERIFIED if report.verified else REFUSED
+
+
+def _read_origin(arguments: argparse.Namespace) -> Origin | None:
+    """Read the files about the training of the weights; None if none are given.
+
+    Raises:
+        ProofError: a document is given without a training.
+        OSError: a file cannot be read.
+    """
+    if arguments.training is None:
+        if arguments.document:
+            raise ProofError("--document needs --training: give the training's signature too")
+        return None
+    training = _read(arguments.training, MAX_BYTES)
+    if not arguments.document:
+        return Origin(training)
+    document, proof = (_read(path, MAX_BYTES) for path in arguments.document)
+    return Origin(training, document, proof)
 
 
 def _read(path: Path, limit: int) -> bytes:

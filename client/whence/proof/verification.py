@@ -1,7 +1,7 @@
 """Verification of bundles: who made a generation, with which weights, and what is on record."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from whence.proof.bundle import Bundle, OpenLeaf, read_bundle
 from whence.proof.faults import ProofError
@@ -17,7 +17,7 @@ class Check(NamedTuple):
     """One thing that was checked.
 
     Attributes:
-        name: "format", "signature", "record", "entries" or "log".
+        name: "format", "signature", "record", "entries", "training" or "document".
         passed: True if it is as it should be; None if there was nothing to check.
         detail: what was found, in words.
     """
@@ -46,12 +46,27 @@ class Report(NamedTuple):
         )
 
 
-def verify_bundle(data: bytes, keys: Sequence[str]) -> Report:
+class Origin(NamedTuple):
+    """Files about the training of the weights.
+
+    Attributes:
+        training: the training's signature, `lineage.sig`.
+        document: a document of the training set; None to check none.
+        proof: output of `whence training proof --json` for it.
+    """
+
+    training: bytes
+    document: bytes | None = None
+    proof: bytes = b""
+
+
+def verify_bundle(data: bytes, keys: Sequence[str], origin: Origin | None = None) -> Report:
     """Check a bundle without its server.
 
     Args:
         data: content of the bundle's file.
         keys: trusted public keys, PEM, each of which suffices.
+        origin: files about the training of the weights; None to check the generation alone.
 
     Raises:
         ProofError: a given key is none.
@@ -66,6 +81,8 @@ def verify_bundle(data: bytes, keys: Sequence[str]) -> Report:
     try:
         _run(checks, "record", lambda: _check_record(bundle, signed.statement))
         _run(checks, "entries", lambda: _check_entries(bundle, signed.statement))
+        if origin is not None:
+            _check_origin(checks, origin, trusted, signed.statement)
     except _StoppedError:
         pass
     return Report(checks, signed.statement)
@@ -117,3 +134,21 @@ def _check_entries(bundle: Bundle, statement: Statement) -> tuple[None, str]:
     if bundle.leaves and isinstance(bundle.leaves[0], OpenLeaf):
         return None, "the statement agrees with the start on record"
     return None, "the start is hidden: the statement alone says model, decoding and times"
+
+
+def _check_origin(
+    checks: list[Check], origin: Origin, trusted: Sequence[PublicKey], statement: Statement
+) -> None:
+    from whence.proof.training_check import check_document, check_training
+
+    def check() -> tuple[Mapping[str, Any], str]:
+        found = check_training(origin.training, trusted, statement)
+        return found, f"the weights are those of step {found.get('step')} of the signed training"
+
+    training = _run(checks, "training", check)
+    if (document := origin.document) is not None:
+        _run(
+            checks,
+            "document",
+            lambda: (None, check_document(document, origin.proof, training)),
+        )

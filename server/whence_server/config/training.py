@@ -27,7 +27,7 @@ from whence_server.domain.errors import ConfigurationError
 WITHOUT_WARMUP = ("constant",)
 ACCELERATE = "ACCELERATE_"
 """Prefix of the environment variables that configure accelerate, and through it `Trainer`."""
-_UNRECORDED = ("output", "resume")
+_UNRECORDED = ("output", "resume", "signing_key")
 """Settings that are not part of a run's recipe."""
 
 
@@ -187,6 +187,14 @@ class TrainConfig:
     )
     eval_steps: int = declare_setting(
         0, accept_whole(1), "number of steps between evaluations (default: --save-steps)", "N"
+    )
+    signing_key: str = declare_setting(
+        "",
+        _parse_path,
+        "private key, PEM on the curve P-256, that signs the model's files (model.sig, OpenSSF "
+        "model signing) and the head of its record (lineage.sig); it is made if it is missing "
+        "(default: nothing is signed)",
+        "FILE",
     )
     resume: bool = declare_setting(
         False,

@@ -52,7 +52,12 @@ def read_private_key(path: Path, flag: str = "--signing-key") -> PrivateKey:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file with mode 0600, in one step, so that a crash leaves the old one or the new one.
+    """Write a file with mode 0600, as `write_file` does."""
+    write_file(path, content, 0o600)
+
+
+def write_file(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file in one step, so that a crash leaves the old one or the new one.
 
     Raises:
         ConfigurationError: it cannot be written.
@@ -62,6 +67,7 @@ def write_private(path: Path, content: bytes) -> None:
         descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
         try:
             with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, mode)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
