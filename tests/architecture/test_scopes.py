@@ -7,19 +7,37 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 import whence.v1
-from whence.v1 import audit_pb2, generation_pb2, model_pb2, record_pb2, trace_pb2, training_pb2
+from whence.v1 import (
+    audit_pb2,
+    generation_pb2,
+    model_pb2,
+    proof_pb2,
+    record_pb2,
+    trace_pb2,
+    training_pb2,
+)
 from whence_server.access.scope_table import PUBLIC, ROUTES, RPCS, TABLE, Rule
 from whence_server.config.access import PUBLIC_SERVICES
 from whence_server.domain.identity import Scope
 from whence_server.domain.limits import Limits
 from whence_server.http.openai.routes import list_routes
 from whence_server.http.openai.running import Front
+from whence_server.http.proof_routes import list_proof_routes
+from whence_server.proof.signing_keys import SigningKeys
 from whence_server.rpc.calls import CallLog
 from whence_server.telemetry.metrics.http import HEALTH_PATH, PATH
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "access.md").read_text(encoding="utf-8")
-CONTRACT = (audit_pb2, generation_pb2, model_pb2, record_pb2, trace_pb2, training_pb2)
+CONTRACT = (
+    audit_pb2,
+    generation_pb2,
+    model_pb2,
+    proof_pb2,
+    record_pb2,
+    trace_pb2,
+    training_pb2,
+)
 FILES = (*CONTRACT, health_pb2, reflection_pb2)
 
 
@@ -48,7 +66,9 @@ def test_every_rpc_of_the_descriptors_has_a_rule_and_no_other() -> None:
 
 def test_every_http_route_has_a_rule_and_no_other() -> None:
     front = Front(None, Limits(), 1, 0.0)  # type: ignore[arg-type]  # nothing is called
-    listed = list_routes(front, CallLog(lambda _: None))
+    calls = CallLog(lambda _: None)
+    keys: SigningKeys = object()  # type: ignore[assignment]  # the same
+    listed = [*list_routes(front, calls), *list_proof_routes(keys, calls)]
     # A browser asks with OPTIONS what a page may send, without credentials.
     routes = {f"{method} {path}" for method, path in listed if method != "OPTIONS"}
     assert set(ROUTES) == routes | {f"GET {PATH}", f"GET {HEALTH_PATH}"}

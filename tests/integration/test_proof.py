@@ -18,16 +18,17 @@ from whence.errors import NotFoundError
 from whence.proof.verification import Report, verify_bundle
 from whence_server.cli import main as server_main
 
+SHORT = {"max_new_tokens": 6}
 KINDS: dict[str, dict[str, Any]] = {
-    "greedy": {"prompt": "The quick brown fox"},
-    "two sampled": {"prompt": "A", "seed": 2**63 + 5, "n": 2},
-    "beam search": {"prompt": "B", "num_beams": 2},
+    "greedy": {**SHORT, "prompt": "The quick brown fox"},
+    "two sampled": {**SHORT, "prompt": "A", "seed": 2**63 + 5, "n": 2},
+    "beam search": {**SHORT, "prompt": "B", "num_beams": 2},
     "forced": {"prompt": "C", "forced": " and so on"},
-    "prompt steps": {"prompt": "D and E", "trace_prompt": True},
-    "chat": {"messages": [{"role": "user", "content": "Hello"}]},
-    "stopped": {"prompt": "F", "stop": ["secret"]},
-    "tokens alone": {"prompt": "G", "content": "tokens"},
-    "numbers alone": {"prompt": "H", "content": "none"},
+    "prompt steps": {**SHORT, "prompt": "D and E", "trace_prompt": True},
+    "chat": {**SHORT, "messages": [{"role": "user", "content": "Hello"}]},
+    "stopped": {**SHORT, "prompt": "F", "stop": ["secret"]},
+    "tokens alone": {**SHORT, "prompt": "G", "content": "tokens"},
+    "numbers alone": {**SHORT, "prompt": "H", "content": "none"},
 }
 
 
@@ -67,7 +68,7 @@ def served(
 def generate(served: Served, options: dict[str, Any]) -> tuple[str, bytes]:
     """Generate; return the generation's id, and the envelope that was streamed with its end."""
     with Client(served.process.target) as client:
-        with client.generate(**{"max_new_tokens": 6, **options}) as generation:
+        with client.generate(**options) as generation:
             for _ in generation:
                 pass
         assert generation.finished is not None
@@ -97,7 +98,7 @@ def test_every_kind_of_generation_is_proven(served: Served, kind: str, tmp_path:
 
 
 def test_steps_are_shown_alone(served: Served, tmp_path: Path) -> None:
-    generation_id, _ = generate(served, {"prompt": "Alone"})
+    generation_id, _ = generate(served, {**SHORT, "prompt": "Alone"})
     data = served.export(generation_id, tmp_path / "bundle", "--hide", "prompt", "--steps", "2:4")
     assert served.verify(data).verified
     shown = ["entry" in leaf for leaf in json.loads(data)["leaves"]]
@@ -109,7 +110,7 @@ def test_steps_are_shown_alone(served: Served, tmp_path: Path) -> None:
 def test_command_shows_the_signer(
     served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    generation_id, envelope = generate(served, {"prompt": "Shown"})
+    generation_id, envelope = generate(served, {**SHORT, "prompt": "Shown"})
     (key_id,) = (signature["keyid"] for signature in json.loads(envelope)["signatures"])
     target = ("--target", served.process.target)
     assert client_main(["generations", "show", generation_id, *target]) == 0
@@ -142,7 +143,7 @@ def test_keys_are_the_same_everywhere(served: Served, capsys: pytest.CaptureFixt
 def test_rotation_is_noticed_and_followed_from_the_old_key(
     served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, _ = generate(served, {"prompt": "Before"})
+    before, _ = generate(served, {**SHORT, "prompt": "Before"})
     assert server_main(["signing-keys", "rotate", "--data-dir", str(served.data_dir)]) == 0
     new_id = capsys.readouterr().out.split()[0]
     after = _generate_until_signed_by(served, new_id)
@@ -172,7 +173,7 @@ def _list_signers(envelope: bytes) -> Sequence[str]:
 
 
 def test_deleted_generation_is_proven_by_its_bundle_alone(served: Served, tmp_path: Path) -> None:
-    generation_id, _ = generate(served, {"prompt": "Deleted"})
+    generation_id, _ = generate(served, {**SHORT, "prompt": "Deleted"})
     data = served.export(generation_id, tmp_path / "bundle")
     with Client(served.process.target) as client:
         client.generations.delete(generation_id)
@@ -182,8 +183,8 @@ def test_deleted_generation_is_proven_by_its_bundle_alone(served: Served, tmp_pa
 
 
 def test_operator_cannot_change_what_is_on_record(served: Served, tmp_path: Path) -> None:
-    generation_id, _ = generate(served, {"prompt": "Kept"})
-    other_id, _ = generate(served, {"prompt": "Other"})
+    generation_id, _ = generate(served, {**SHORT, "prompt": "Kept"})
+    other_id, _ = generate(served, {**SHORT, "prompt": "Other"})
     bundle = json.loads(served.export(generation_id, tmp_path / "bundle"))
     other = json.loads(served.export(other_id, tmp_path / "other"))
     bundle["leaves"][2] = other["leaves"][2]

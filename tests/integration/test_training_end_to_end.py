@@ -14,11 +14,19 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from model_signing import hashing, signing
+from model_signing import hashing, signing, verifying
+from server_process import ServerProcess
 
+from whence import Client
+from whence.cli.main import main as client_main
 from whence.v1.training_pb2 import TrainingEvent
 from whence_server.cli import main
 from whence_server.lineage.reader import RECORD_NAME, RecordReader
+from whence_server.training.attest.signatures import (
+    MODEL_SIGNATURE,
+    RECORD_SIGNATURE,
+    open_key,
+)
 from whence_server.training.emergence.process import Question, trace
 
 PROMPT, CONTINUATION = "Zyxwia's capital is", " Quorbum"
@@ -77,7 +85,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     for number in range(1, 31):
         sentence = " ".join(words.choice(WORDS) for _ in range(60))
         (texts / f"{number:02}.txt").write_text(sentence)
-    assert main(["train", "--output", str(directory), *FLAGS, str(texts)]) == 0
+    signing = ("--signing-key", str(root / "trainer.pem"))
+    assert main(["train", "--output", str(directory), *FLAGS, *signing, str(texts)]) == 0
     events = [recorded.event for recorded in RecordReader(directory / RECORD_NAME).read_all()]
     yield Made(directory, events)
     torch.set_num_threads(before)
@@ -116,7 +125,8 @@ def test_model_signing_signs_the_digest_on_record(made: Made, tmp_path: Path) ->
     private, signature = tmp_path / "private.pem", tmp_path / "model.sig"
     key = ec.generate_private_key(ec.SECP256R1())
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    beside = [made.directory / RECORD_NAME, made.directory / "checkpoints"]
+    signatures = (MODEL_SIGNATURE, RECORD_SIGNATURE)
+    beside = [made.directory / name for name in (RECORD_NAME, "checkpoints", *signatures)]
     hashes = hashing.Config().set_ignored_paths(paths=beside, ignore_git_paths=False)
     signer = signing.Config().set_hashing_config(hashes)
     signer.use_elliptic_key_signer(private_key=private).sign(made.directory, signature)
@@ -124,3 +134,36 @@ def test_model_signing_signs_the_digest_on_record(made: Made, tmp_path: Path) ->
     (subject,) = json.loads(base64.b64decode(envelope["payload"]))["subject"]
     (*_, final) = [event.checkpoint for event in made.events if event.HasField("checkpoint")]
     assert (final.path, final.model_digest) == (".", subject["digest"]["sha256"])
+
+
+def test_document_is_followed_to_a_generation_with_nothing_but_files(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer, server = tmp_path / "trainer.pub", tmp_path / "server.pub"
+    trainer.write_text(open_key(made.directory.parent / "trainer.pem").public.pem)
+    verifier = verifying.Config().use_elliptic_key_verifier(public_key=trainer)
+    verifier.verify(made.directory, made.directory / MODEL_SIGNATURE)
+    bundle, proof = tmp_path / "bundle.json", tmp_path / "proof.json"
+    with ServerProcess(made.directory, tmp_path / "data") as process:
+        target = ("--target", process.target)
+        with Client(process.target) as client:
+            server.write_text(client.signing_keys()[-1].public_key_pem)
+            with client.generate(PROMPT, max_new_tokens=4) as generation:
+                for _ in generation:
+                    pass
+        exported = ("generations", "export", generation.id, "--bundle", str(bundle))
+        assert client_main([*exported, *target]) == 0
+        capsys.readouterr()
+        assert client_main(["training", "proof", "0", "--json", *target]) == 0
+        proof.write_text(capsys.readouterr().out)
+    document = made.directory.parent / "texts" / "00-fact.txt"
+    keys = ("--key", str(server), "--key", str(trainer))
+    origin = ("--training", str(made.directory / RECORD_SIGNATURE))
+    given = ["verify-bundle", str(bundle), *keys, *origin, "--document"]
+    assert client_main([*given, str(document), str(proof)]) == 0
+    told = capsys.readouterr().out
+    assert "ok     training" in told
+    assert "ok     document" in told
+    other = made.directory.parent / "texts" / "01.txt"
+    assert client_main([*given, str(other), str(proof)]) == 1
+    assert "FAULT  document" in capsys.readouterr().out

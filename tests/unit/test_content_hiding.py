@@ -74,7 +74,7 @@ def test_no_text_and_no_token_id_is_left(
     assert str(SECRET_ID) not in str(filled)
     for content in ("prompt", "text", "content", "arguments_json", "stop", "regex", "tools_json"):
         assert content not in shown
-    for secret in ("prompt_preview", "text_preview", "reasoning_content", "noise"):
+    for secret in ("prompt_preview", "text_preview", "reasoning_content", "noise", "leaf_secret"):
         assert secret not in str(filled)
     if hiding is READER:
         assert "request_digest" not in str(filled)

@@ -128,6 +128,17 @@ def test_damaged_list_does_not_stop_a_running_server(
         open_keys(tmp_path)
 
 
+def test_lost_list_does_not_stop_a_running_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whence_server.proof.signing_keys._LOOK_S", 0.0)
+    keys = open_keys(tmp_path)
+    before = keys.choose().public.key_id
+    (tmp_path / LIST_NAME).unlink()
+    assert keys.choose().public.key_id == before
+    assert len(keys.listed) == 1
+
+
 @pytest.mark.parametrize("is_listed", [False, True])
 def test_rotation_that_a_crash_interrupted_is_whole_or_undone(
     tmp_path: Path, is_listed: bool

@@ -38,15 +38,15 @@ def encode_for_signing(payload_type: str, payload: bytes) -> bytes:
 
 def make_envelope(payload_type: str, payload: bytes, signatures: Sequence[Signature]) -> bytes:
     """Return an envelope as JSON in UTF-8."""
-    made = {
-        "payload": base64.b64encode(payload).decode(),
-        "payloadType": payload_type,
-        "signatures": [
-            {"keyid": key_id, "sig": base64.b64encode(value).decode()}
-            for key_id, value in signatures
-        ],
-    }
-    return json.dumps(made, separators=(",", ":")).encode()
+    # Base64 needs no escapes: the long part does not go through an encoder.
+    listed = ",".join(
+        f'{{"keyid":{json.dumps(key_id)},"sig":"{base64.b64encode(value).decode()}"}}'
+        for key_id, value in signatures
+    )
+    return (
+        f'{{"payload":"{base64.b64encode(payload).decode()}",'
+        f'"payloadType":{json.dumps(payload_type)},"signatures":[{listed}]}}'
+    ).encode()
 
 
 def parse_envelope(data: bytes, payload_type: str, what: str) -> Envelope:

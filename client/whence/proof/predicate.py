@@ -7,7 +7,7 @@ the bundle shows, and compares.
 import hashlib
 import json
 import struct
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -38,7 +38,7 @@ def describe_start(started: generation_pb2.GenerationStarted, prompt_key: bytes)
         "environment": _describe_environment(started.environment.SerializeToString()),
         "prompt": _describe_prompt(started, prompt_key),
         "decoding": describe_decoding(started.effective_decoding),
-        "contentPolicy": _spell_enum(generation_pb2.ContentPolicy.DESCRIPTOR, started.content),
+        "contentPolicy": _list_policies().get(started.content, str(started.content)),
         "startTime": spell_time(started.start_time.ToNanoseconds()),
     }
     if started.effective_decoding.sample.HasField("seed"):
@@ -68,15 +68,16 @@ def describe_start(started: generation_pb2.GenerationStarted, prompt_key: bytes)
 
 def describe_finish(finished: generation_pb2.GenerationFinished) -> dict[str, Any]:
     """Return the parts of a predicate that a generation's end implies."""
-    reasons = generation_pb2.FinishReason.DESCRIPTOR
+    reasons = _list_finish_reasons()
     return {
         "endTime": spell_time(finished.end_time.ToNanoseconds()),
         "results": {
-            "finishReason": _spell_enum(reasons, finished.finish_reason),
+            "finishReason": reasons.get(finished.finish_reason, str(finished.finish_reason)),
             "numPromptTokens": finished.num_prompt_tokens,
             "numGeneratedTokens": finished.num_generated_tokens,
             "sequences": [
-                _spell_enum(reasons, result.finish_reason) for result in finished.sequences
+                reasons.get(result.finish_reason, str(result.finish_reason))
+                for result in finished.sequences
             ],
         },
     }
@@ -127,6 +128,16 @@ def _describe_model(started: generation_pb2.GenerationStarted) -> dict[str, Any]
     return found
 
 
+@cache
+def _list_finish_reasons() -> dict[int, str]:
+    return _list_names(generation_pb2.FinishReason.DESCRIPTOR)
+
+
+@cache
+def _list_policies() -> dict[int, str]:
+    return _list_names(generation_pb2.ContentPolicy.DESCRIPTOR)
+
+
 @lru_cache(maxsize=8)
 def _describe_environment(serialised: bytes) -> dict[str, Any]:
     environment = generation_pb2.Environment.FromString(serialised)
@@ -163,9 +174,8 @@ def _describe_grades(observation: observation_pb2.Observation) -> dict[str, str]
     }
 
 
-def _spell_enum(descriptor: Any, number: int) -> str:
-    value = descriptor.values_by_number.get(number)
-    return str(number) if value is None else str(value.name)
+def _list_names(descriptor: Any) -> dict[int, str]:
+    return {value.number: value.name for value in descriptor.values}
 
 
 def _leave_out_empty(**fields: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from whence.proof.faults import FormatError
 def spell_time(unix_ns: int) -> str:
     """Return a Unix time in nanoseconds as RFC 3339 text with microseconds."""
     moment = datetime.fromtimestamp(unix_ns // 1_000_000_000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{unix_ns // 1_000 % 1_000_000:06d}Z"
+    return f"{moment.isoformat()[:19]}.{unix_ns // 1_000 % 1_000_000:06d}Z"
 
 
 def read_time(text: str, where: str) -> datetime:

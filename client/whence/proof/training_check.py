@@ -1,4 +1,4 @@
-"""From a generation to the training of its weights, and to a document of the training set."""
+"""Check of the training that made a generation's weights, and of a document that it read."""
 
 import hashlib
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What signs the ends of generations, as the log sees it."""
+"""Signer of the ends of generations, as the log sees it."""
 
 from typing import Protocol
 

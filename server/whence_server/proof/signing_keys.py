@@ -48,7 +48,7 @@ class SigningKeys:
         self._looked_s = time.monotonic()
         self._stamp = _stamp(list_path)
         self.listed: Sequence[Listed] = read_list(list_path)
-        self.active = self._read_active()
+        self.active = self._read_active(self.listed)
 
     @classmethod
     def open(cls, key_path: Path, list_path: Path) -> "SigningKeys":
@@ -75,18 +75,18 @@ class SigningKeys:
         if stamp == self._stamp:
             return
         try:
-            listed, before = read_list(self._list_path), self.listed
-            self.listed = listed
-            self.active = self._read_active()
+            listed = read_list(self._list_path)
+            active = self._read_active(listed)
         except ConfigurationError as error:
             # A rotation is under way, or a file is damaged: the present key is as good as before.
-            self.listed = before
             _log.warning("signing goes on with the present key: %s", error)
             return
-        self._stamp = stamp
+        self._stamp, self.listed, self.active = stamp, listed, active
         _log.info("signs with the key %s from now on", self.active.public.key_id)
 
-    def _read_active(self) -> PrivateKey:
+    def _read_active(self, listed: Sequence[Listed]) -> PrivateKey:
+        if not listed:
+            raise ConfigurationError(f"{self._list_path}: the list of signing keys is missing")
         try:
             key = read_private_key(self._key_path)
         except FileNotFoundError:
@@ -94,7 +94,7 @@ class SigningKeys:
                 f"--signing-key {self._key_path}: is missing, and {self._list_path} lists it; "
                 "restore it, or move the list away to begin with a new key"
             ) from None
-        last = self.listed[-1].entry.key
+        last = listed[-1].entry.key
         if key.public.key_id != last.key_id:
             raise ConfigurationError(
                 f"--signing-key {self._key_path}: has the id {key.public.key_id[:16]}, and the "

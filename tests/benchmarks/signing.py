@@ -1,0 +1,63 @@
+"""Cost of a signed statement: a leaf for each entry, and the end of a generation.
+
+python tests/benchmarks/signing.py
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+
+from bundles import GENERATION_ID, make_bundle, make_finished, make_started
+
+from whence.proof.verification import verify_bundle
+from whence_server.domain.entries import EntryKind
+from whence_server.proof.signer import PrivateKey
+from whence_server.proof.statements import Leaves, Statements
+
+NUM_STEPS, STEP_BYTES, ROUNDS = 128, 300, 300
+
+
+def main() -> None:
+    """Print medians in microseconds of processor time."""
+    signer = PrivateKey.generate()
+    statements = Statements(lambda: signer)
+    started = make_started().SerializeToString()
+    finished, step = make_finished(NUM_STEPS).SerializeToString(), bytes(STEP_BYTES)
+    leaves_us, statement_us, signature_us = [], [], []
+    for _ in range(ROUNDS):
+        leaves = statements.begin(GENERATION_ID)
+        leaves.add(EntryKind.STARTED, started)
+        leaves_us.append(measure_us(partial(add_steps, leaves, step)) / NUM_STEPS)
+        statement_us.append(measure_us(partial(leaves.sign, finished)))
+        signature_us.append(measure_us(partial(signer.sign, "application/x", finished)))
+    data, key = make_bundle(signer, num_steps=NUM_STEPS), signer.public.pem
+    verify_us = [measure_us(lambda: verify_bundle(data, [key])) for _ in range(ROUNDS)]
+    for name, found in (
+        ("a leaf", leaves_us),
+        ("the statement, with its signature", statement_us),
+        ("the signature alone", signature_us),
+        (f"verification of a bundle of {NUM_STEPS} tokens", verify_us),
+    ):
+        print(f"{statistics.median(found):10.1f} us  {name}")
+
+
+def add_steps(leaves: Leaves, step: bytes) -> None:
+    """Add the leaves of a generation's steps."""
+    for _ in range(NUM_STEPS):
+        leaves.add(EntryKind.STEP, step)
+
+
+def measure_us(work: Callable[[], object]) -> float:
+    """Return the processor time of a function, in microseconds."""
+    begin_ns = time.thread_time_ns()
+    work()
+    return (time.thread_time_ns() - begin_ns) / 1_000
+
+
+if __name__ == "__main__":
+    main()
