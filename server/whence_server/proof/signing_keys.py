@@ -243,9 +243,9 @@ def _name_next(key_path: Path) -> Path:
     return key_path.with_name(key_path.name + ".next")
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path) -> tuple[int, int, int]:
     try:
         found = path.stat()
     except OSError:
-        return 0, 0
-    return found.st_mtime_ns, found.st_ino
+        return 0, 0, 0
+    return found.st_mtime_ns, found.st_ino, found.st_size
