@@ -15,6 +15,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from server_process import ServerProcess
+from waiting import wait_until
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
@@ -129,8 +130,11 @@ async def test_content_goes_only_where_it_is_wanted(
         environment=environment,
     ) as server:
         assert await use(server.target) == ["OK", "OK", *["INVALID_ARGUMENT"] * 2]
-        (line,) = [line for line in server.log if "metrics are on" in line]
-        page = next(word for word in line.split() if word.startswith("http://"))
+        # A server that ends waits for its exports for some seconds only.
+        await wait_until(
+            lambda: collector.with_content() == paths and "/v1/traces" in collector.bodies
+        )
+        page = f"{server.find_metrics()}/metrics"
         shown = await asyncio.to_thread(lambda: urllib.request.urlopen(page).read())
         assert await asyncio.to_thread(server.terminate) == 0
     assert collector.with_content() == paths

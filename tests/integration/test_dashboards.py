@@ -85,10 +85,7 @@ async def called(
 
 
 def metrics_address(process: ServerProcess) -> str:
-    (line,) = [line for line in process.log if "metrics are on" in line]
-    match = re.search(r"http://([^/\s]+)", line)
-    assert match is not None
-    return match[1]
+    return process.find_metrics().removeprefix("http://")
 
 
 def has_numbers(found: list[dict[str, Any]]) -> bool:

@@ -14,11 +14,13 @@ from backend_process import ANSWER_TIMEOUT_S, TEST_TIMEOUT_S, wait_for_answer
 from deployed import Collector, Jaeger
 from journal_export import JournalExport
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from otlp_collector import Collected, collecting
 from server_process import ServerProcess
 from span_reading import attributes, named
 from telemetry_journal import TRACE_ID, MemoryJournal, call, finished, started, step
 from telemetry_registry import Held
+from waiting import wait_until
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, trace_pb2, trace_pb2_grpc
@@ -94,9 +96,15 @@ def sent(
             with grpc.insecure_channel(server.target) as channel:
                 steps = dict(generate(channel, request) for request in REQUESTS)
                 refuse(channel)
+            # A server that ends waits for its exports for some seconds only.
+            asyncio.run(wait_until(lambda: count_calls(collected) == len(REQUESTS) + 1))
             assert server.terminate() == 0
         assert collected.spans, "".join(server.log)
         yield Sent(collected, steps)
+
+
+def count_calls(collected: Collected) -> int:
+    return sum(span.kind == Span.SPAN_KIND_SERVER for span in collected.spans)
 
 
 def generate(channel: grpc.Channel, request: g.GenerateRequest) -> tuple[str, list[Step]]:

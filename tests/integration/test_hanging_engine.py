@@ -40,5 +40,6 @@ def test_a_stopped_engine_is_replaced(tiny_model: Callable[..., Path], tmp_path:
 
         assert token_ids(server.target, stop) == undisturbed
         assert server.engine_pid != first
-        assert sum("hangs and is killed" in line for line in server.log) == 1
+        server.wait_line("hangs and is killed")
         assert server.terminate() == 0
+    assert sum("hangs and is killed" in line for line in server.log) == 1

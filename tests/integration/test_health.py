@@ -25,13 +25,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 
 def url_of(process: ServerProcess) -> str:
     """Return the page's URL from the log, which has it before the model is loaded."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for line in process.log:
-            if match := re.search(r"metrics are on (http://[^/]+)/", line):
-                return f"{match[1]}/healthz"
-        time.sleep(0.01)
-    raise AssertionError("".join(process.log))
+    return f"{process.find_metrics()}/healthz"
 
 
 def ask(url: str) -> tuple[int, dict[str, Any]]:

@@ -225,7 +225,7 @@ def test_a_killed_servers_generation_is_closed_and_its_stream_goes_on_at_the_oth
     assert len(seen) - recorded == generation.num_unrecorded_tokens
     done = verify(site.url)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "took over log" in "".join(b.log)
+    b.wait_line("took over log")
     # The survivor still serves, and its audit has what the dead one's callers did.
     with site.connect(site.b.address) as left, left.generate("two", max_new_tokens=4) as after:
         assert len(list(after)) == 4

@@ -24,10 +24,7 @@ SHORT = g.GenerateRequest(prompt="The quick", decoding=g.Decoding(max_new_tokens
 
 
 def read_metric(server: ServerProcess, series: str) -> float:
-    (line,) = [line for line in server.log if "metrics are on" in line]
-    url = re.search(r"http\S+", line)
-    assert url is not None
-    with urllib.request.urlopen(url.group(), timeout=10) as answer:
+    with urllib.request.urlopen(f"{server.find_metrics()}/metrics", timeout=60) as answer:
         page = answer.read().decode()
     found = re.search(rf"^{re.escape(series)} (\S+)$", page, re.MULTILINE)
     return float(found[1]) if found else -1.0

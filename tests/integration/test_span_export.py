@@ -10,7 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 from faulty_collector import UNAVAILABLE, Cut, FaultyCollector, Garbage
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from server_process import ServerProcess
+from waiting import wait_until
 
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc
@@ -64,6 +66,8 @@ async def test_spans_go_over_http_through_a_collectors_faults(
         }
         with ServerProcess(tiny_model("gpt2"), tmp_path, environment=environment) as server:
             tokens = await generate(server.target)
+            # A server that ends waits for its exports for some seconds only.
+            await wait_until(lambda: any(s.kind == Span.SPAN_KIND_SERVER for s in collector.spans))
             assert await asyncio.to_thread(server.terminate) == 0
         steps = {s.span_id: s for s in collector.spans if s.name == "decode_step"}
         told = [

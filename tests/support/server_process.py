@@ -2,10 +2,12 @@
 
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -17,6 +19,7 @@ from whence_server.demo.real_model import NAME
 from whence_server.demo.warm_start import bring_findings, keep_findings
 
 READY_TIMEOUT_S = 240.0
+LINE_TIMEOUT_S = 60.0
 
 
 def socket_target(directory: Path) -> str:
@@ -108,6 +111,26 @@ class ServerProcess:
         if self._kept is not None:
             keep_findings(self._kept)
         return self
+
+    def wait_line(self, words: str) -> str:
+        """Wait until the log has a line with these words, and return the first one.
+
+        A thread reads the log, and may come later than an answer of the server that was written
+        after the line.
+        """
+        deadline = time.monotonic() + LINE_TIMEOUT_S
+        while True:
+            for line in tuple(self.log):
+                if words in line:
+                    return line
+            assert time.monotonic() < deadline, f"no line has {words!r}:\n" + "".join(self.log)
+            time.sleep(0.01)
+
+    def find_metrics(self) -> str:
+        """Wait until the server has told the URL of its metrics page; return it without a path."""
+        found = re.search(r"https?://[^/\s]+", self.wait_line("metrics are on"))
+        assert found is not None
+        return found[0]
 
     @property
     def pid(self) -> int:
