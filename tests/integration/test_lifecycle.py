@@ -1,7 +1,5 @@
-"""Health, reflection, draining, limits, and generations that lose their readers."""
+"""Health, reflection, and generations that lose their readers or run out of time."""
 
-import re
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -14,7 +12,15 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
-from rpc_errors import failure_of
+from long_generations import (
+    FROM_THE_BEGINNING,
+    await_occurrence,
+    endless,
+    first_step,
+    generate,
+    read_occurrences,
+    wait_finished,
+)
 from server_process import ServerProcess
 
 from whence.v1 import generation_pb2 as g
@@ -25,61 +31,9 @@ from whence.v1 import (
     trace_pb2,
     trace_pb2_grpc,
 )
-from whence.v1.occurrence_pb2 import Occurrence
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 DEADLINE_EXCEEDED: int = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-FROM_THE_BEGINNING = "cDE6MA=="  # "p1:0"
-
-
-def endless(**fields: object) -> g.GenerateRequest:
-    return g.GenerateRequest(
-        prompt="The quick brown fox",
-        decoding=g.Decoding(sample=g.Sample(seed=1), max_new_tokens=8_000, ignore_eos=True),
-        **fields,
-    )
-
-
-def generate(channel: grpc.Channel, request: g.GenerateRequest):
-    return generation_pb2_grpc.GenerationServiceStub(channel).Generate(request)
-
-
-def first_step(call) -> str:
-    generation_id = ""
-    for response in call:
-        if response.event.HasField("started"):
-            generation_id = response.event.started.generation_id
-        if response.event.HasField("steps"):
-            return generation_id
-    raise AssertionError("the stream ended before its first step")
-
-
-def wait_finished(channel: grpc.Channel, generation_id: str) -> g.GenerationFinished:
-    """Awaits its end without being one of its readers: by watching from the journal's start."""
-    watch = trace_pb2_grpc.TraceServiceStub(channel).WatchGenerations(
-        trace_pb2.WatchGenerationsRequest(lifecycle_only=True, after_position=FROM_THE_BEGINNING)
-    )
-    try:
-        for update in watch:
-            if update.generation_id == generation_id and update.event.HasField("finished"):
-                return update.event.finished
-    finally:
-        watch.cancel()
-    raise AssertionError("the watch ended")
-
-
-def read_occurrences(channel: grpc.Channel, generation_id: str) -> list[Occurrence]:
-    request = trace_pb2.GetGenerationRequest(generation_id=generation_id)
-    return list(trace_pb2_grpc.TraceServiceStub(channel).GetGeneration(request).occurrences)
-
-
-def await_occurrence(channel: grpc.Channel, generation_id: str) -> None:
-    """Wait until a generation has an occurrence, which no stream has."""
-    give_up = time.monotonic() + 60
-    while not read_occurrences(channel, generation_id):
-        assert time.monotonic() < give_up, "the server has recorded no occurrence"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -322,73 +276,6 @@ def test_max_duration_ends_the_generation(long_channel: grpc.Channel) -> None:
         num_tokens, duration_ms = last.event.finished.num_generated_tokens, 2 * duration_ms
 
 
-def test_a_full_queue_refuses_before_any_work(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    flags = ("--max-queue", "2", "--max-batch-size", "1")
-    with ServerProcess(tiny_model("gpt2-long"), tmp_path, *flags) as server:
-        with grpc.insecure_channel(server.target) as channel:
-            calls = [generate(channel, endless())]
-            first_step(calls[0])
-            calls += [generate(channel, endless()) for _ in range(2)]
-            for call in calls[1:]:
-                assert next(call).event.HasField("started")
-            with pytest.raises(grpc.RpcError) as caught:
-                list(generate(channel, endless()))
-            failure = failure_of(caught.value)
-            assert failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert failure.reason == "QUEUE_FULL"
-            for call in calls:
-                call.cancel()
-
-
-def test_draining_lets_running_generations_finish(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    with ServerProcess(tiny_model("gpt2-long"), tmp_path) as server:
-        with grpc.insecure_channel(server.target) as channel:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-            assert next(watch).status == SERVING
-            request = endless()
-            request.decoding.max_new_tokens = 1_500
-            call = generate(channel, request)
-            first_step(call)
-            server.process.terminate()
-            assert next(watch).status == NOT_SERVING
-            with pytest.raises(grpc.RpcError) as caught:
-                list(generate(channel, endless()))
-            failure = failure_of(caught.value)
-            assert (failure.code, failure.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
-            *_, last = call
-            assert last.event.finished.finish_reason == g.FINISH_REASON_LENGTH
-        assert server.wait() == 0
-
-
-def test_draining_interrupts_after_the_grace(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    with ServerProcess(tiny_model("gpt2-long"), tmp_path, "--drain-grace", "0.2") as server:
-        with grpc.insecure_channel(server.target) as channel:
-            call = generate(channel, endless())
-            first_step(call)
-            server.process.terminate()
-            *_, last = call
-            assert last.event.finished.finish_reason == g.FINISH_REASON_INTERRUPTED
-        assert server.wait() == 0
-
-
-def test_addresses_beyond_loopback_need_the_flag(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    refused = ServerProcess(tiny_model("gpt2"), tmp_path, "--listen", "0.0.0.0:0")
-    assert refused.wait() == 2
-    assert "--insecure-listen-anywhere" in "".join(refused.log)
-    with ServerProcess(
-        tiny_model("gpt2"), tmp_path, "--listen", "0.0.0.0:0", "--insecure-listen-anywhere"
-    ) as allowed:
-        assert re.fullmatch(r"0\.0\.0\.0:[0-9]+", allowed.target)
-
-
 def test_a_watch_goes_on_from_any_event(server: ServerProcess, channel: grpc.Channel) -> None:
     """Also where several events had come in one batch: none is skipped."""
     *_, last = generate(channel, g.GenerateRequest(prompt="x", labels={"watch": "me"}))
@@ -408,36 +295,6 @@ def test_a_watch_goes_on_from_any_event(server: ServerProcess, channel: grpc.Cha
         offset, position = update.event.last_offset, update.position
         kinds.append(update.event.WhichOneof("event"))
     assert kinds[0] == "started"
-
-
-def test_a_call_beyond_a_connections_streams_waits_for_one_to_end(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    def generation_ids(channel: grpc.Channel) -> set[str]:
-        request = trace_pb2.ListGenerationsRequest()
-        listed = trace_pb2_grpc.TraceServiceStub(channel).ListGenerations(request)
-        return {generation.generation_id for generation in listed.generations}
-
-    ids = [str(uuid.UUID(int=number)) for number in range(3)]
-    with ServerProcess(
-        tiny_model("gpt2-long"), tmp_path, "--max-concurrent-streams", "1"
-    ) as server:
-        with grpc.insecure_channel(server.target) as channel:
-            first = generate(channel, endless(generation_id=ids[0]))
-            first_step(first)
-            second = generate(channel, endless(generation_id=ids[1]))
-            with grpc.insecure_channel(
-                server.target, options=[("grpc.use_local_subchannel_pool", 1)]
-            ) as other:
-                # It is called last, and its connection has room: by its first step, the second
-                # would have begun if it could.
-                third = generate(other, endless(generation_id=ids[2]))
-                first_step(third)
-                third.cancel()
-                first_step(first)
-                assert generation_ids(other) == {ids[0], ids[2]}
-            first.cancel()
-            assert first_step(second) == ids[1]
 
 
 @pytest.mark.slow
@@ -462,49 +319,3 @@ def test_keepalive_survives_a_long_silence(long_server: ServerProcess) -> None:
         for _ in range(100):
             next(call)
         call.cancel()
-
-
-def test_a_stalled_reader_neither_fills_memory_nor_delays_the_others(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Its backlog is on disk, not in memory, and the others stream on."""
-    flags = ("--max-batch-size", "128", "--max-cache-tokens", "1000000")
-    with ServerProcess(tiny_model("gpt2-long"), tmp_path, *flags) as server:
-        front = psutil.Process(server.pid)
-        request = endless()
-        request.decoding.max_new_tokens = 700
-        request.decoding.num_return_sequences = 32
-        request.trace.num_candidates = 128
-        stalled_channel = grpc.insecure_channel(
-            server.target, options=[("grpc.http2.bdp_probe", 0)]
-        )
-        stalled = generate(stalled_channel, request)
-        generation_id = first_step(stalled)
-        others = g.GenerateRequest(
-            prompt="x",
-            decoding=g.Decoding(sample=g.Sample(seed=2), max_new_tokens=60, ignore_eos=True),
-        )
-        finished: list[int] = []
-
-        def read() -> None:
-            with grpc.insecure_channel(server.target) as channel:
-                *_, last = generate(channel, others)
-                finished.append(last.event.finished.num_generated_tokens)
-
-        readers = [threading.Thread(target=read) for _ in range(99)]
-        for reader in readers:
-            reader.start()
-        for reader in readers:
-            reader.join()
-        assert finished == [60] * 99
-        before = front.memory_info().rss
-        # The stalled one's generation goes on meanwhile, and ends; nobody reads it.
-        with grpc.insecure_channel(server.target) as channel:
-            wait_finished(channel, generation_id)
-        grown = front.memory_info().rss - before
-        backlog = sum(path.stat().st_size for path in tmp_path.glob("journal.db*"))
-        assert backlog > 24 << 20, f"{backlog / 2**20:.0f} MiB: too little to show anything"
-        assert grown < 16 << 20, f"{grown / 2**20:.0f} MiB"
-        *_, last = stalled
-        assert last.event.finished.num_generated_tokens == 32 * 700
-        stalled_channel.close()

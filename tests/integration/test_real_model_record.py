@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+from long_generations import FROM_THE_BEGINNING
 from otlp_collector import Collected, collecting
 from server_process import ServerProcess
 from span_reading import attributes, named
@@ -24,7 +25,6 @@ from whence.v1.generation_pb2 import ResumeGenerationRequest
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 
 PROMPT = "The capital of France is"
-FROM_THE_BEGINNING = "cDE6MA=="  # "p1:0"
 LONG: Any = {"max_new_tokens": 24, "temperature": 0.8, "seed": 7, "ignore_eos": True}
 
 
