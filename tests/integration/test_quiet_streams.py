@@ -79,11 +79,23 @@ def read_until(call, kind: str) -> list[g.GenerationEvent]:
     raise AssertionError(f"the stream ended without {kind}")
 
 
+def read_until_quiet(call) -> list[g.GenerationEvent]:
+    """Read events up to a second message of progress without an event since the first.
+
+    The first may come before steps that the engine sent before it was stopped: a server whose
+    processor was busy with something else finds the end of the interval and the steps at once.
+    """
+    events = read_until(call, "progress")
+    while len(further := read_until(call, "progress")) > 1:
+        events += further
+    return events + further
+
+
 def test_quiet_generation_tells_its_progress(server: ServerProcess, channel: grpc.Channel) -> None:
     call = GenerationServiceStub(channel).Generate(endless())
     events = read_until(call, "steps")
     with stopped(server):
-        first = read_until(call, "progress")[-1]
+        first = read_until_quiet(call)[-1]
         begin = time.monotonic()
         (second,) = read_until(call, "progress")
         assert time.monotonic() - begin >= INTERVAL_S * 0.9
@@ -107,7 +119,7 @@ def test_reader_that_resumes_from_any_offset_loses_and_repeats_nothing(
     for _ in range(4):
         events = read_until(call, "steps")
         with stopped(server):
-            events += read_until(call, "progress")
+            events += read_until_quiet(call)
             call.cancel()
             resume = g.ResumeGenerationRequest(
                 generation_id=generation_id, after_offset=events[-1].last_offset
