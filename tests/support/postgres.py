@@ -4,12 +4,12 @@ import contextlib
 import hashlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from backend_process import find_free_port
 from required import skip_without
 
 _CONFIGURATION = """
@@ -64,8 +64,8 @@ class PostgresServer:
             self._programs = _make_accessible(programs, self._folder)
         self._data = self._folder / "data"
         self._run("initdb", "--auth=trust", "--no-sync", "--username=whence", "--encoding=UTF8")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        # It stays free while the server is stopped: no connection of another test is assigned it.
+        self.port = find_free_port()
         with (self._data / "postgresql.conf").open("a") as file:
             fsync = "on" if durable else "off"
             file.write(_CONFIGURATION + f"port = {self.port}\nfsync = {fsync}\n")
@@ -96,7 +96,7 @@ class PostgresServer:
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=None if program == "initdb" else subprocess.DEVNULL,
-            timeout=60,
+            timeout=120,
             env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
             **self._user,
         )
