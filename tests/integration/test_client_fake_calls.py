@@ -6,11 +6,15 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from client_fake_server import (
+    CODES,
+    NUM_EVENTS,
+    RESUMED,
     TOKEN_IDS,
     VOCABULARY,
     Break,
     FakeServer,
     Hold,
+    info,
 )
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
@@ -18,23 +22,6 @@ from google.rpc import error_details_pb2
 import whence
 from whence.errors import ERRORS
 from whence.v1 import model_pb2, trace_pb2
-
-TEXT = b"".join(VOCABULARY[token_id] for token_id in TOKEN_IDS).decode()
-NUM_EVENTS = len(TOKEN_IDS) + 2
-CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
-RESUMED = [
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.INTERNAL,
-]
-"""Statuses, besides UNAVAILABLE, with which proxies end a stream that broke."""
-
-
-def info(reason: str) -> error_details_pb2.ErrorInfo:
-    return error_details_pb2.ErrorInfo(reason=reason, domain="whence.v1")
 
 
 @pytest.fixture

@@ -9,36 +9,22 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from client_fake_server import (
+    CODES,
+    NUM_EVENTS,
+    RESUMED,
+    TEXT,
     TOKEN_IDS,
-    VOCABULARY,
     Break,
     FakeServer,
     Hold,
     batched,
+    info,
     journal,
     steps,
 )
-from google.rpc import error_details_pb2
 
 import whence
 from whence.v1 import generation_pb2 as pb
-
-TEXT = b"".join(VOCABULARY[token_id] for token_id in TOKEN_IDS).decode()
-NUM_EVENTS = len(TOKEN_IDS) + 2
-CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
-RESUMED = [
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.INTERNAL,
-]
-"""Statuses, besides UNAVAILABLE, with which proxies end a stream that broke."""
-
-
-def info(reason: str) -> error_details_pb2.ErrorInfo:
-    return error_details_pb2.ErrorInfo(reason=reason, domain="whence.v1")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Self
 import grpc
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
-from google.rpc import status_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from whence.v1 import generation_pb2 as pb
 from whence.v1 import model_pb2, trace_pb2, training_pb2
@@ -43,6 +43,23 @@ VOCABULARY = (
     b" \xe4\xb8\xad",
 )
 TOKEN_IDS = (1, 2, 3, 6, 7)
+TEXT = b"".join(VOCABULARY[token_id] for token_id in TOKEN_IDS).decode()
+NUM_EVENTS = len(TOKEN_IDS) + 2
+CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+RESUMED = [
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+]
+"""Statuses, besides UNAVAILABLE, with which proxies end a stream that broke."""
+
+
+def info(reason: str) -> error_details_pb2.ErrorInfo:
+    """Return the detail of a status that tells a reason of whence."""
+    return error_details_pb2.ErrorInfo(reason=reason, domain="whence.v1")
 
 
 @dataclass(frozen=True)
