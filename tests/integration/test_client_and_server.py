@@ -3,15 +3,13 @@
 import asyncio
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from server_process import ServerProcess
+from whence_command import Done, run_whence, run_whence_well
 
 from whence import (
     AsyncClient,
@@ -137,14 +135,8 @@ def test_a_list_yields_all_pages_newest_first(server: ServerProcess) -> None:
         assert [g.generation_id for g in pages] == made[::-1]
 
 
-def whence(server: ServerProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "whence.cli", *arguments, "--target", server.target],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"NO_COLOR": "1"},
-    )
+def whence(server: ServerProcess, *arguments: str) -> Done:
+    return run_whence(*arguments, "--target", server.target)
 
 
 def test_the_command_generates_lists_shows_and_deletes(server: ServerProcess) -> None:
@@ -166,9 +158,8 @@ def test_the_command_generates_lists_shows_and_deletes(server: ServerProcess) ->
 
 def test_a_page_shows_internals_or_says_why_there_are_none(server, tmp_path):
     path = tmp_path / "page.html"
-    command = [sys.executable, "-m", "whence.cli", "generate", "The for", "--target", server.target]
     wanted = ["--internals", "--max-new-tokens", "4", "--ignore-eos", "--html", str(path)]
-    subprocess.run([*command, *wanted], capture_output=True, text=True, timeout=60, check=True)
+    run_whence_well("generate", "The for", "--target", server.target, *wanted)
     content = path.read_text(encoding="utf-8")
     _, found = content.split('<script type="application/json" id="record">')
     record = json.loads(found.split("</script>")[0])

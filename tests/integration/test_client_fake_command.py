@@ -1,7 +1,6 @@
 """The command against a server that does as it is told."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,35 +9,18 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from client_fake_server import (
+    TEXT,
     TOKEN_IDS,
-    VOCABULARY,
     Break,
     FakeServer,
     Hold,
     journal,
     steps,
 )
-from google.rpc import error_details_pb2
+from whence_command import Done, run_whence
 
 from whence.v1 import generation_pb2 as pb
 from whence.v1 import trace_pb2
-
-TEXT = b"".join(VOCABULARY[token_id] for token_id in TOKEN_IDS).decode()
-NUM_EVENTS = len(TOKEN_IDS) + 2
-CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
-RESUMED = [
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.INTERNAL,
-]
-"""Statuses, besides UNAVAILABLE, with which proxies end a stream that broke."""
-
-
-def info(reason: str) -> error_details_pb2.ErrorInfo:
-    return error_details_pb2.ErrorInfo(reason=reason, domain="whence.v1")
 
 
 @pytest.fixture
@@ -47,18 +29,9 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-def command(server: FakeServer | str, *arguments: str, **environment: str):
+def command(server: FakeServer | str, *arguments: str, **environment: str) -> Done:
     target = server if isinstance(server, str) else server.target
-    plain = {k: v for k, v in os.environ.items() if not k.startswith(("NO_COLOR", "WHENCE_"))}
-    return subprocess.run(
-        [sys.executable, "-m", "whence.cli", *arguments],
-        env={**plain, "WHENCE_TARGET": target, "PYTHONUTF8": "1", **environment},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
+    return run_whence(*arguments, WHENCE_TARGET=target, **environment)
 
 
 def test_the_command_prints_the_text_and_sums_it_up(server):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from client_fake_server import TOKEN_IDS, Break, FakeServer, journal
+from whence_command import run_whence
 
 import whence
 from whence.cli.progress_line import describe_progress
@@ -125,11 +126,7 @@ def test_terminal_shows_the_progress_below_the_text_and_erases_it(server: FakeSe
 
 def test_pipe_gets_no_progress(server: FakeServer) -> None:
     for flags in ([], ["--json"], ["--candidates"]):
-        result = subprocess.run(
-            [*COMMAND, "--target", server.target, *flags],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        result = run_whence("generate", "The", "--target", server.target, *flags)
+        assert result.returncode == 0
         assert "queued" not in result.stdout + result.stderr
         assert "progress" not in result.stdout

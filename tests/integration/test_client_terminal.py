@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 import wcwidth
 from client_fake_server import VOCABULARY, FakeServer, journal, steps
+from whence_command import run_whence_well
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +62,5 @@ def test_a_row_takes_one_line(server, num_columns, num_runners_up):
         assert any("\x1b[38;5;" in row for row in rows)
         assert max(map(wcwidth.width, rows)) <= num_columns
         assert {row.count("%") - 1 for row in rows} == {num_runners_up}
-    piped = subprocess.run(
-        [sys.executable, "-m", "whence.cli", "generate", "The", "--candidates", *target],
-        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONUTF8": "1"},
-    )  # fmt: skip
-    assert {line.count("%") - 1 for line in piped.stdout.splitlines()[1:]} == {7}
+    piped = run_whence_well("generate", "The", "--candidates", *target)
+    assert {line.count("%") - 1 for line in piped.splitlines()[1:]} == {7}

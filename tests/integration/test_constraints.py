@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from jsonschema import Draft202012Validator
 from rpc_errors import failure_of
 from schema_kinds import KINDS, REFUSED
 from server_process import ServerProcess
+from whence_command import Done, run_whence
 
 from whence import Client, Generation, InvalidRequestError, NotFoundError
 from whence.generation import FinishReason
@@ -178,11 +177,8 @@ def test_a_minimum_that_the_language_cannot_reach_fails_with_the_reason(
         generate(server, regex="ab", greedy=True, min_new_tokens=9, max_new_tokens=10)
 
 
-def run_command(server: ServerProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "whence.cli", "generate", "--target", server.target, "def"]
-    return subprocess.run(
-        [*command, *arguments], check=False, capture_output=True, text=True, timeout=120
-    )
+def run_command(server: ServerProcess, *arguments: str) -> Done:
+    return run_whence("generate", "--target", server.target, "def", *arguments)
 
 
 def test_the_command_takes_each_form(server: ServerProcess, tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """A GGUF file as people have it: served, described, and equal to its converted form."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import pytest
 import torch
 from server_process import ServerProcess
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from whence_command import run_whence_well
 
 from whence import Client
 from whence_server.demo.cache import find_cache_dir
@@ -65,8 +64,7 @@ def test_token_ids_are_those_of_llama_cpp(server: ServerProcess) -> None:
 
 
 def test_the_command_says_where_the_weights_come_from(server: ServerProcess) -> None:
-    command = [sys.executable, "-m", "whence.cli", "model", "--target", server.target]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = run_whence_well("model", "--target", server.target)
     assert "weights           gguf, Q4_1, dequantized\n" in printed
 
 

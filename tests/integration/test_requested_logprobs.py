@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from engine_harness import (
     sampled,
 )
 from server_process import ServerProcess
+from whence_command import run_whence_well
 
 from whence import Client
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
@@ -163,19 +162,4 @@ def test_the_client_and_the_command_show_them(server: ServerProcess) -> None:
 
 
 def run_command(server: ServerProcess, flags: list[str]) -> str:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "whence.cli",
-            "generate",
-            "The quick",
-            "--target",
-            server.target,
-            *flags,
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
+    return run_whence_well("generate", "The quick", "--target", server.target, *flags)

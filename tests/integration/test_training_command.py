@@ -16,6 +16,7 @@ import pytest
 from emergence_programs import ANSWERS
 from lineage_records import RecordBuilder, merkle_root, run_id
 from training_server import TrainingServer, training_server
+from whence_command import run_whence
 
 from whence.cli.plots import BLOCKS
 from whence.v1 import training_pb2 as pb
@@ -62,14 +63,12 @@ def training(server: TrainingServer) -> Callable[..., Any]:
     """Run `whence training` with these arguments."""
 
     async def run(*arguments: str, **environment: str) -> Done:
+        whole = ("training", *arguments, "--target", server.target)
+        if "PYTHONPATH" not in environment:
+            done = await asyncio.to_thread(run_whence, *whole, **{"COLUMNS": "80"} | environment)
+            return Done(done.returncode, done.stdout, done.raw, done.stderr)
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "whence.cli",
-            "training",
-            *arguments,
-            "--target",
-            server.target,
+            *(sys.executable, "-m", "whence.cli", *whole),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=os.environ | {"PYTHONIOENCODING": "utf-8", "COLUMNS": "80"} | environment,

@@ -4,8 +4,6 @@ import asyncio
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from faulty_collector import FaultyCollector
 from lineage_records import SPAN_ID, TRACE_ID, RecordBuilder, run_id
 from server_process import ServerProcess
 from span_reading import mapping
+from whence_command import run_whence_well
 
 from whence import Client
 from whence.v1.generation_pb2 import TrainingRunRef
@@ -20,12 +19,7 @@ from whence_server.domain.otlp import OtlpProtocol
 
 
 def command(server: ServerProcess, *arguments: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", "whence.cli", *arguments, "--target", server.target],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    return run_whence_well(*arguments, "--target", server.target)
 
 
 def model_digest(directory: Path) -> str:
