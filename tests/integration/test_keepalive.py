@@ -19,7 +19,8 @@ from whence_server.rpc.server import ServerOptions, build_server
 CLIENT_NOTICES_S, SERVER_NOTICES_S = 15.0, 30.0
 SCALE = 10
 """The test's times are this much shorter than the product's."""
-SLACK_S = 1.0
+SLACK_S = 10.0
+"""Time for which a busy machine may hold the ends up: with it, these are still shorter."""
 
 
 class BlackHole:

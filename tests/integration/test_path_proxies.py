@@ -73,7 +73,7 @@ def test_a_full_connection_leaves_room_for_lists_and_for_closing(
 ) -> None:
     """nginx allows few calls on a connection here, and each generation takes one."""
     with nginx(tmp_path, paced_server.target, http2_max_concurrent_streams="4") as target:
-        with Client(target, timeout_s=10.0) as client, Client(target, timeout_s=10.0) as other:
+        with Client(target, timeout_s=60.0) as client, Client(target, timeout_s=60.0) as other:
             running = [client.generate("x", max_new_tokens=2_000) for _ in range(6)]
             next(running[0])
             with paced_model.held():
@@ -81,7 +81,7 @@ def test_a_full_connection_leaves_room_for_lists_and_for_closing(
                 assert other.models()
                 began = time.monotonic()
                 running[0].close()
-                assert time.monotonic() - began < CLOSE_TIMEOUT_S / 2
+                assert time.monotonic() - began < CLOSE_TIMEOUT_S
             finished = other.generations.get(running[0].id).finished
             assert FinishReason.from_wire(finished.finish_reason) is FinishReason.CANCELLED
             for generation in running[1:]:

@@ -10,6 +10,9 @@ from tcp_relay import TcpRelay
 NUM_TOKENS = 60
 NOTICED_S = 15.0
 """Time within which a client notices that its connection is gone."""
+SLACK_S = 15.0
+"""Time for which a reader waits before it asks again, and for which a busy machine may hold it up.
+TCP itself gives up after minutes."""
 FORGET_AFTER_BYTES = 4_000
 
 
@@ -31,5 +34,4 @@ def test_every_reader_notices_a_forgotten_connection(paced_server: ServerProcess
     }
     for reader, reading in readings.items():
         assert reading.describe_difference(undisturbed.token_ids) == "", reader
-        # Besides that, a reader waits once before it asks again.
-        assert 0 < waited_s[reader] < NOTICED_S + 3, reader
+        assert 0 < waited_s[reader] < NOTICED_S + SLACK_S, reader

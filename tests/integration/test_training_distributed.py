@@ -17,6 +17,8 @@ from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.steps import StepRange
 
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).parents[2]
 # Trains once with and once without a record, and writes what each process saw. Then trains once
 # more, stops between two checkpoints, and goes on.
@@ -96,7 +98,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "HOME": str(directory),
     }
     run = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=170
+        command, env=environment, capture_output=True, text=True, check=False, timeout=500
     )
     assert run.returncode == 0, run.stderr[-4000:]
     return directory

@@ -137,12 +137,12 @@ async def test_an_upstream_is_served_while_it_is_there(tmp_path: Path) -> None:
                 assert tokens[0].probability == pytest.approx(0.6065, abs=1e-4)
                 assert generation.finished.num_prompt_tokens == 5
                 assert upstream.bodies[-1]["seed"] == 3
-                # A cancel reaches the upstream within a second.
+                # A cancel reaches the upstream, which would go on for minutes.
                 async with client.generate("Go on forever", max_new_tokens=9_000) as generation:
                     await anext(aiter(generation))
                     assert upstream.num_open == 1
                     await client.cancel(generation.id)
-                    await wait_until(lambda: upstream.num_open == 0, timeout_s=1)
+                    await wait_until(lambda: upstream.num_open == 0)
                 await wait_for_health(channel, "SERVING")
             # Away later.
             await wait_for_health(channel, "NOT_SERVING")

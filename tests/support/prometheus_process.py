@@ -47,7 +47,7 @@ def prometheus(directory: Path, target: str, rules: Path | None = None) -> Itera
         yield f"http://{address}"
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 async def ask(
@@ -56,11 +56,11 @@ async def ask(
     """Query Prometheus' API until the answer is enough, and return it.
 
     Raises:
-        AssertionError: it was not enough in a minute; the message has the last answer.
+        AssertionError: it was not enough in two minutes; the message has the last answer.
     """
     found: list[dict[str, Any]] = []
     try:
-        async with asyncio.timeout(60), aiohttp.ClientSession() as session:
+        async with asyncio.timeout(120), aiohttp.ClientSession() as session:
             while True:
                 try:
                     async with session.get(f"{base}/api/v1/{path}", params=parameters) as answer:

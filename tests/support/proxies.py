@@ -14,7 +14,7 @@ from required import find_program
 CONFIGURATIONS = Path(__file__).parents[2] / "deploy" / "proxies"
 LISTEN, UPSTREAM = "127.0.0.1:50050", "127.0.0.1:50051"
 """Addresses in the configurations."""
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 REMEDY = "install it, and put /usr/sbin on the PATH, where Debian has it"
 
 _NGINX_MAIN = """
@@ -104,7 +104,7 @@ def _run(command: list[str], log: Path, target: str) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(60)
 
 
 def _wait_listening(process: subprocess.Popen[bytes], target: str, log: Path) -> None:

@@ -128,8 +128,11 @@ def count_running(kind: str, url: str) -> int:
     return int(float(value))
 
 
-def measure_until_idle(kind: str, url: str, limit_s: float = 30.0) -> float:
-    """Return the seconds until the server works on no request.
+def wait_until_idle(kind: str, url: str, limit_s: float = 15.0) -> None:
+    """Wait until the server works on no request.
+
+    The limit is far above the time of one step, after which a server looks for a cancel, and below
+    the time that the tests' longest requests would take.
 
     Raises:
         AssertionError: it still does after `limit_s`.
@@ -138,4 +141,3 @@ def measure_until_idle(kind: str, url: str, limit_s: float = 30.0) -> float:
     while count_running(kind, url):
         assert time.monotonic() < began + limit_s, f"{kind} still works after {limit_s} s"
         time.sleep(0.02)
-    return time.monotonic() - began

@@ -61,7 +61,7 @@ async def connected(port: int, data: bytes = b"") -> AsyncIterator[asyncio.Strea
 
 async def read_all(reader: asyncio.StreamReader) -> bytes:
     """Read until the end of the connection; b"" if it is aborted."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         try:
             return await reader.read()
         except ConnectionResetError:

@@ -9,7 +9,7 @@ from whence_server.rpc.standard import Health
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 class Watcher:

@@ -103,7 +103,7 @@ def journal() -> MemoryJournal:
 
 async def test_everything_arrives_once_and_the_cursor_follows(journal):
     async with receiving() as receiver, exporting(journal, receiver) as exporter:
-        assert await exporter.flush(10)
+        assert await exporter.flush(60)
         await assert_all_arrived(journal, receiver)
         expected = await expected_of(journal)
         assert receiver.num_spans == len(expected) == exporter.stats.num_exported
@@ -120,7 +120,7 @@ async def test_everything_arrives_once_and_the_cursor_follows(journal):
 
 async def test_the_cursor_moves_only_after_the_answer(journal):
     async with receiving() as receiver, exporting(journal, receiver) as exporter:
-        await exporter.flush(10)
+        await exporter.flush(60)
         before = journal.cursors[CURSOR]
         receiver.answers.append(Wait(3600))
         journal.append_generation("g3", num_steps=2)
@@ -141,14 +141,14 @@ async def test_a_temporarily_unreachable_collector_loses_no_span(journal):
         assert exporter.measure_lag().num_entries == len(journal.entries)
         assert "UNAVAILABLE" in exporter.stats.last_error
         await receiver.start()
-        assert await exporter.flush(20)
+        assert await exporter.flush(60)
         await assert_all_arrived(journal, receiver)
         await receiver.stop()
         journal.append_generation("g3", num_steps=20)
         retries = exporter.stats.num_retries
         await wait_until(lambda: exporter.stats.num_retries >= retries + 3)
         await receiver.start()
-        assert await exporter.flush(20)
+        assert await exporter.flush(60)
         await assert_all_arrived(journal, receiver)
 
 
@@ -156,7 +156,7 @@ async def test_a_connection_that_breaks_after_the_spans_were_stored(journal):
     async with receiving() as receiver:
         receiver.answers += [Drop(), Wait(0), Drop()]
         async with exporting(journal, receiver) as exporter:
-            assert await exporter.flush(20)
+            assert await exporter.flush(60)
         await assert_all_arrived(journal, receiver)
         expected = await expected_of(journal)
         again = [one for one in receiver.requests if receiver.requests.count(one) == 2]
@@ -204,7 +204,7 @@ async def test_an_exporter_killed_at_any_point_resumes_after_its_restart(journal
         journal.cursors[CURSOR] = chance.choice([0, *journal.advances])
     exporter = exporter_of(journal, sink)
     exporter.start()
-    assert await exporter.flush(10)
+    assert await exporter.flush(60)
     await exporter.close()
     assert set(pieces_in(sink.requests)) == set((await expected_of(journal)).values())
 
@@ -218,7 +218,7 @@ async def test_the_delay_that_the_collector_requests_is_kept(journal):
             Fail(grpc.StatusCode.UNAVAILABLE),
         ]
         async with exporting(journal, receiver, clock) as exporter:
-            assert await exporter.flush(10)
+            assert await exporter.flush(60)
         await assert_all_arrived(journal, receiver)
     assert clock.delays[:2] == [7.5, 90.25]
     assert 0.2 <= clock.delays[2] <= 0.4
@@ -247,7 +247,7 @@ async def test_retryable_answers_are_retried(journal, code):
     async with receiving() as receiver:
         receiver.answers += [Fail(code)] * 3
         async with exporting(journal, receiver) as exporter:
-            assert await exporter.flush(10)
+            assert await exporter.flush(60)
         await assert_all_arrived(journal, receiver)
         assert exporter.stats.num_retries == 3
         assert exporter.stats.num_set_aside == 0
@@ -259,7 +259,7 @@ async def test_only_the_bad_span_is_set_aside_and_the_rest_arrives(journal, capl
     async with receiving() as receiver:
         receiver.is_poison = lambda span: span.span_id in poison
         async with exporting(journal, receiver) as exporter:
-            assert await exporter.flush(10)
+            assert await exporter.flush(60)
         assert {span.span_id for span in receiver.spans} == expected.keys() - poison
     assert exporter.stats.num_set_aside == 3
     assert exporter.stats.num_exported == len(expected) - 3
@@ -282,7 +282,7 @@ async def test_a_refused_batch_is_not_sent_again_unchanged(journal, code):
     async with receiving() as receiver:
         receiver.answers.append(Fail(code))
         async with exporting(journal, receiver) as exporter:
-            assert await exporter.flush(10)
+            assert await exporter.flush(60)
         assert len(receiver.requests) == len(set(receiver.requests))
         await assert_all_arrived(journal, receiver)
         assert exporter.stats.num_retries == exporter.stats.num_set_aside == 0
@@ -292,7 +292,7 @@ async def test_partial_success_is_counted_and_not_repeated(journal, caplog):
     async with receiving() as receiver:
         receiver.answers.append(Reject(3, "too old"))
         async with exporting(journal, receiver) as exporter:
-            assert await exporter.flush(10)
+            assert await exporter.flush(60)
     num_spans = len(await expected_of(journal))
     assert exporter.stats.num_rejected == 3
     assert exporter.stats.num_exported == receiver.num_spans == num_spans - 3
@@ -303,7 +303,7 @@ async def test_partial_success_is_counted_and_not_repeated(journal, caplog):
 async def test_an_unreadable_entry_does_not_stop_the_export(journal):
     journal.entries[2] = journal.entries[2]._replace(payload=b"\xff")
     async with receiving() as receiver, exporting(journal, receiver) as exporter:
-        assert await exporter.flush(10)
+        assert await exporter.flush(60)
         assert exporter.stats.num_unreadable == 1
         whole = MemoryJournal()
         whole.append_generation("g1", num_steps=40)
@@ -315,7 +315,7 @@ async def test_entries_without_spans_move_the_cursor_too(journal):
     quiet = MemoryJournal()
     quiet.append_generation("g", num_steps=50, flags=0)
     async with receiving() as receiver, exporting(quiet, receiver) as exporter:
-        assert await exporter.flush(10)
+        assert await exporter.flush(60)
         assert quiet.cursors[CURSOR] == len(quiet.entries)
         assert receiver.requests == []
         assert exporter.stats.num_requests == 0
@@ -348,7 +348,7 @@ async def test_a_sink_that_raises_is_retried(journal):
     sink = Raising([])
     exporter = exporter_of(journal, sink)
     exporter.start()
-    assert await exporter.flush(10)
+    assert await exporter.flush(60)
     await exporter.close()
     assert set(pieces_in(sink.requests)) == set((await expected_of(journal)).values())
     assert exporter.stats.last_error == "OSError: no route"
@@ -359,7 +359,7 @@ async def test_batches_are_bounded_in_bytes_too(journal):
         receiving() as receiver,
         exporting(journal, receiver, max_batch_spans=512, max_batch_bytes=6_000) as exporter,
     ):
-        assert await exporter.flush(10)
+        assert await exporter.flush(60)
         await assert_all_arrived(journal, receiver)
         overhead = 300  # the envelope
         assert max(map(len, receiver.requests)) <= 6_000 + overhead
@@ -369,7 +369,7 @@ async def test_the_spans_of_one_entry_go_out_in_several_requests_if_they_are_man
     journal = MemoryJournal()
     journal.append_generation("g", 1, num_sequences=40)
     async with receiving() as receiver, exporting(journal, receiver) as exporter:
-        assert await exporter.flush(10)
+        assert await exporter.flush(60)
         await assert_all_arrived(journal, receiver)
         assert max(map(len, map(spans_in, receiver.requests))) <= 16
 

@@ -102,9 +102,9 @@ def positions(journal: MemoryJournal) -> list[int]:
 async def test_entries_are_handled_once_in_order_and_the_cursor_follows(journal):
     handler = RememberingHandler()
     async with following(journal, handler) as follower:
-        assert await follower.flush(10)
+        assert await follower.flush(60)
         journal.append_generation("h", num_steps=3)
-        assert await follower.flush(10)
+        assert await follower.flush(60)
     assert handler.handled == positions(journal)
     assert journal.cursors["test"] == len(journal.entries)
     assert handler.is_closed
@@ -113,10 +113,10 @@ async def test_entries_are_handled_once_in_order_and_the_cursor_follows(journal)
 async def test_a_follower_with_a_cursor_resumes_where_the_previous_one_ended(journal):
     before, after = RememberingHandler(), RememberingHandler()
     async with following(journal, before) as follower:
-        assert await follower.flush(10)
+        assert await follower.flush(60)
     journal.append_generation("h", num_steps=3)
     async with following(journal, after) as follower:
-        assert await follower.flush(10)
+        assert await follower.flush(60)
     assert before.handled + after.handled == positions(journal)
 
 
@@ -125,7 +125,7 @@ async def test_a_follower_without_a_cursor_begins_at_the_present_end(journal):
     async with following(journal, handler, durable=False) as follower:
         assert follower.measure_lag().num_entries == 0
         journal.append_generation("h", num_steps=3)
-        assert await follower.flush(10)
+        assert await follower.flush(60)
     assert handler.handled == positions(journal)[end:]
     assert journal.cursors == {}
 
@@ -135,7 +135,7 @@ async def test_a_failed_batch_is_read_again_from_the_last_mark(journal, marks):
     handler, clock = RememberingHandler(marks=marks), Clock()
     error = handler.failures[5] = OSError("disk")
     async with following(journal, handler, clock=clock) as follower:
-        assert await follower.flush(10)
+        assert await follower.flush(60)
     again = [] if marks else [1, 2, 3, 4]
     assert handler.handled == [1, 2, 3, 4, *again, *positions(journal)[4:]]
     assert handler.reported == [error]
@@ -157,7 +157,7 @@ async def test_a_cursor_that_cannot_be_read_is_retried(journal, monkeypatch):
 
     monkeypatch.setattr(journal, "read_cursor", troubled)
     async with following(journal, handler) as follower:
-        assert await follower.flush(10)
+        assert await follower.flush(60)
     assert handler.handled == positions(journal)
     assert len(handler.reported) == 2
 
@@ -181,9 +181,9 @@ async def test_entries_join_one_batch_after_a_batch_that_is_not_full(journal):
 
     handler, clock, before = CountingHandler(), BusyClock(), len(journal.entries)
     async with following(journal, handler, clock=clock, linger_s=0.2) as follower:
-        assert await follower.flush(10)
+        assert await follower.flush(60)
         await slept.wait()
-        assert await follower.flush(10)
+        assert await follower.flush(60)
     assert before % 8, "the last batch is not full"
     assert sizes == [8] * (before // 8) + [before % 8, len(journal.entries) - before]
     assert clock.slept[0] == 0.2
@@ -218,5 +218,5 @@ async def test_flush_times_out_and_the_lag_counts_unhandled_entries(journal):
         clock.now += 60
         assert follower.measure_lag() == (len(journal.entries), 60.0)
         handler.gate.set()
-        assert await follower.flush(10)
+        assert await follower.flush(60)
         assert follower.measure_lag() == (0, 0.0)

@@ -46,7 +46,7 @@ async def test_every_span_arrives_over_restarts_and_deletion(tmp_path):
     begin(journal, "g1")
     append_steps(journal, "g1", range(100))
     await journal.flush()
-    assert await exporter.flush(20)
+    assert await exporter.flush(60)
     assert receiver.num_spans == 100  # the parents come with the end
 
     receiver.answers.append(Wait(3600))
@@ -64,7 +64,7 @@ async def test_every_span_arrives_over_restarts_and_deletion(tmp_path):
     append_steps(journal, "g2", range(3))
     end(journal, "g2", 3)
     await journal.flush()
-    assert await exporter.flush(20)
+    assert await exporter.flush(60)
     assert exporter.measure_lag().num_entries == 0
 
     encoder = SpanEncoder(journal)
@@ -87,7 +87,7 @@ async def test_every_span_arrives_over_restarts_and_deletion(tmp_path):
     assert len(left) == 6
     # With a generation gone, the exporter goes on.
     await journal.flush()
-    assert await exporter.flush(20)
+    assert await exporter.flush(60)
     assert exporter.stats.num_unreadable == 0
     await exporter.close()
     await asyncio.gather(journal.close(), receiver.close())

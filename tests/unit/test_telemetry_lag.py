@@ -81,7 +81,7 @@ async def test_lag_and_counters_show_the_state_of_the_export():
     assert (stats.last_error, stats.num_exported) == ("shut", 0)
     assert stats.num_retries > 0
     gate.open = True
-    assert await exporter.flush(10)
+    assert await exporter.flush(60)
     lag, retrying = exporter.measure_lag(), stats.retrying
     await exporter.close()
     assert (lag, retrying) == ((0, 0.0), False)

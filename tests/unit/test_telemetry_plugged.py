@@ -203,7 +203,7 @@ async def test_all_of_a_journal_arrives_through_failures():
     sink = PluggedSink(exporter, "mine")
     spans = JournalExport(journal, sink, max_batch_spans=8, patience=4, sleep=sleep)
     spans.start()
-    assert await spans.flush(20)
+    assert await spans.flush(60)
     await spans.close()
     expected = [span.span_id for span in spans_in(await whence_request()) if span.kind != 2]
     arrived = [span.context.span_id.to_bytes(8) for span in exporter.get_finished_spans()]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -27,7 +28,7 @@ from whence_server.domain.limits import Limits
 from whence_server.domain.model import Environment, ModelInfo, TextFiles
 from whence_server.domain.requests import GenerationRequest
 from whence_server.generation import text_process
-from whence_server.generation.prepare import prepare_request
+from whence_server.generation.prepare import Prepared, prepare_request
 from whence_server.generation.texts import TextProcesses
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -139,11 +140,19 @@ async def test_a_template_beyond_its_memory_limit_is_refused(said: str, part: st
     await processes.close()
 
 
+async def compile_in_time(processes: TextProcesses, pattern: str) -> Prepared:
+    """Prepare a request until a process has compiled its constraint without being held up."""
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(InvalidRequestError):
+                return await processes.prepare(plain("x", constraint=regex(pattern)))
+
+
 async def test_a_constraint_is_compiled_in_a_process_and_refused_after_a_time() -> None:
     model = dataclasses.replace(MODEL, defaults=GenerationDefaults(eos_token_ids=(1,)))
     processes = TextProcesses(model, dataclasses.replace(LIMITS, max_constraint_s=0.1))
     try:
-        ready = await processes.prepare(plain("x", constraint=regex("a+")))
+        ready = await compile_in_time(processes, "a+")
         assert ready.decoding.constraint == regex("a+")
         # Its automaton counts remainders: it compiles for a second.
         slow = json_schema({"type": "integer", "multipleOf": 99991})
@@ -152,7 +161,7 @@ async def test_a_constraint_is_compiled_in_a_process_and_refused_after_a_time() 
             "takes too long to compile: stopped after 0.1 s",
         )
         # Another process has taken over.
-        await processes.prepare(plain("x", constraint=regex("b+")))
+        await compile_in_time(processes, "b+")
     finally:
         await processes.close()
 
@@ -169,7 +178,9 @@ async def test_other_requests_do_not_wait_for_an_endless_template(processes: Tex
 async def test_the_event_loop_is_not_blocked_by_a_long_text(
     processes: TextProcesses,
 ) -> None:
-    preparing = asyncio.create_task(processes.prepare(plain(LONG)))
+    # Both processes have started: the short texts do not wait for that.
+    await asyncio.gather(*(processes.prepare(chat("hello")) for _ in range(2)))
+    preparing = asyncio.create_task(processes.prepare(plain(LONG * 2)))
     num_turns = num_chats = 0
     while not preparing.done():
         assert (await processes.prepare(chat("hello"))).prompt == "hello "
@@ -218,7 +229,9 @@ async def test_waiting_requests_are_limited_in_bytes() -> None:
     await processes.close()
 
 
-async def test_closing_fails_running_and_waiting_requests(processes: TextProcesses) -> None:
+async def test_closing_fails_running_and_waiting_requests() -> None:
+    # Nothing ends by itself before the close, however late that comes.
+    processes = TextProcesses(MODEL, dataclasses.replace(LIMITS, max_template_s=600))
     await processes.prepare(chat("hello"))
     waiting = [
         asyncio.create_task(processes.prepare(request))

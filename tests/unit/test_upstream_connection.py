@@ -19,7 +19,7 @@ from whence_server.engines.upstream.wire.api_key import ApiKey
 from whence_server.engines.upstream.wire.connection import Connection, WireLimits
 from whence_server.engines.upstream.wire.events import ServerSentEvents
 
-LIMITS = WireLimits(connect_s=2.0, first_chunk_s=10.0, idle_s=10.0, answer_s=10.0)
+LIMITS = WireLimits(connect_s=30.0, first_chunk_s=10.0, idle_s=10.0, answer_s=10.0)
 
 
 @pytest.fixture
@@ -140,7 +140,8 @@ async def test_a_reset_in_the_middle_of_a_stream_is_away_after_what_came(
 @pytest.mark.parametrize(
     ("limits", "begins", "words"),
     [
-        (WireLimits(first_chunk_s=0.1), False, "could not begin its answer within 0.1 s"),
+        # Within this time the request has to arrive, on a busy machine too.
+        (WireLimits(first_chunk_s=0.5), False, "could not begin its answer within 0.5 s"),
         (WireLimits(idle_s=0.1), True, "sent nothing for 0.1 s in the middle of its answer"),
     ],
     ids=["first chunk", "between chunks"],
@@ -160,21 +161,21 @@ async def test_a_silent_stream_ends_at_its_limit(
     connection = connect(upstream.url, limits)
     with pytest.raises(errors.UpstreamAwayError, match=words):
         await read_stream(connection)
-    await wait_until(lambda: upstream.num_cancelled == 1, 1.0)
+    await wait_until(lambda: upstream.num_cancelled == 1)
     await connection.close()
 
 
 async def test_comments_keep_a_stream_alive(upstream: FakeUpstream) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         async with streaming(request) as response:
-            for _ in range(8):
+            for _ in range(10):
                 await response.write(b": ping\n\n")
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.2)
             await response.write(make_events({"n": 1}))
         return response
 
     upstream.answer("POST", "/stream", answer)
-    connection = connect(upstream.url, WireLimits(idle_s=0.3))
+    connection = connect(upstream.url, WireLimits(idle_s=1.5))
     assert await read_stream(connection) == [b'{"n": 1}', b"[DONE]"]
     await connection.close()
 
@@ -192,7 +193,7 @@ async def test_an_endless_line_is_refused_and_its_connection_closed(
     connection = connect(upstream.url, WireLimits(max_event_bytes=1 << 20))
     with pytest.raises(errors.UpstreamMalformedError, match="more than 1048576 bytes"):
         await read_stream(connection)
-    await wait_until(lambda: upstream.num_cancelled == 1, 1.0)
+    await wait_until(lambda: upstream.num_cancelled == 1)
     await connection.close()
 
 
@@ -251,7 +252,7 @@ async def test_the_key_is_in_no_error(upstream: FakeUpstream, tmp_path: Path) ->
     await connection.close()
 
 
-async def test_an_upstream_notices_within_a_second_that_nobody_reads_any_more(
+async def test_an_upstream_notices_that_nobody_reads_any_more(
     upstream: FakeUpstream,
 ) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -265,7 +266,7 @@ async def test_an_upstream_notices_within_a_second_that_nobody_reads_any_more(
     stream = connection.stream("/stream", {}, {}, ServerSentEvents)
     async with aclosing(stream):
         await anext(stream)
-    await wait_until(lambda: upstream.num_cancelled == 1, 1.0)
+    await wait_until(lambda: upstream.num_cancelled == 1)
     await connection.close()
 
 
@@ -361,7 +362,7 @@ async def test_a_request_is_sent_again_if_its_old_connection_was_closed_meanwhil
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    connection = connect(f"http://127.0.0.1:{port}")
+    connection = connect(f"http://127.0.0.1:{port}", replace(LIMITS, stale_s=60.0))
     for _ in range(3):
         assert await connection.get_object("/v1/models") == {}
     assert num_connections == 3
