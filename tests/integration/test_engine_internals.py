@@ -188,6 +188,12 @@ def test_layer_readouts_equal_the_model_without_its_later_layers(
     assert unlisted, "a temperature of 3 should have drawn what is no candidate"
 
 
+def list_ways(loaded: LoadedModel) -> list[LoadedModel]:
+    """Return a model with its captured step, if it has one, and through its modules."""
+    through_modules = loaded._replace(graph=None)
+    return [through_modules] if loaded.graph is None else [loaded, through_modules]
+
+
 @pytest.mark.parametrize("architecture", EVERY)
 def test_probing_changes_no_bit(models: Models, architecture: str) -> None:
     def run(details: tuple[TraceDetail, ...], loaded: LoadedModel) -> list[list[Decision]]:
@@ -206,7 +212,7 @@ def test_probing_changes_no_bit(models: Models, architecture: str) -> None:
 
     loaded = models(architecture)
     plain, internals = TraceDetail.DECISIONS, TraceDetail.INTERNALS
-    for way in (loaded, loaded._replace(graph=None)):
+    for way in list_ways(loaded):
         assert run((internals,), way) == run((plain,), way)
         together = run((plain, plain, plain), way)
         assert run((plain, internals, plain), way) == together
@@ -251,7 +257,7 @@ def test_probing_changes_no_bit_of_a_beam_search_and_in_half_precision(
         ]
 
     plain, internals = TraceDetail.DECISIONS, TraceDetail.INTERNALS
-    for way in (loaded, loaded._replace(graph=None)):
+    for way in list_ways(loaded):
         expected = run((plain,) * 4, way)
         for details in (
             (internals,) * 4,

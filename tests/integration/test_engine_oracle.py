@@ -116,8 +116,14 @@ def test_greedy_alone_equals_generate(
         assert harness.finish(str(number)) is FinishReason.LENGTH
 
 
-@pytest.mark.parametrize("chunk", [16, 512])
-@pytest.mark.parametrize("architecture", ARCHITECTURES + LAST_STAGES)
+# Whole prompts beside each other are read by one model of each kind; alone, by every one above.
+WHOLE = ["gpt2", "llama", "mistral", "gemma2", "bloom", "mixtral"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "chunk"),
+    [*((name, 16) for name in ARCHITECTURES + LAST_STAGES), *((name, 512) for name in WHOLE)],
+)
 def test_greedy_equals_generate_while_rows_come_and_go(
     models: Callable[[str], LoadedModel], reference: Greedy, architecture: str, chunk: int
 ) -> None:

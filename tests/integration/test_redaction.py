@@ -85,7 +85,7 @@ def run(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
     patterns.write_text("[patterns]\ncustomer = '\\bC-[0-9]{8}\\b'\n")
     flags = ["--redact", "all", "--redact-patterns", str(patterns), "--log-level", "debug"]
     flags += ["--http-listen", "127.0.0.1:0", "--step-span-names", "token", "--token-arrays", "64"]
-    flags += ["--step-form", "both", "--model-name", "tiny"]
+    flags += ["--step-form", "both", "--model-name", "tiny", "--progress-interval", "0.2"]
     with collecting() as (collected, endpoint):
         environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, CAPTURE: "SPAN_AND_EVENT"}
         with (

@@ -20,6 +20,8 @@ from whence_server.demo.warm_start import bring_findings, keep_findings
 
 READY_TIMEOUT_S = 240.0
 LINE_TIMEOUT_S = 60.0
+STARTS = Path(__file__).parents[2] / "build" / "starts"
+"""Folder with what earlier servers of tests found out about the tiny models."""
 
 
 def socket_target(directory: Path) -> str:
@@ -52,11 +54,14 @@ class ServerProcess:
         prefix: tuple[str, ...] = (),
     ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
-        # The trials of the real model take nine seconds of processor time, and the first server of
-        # all makes them for the others.
-        self._kept = data_dir if model is not None and model.name.startswith(NAME) else None
-        if self._kept is not None:
-            bring_findings(data_dir)
+        # The trials of a model take seconds of processor time, and the first server of all makes
+        # them for the others. Their conditions are named in the file, down to the code.
+        self._data_dir = data_dir
+        self._has_model = model is not None
+        is_real = model is not None and model.name.startswith(NAME)
+        self._kept = None if is_real or model is None else STARTS / model.name
+        if self._has_model:
+            bring_findings(data_dir, self._kept)
         self.target = socket_target(data_dir)
         self.http_url = ""
         listen = [] if "--listen" in flags else ["--listen", self.target]
@@ -108,8 +113,8 @@ class ServerProcess:
             raise AssertionError(f"the server ended with {status}:\n" + "".join(self.log))
         addresses = target.split(", ")
         self.target, self.http_url = addresses[0], addresses[-1]
-        if self._kept is not None:
-            keep_findings(self._kept)
+        if self._has_model:
+            keep_findings(self._data_dir, self._kept)
         return self
 
     def wait_line(self, words: str) -> str:
