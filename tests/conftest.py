@@ -12,6 +12,9 @@ import pytest
 if TYPE_CHECKING:
     from postgres import PostgresServer
 
+    from whence_server.domain.journal_url import JournalUrl
+    from whence_server.journal.findings import VerifyReport
+
 # Read once, when torch and numba are loaded, by this process and by those that tests start. One
 # thread, which sleeps while it waits: others are at work on the same cores. What was compiled
 # for one process is there for the next.
@@ -69,14 +72,18 @@ def postgres() -> "Iterator[PostgresServer]":
 
 @pytest.fixture
 def use_store(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], None]:
-    """Gives a function that opens every journal of the test in "sqlite" or in "postgres"."""
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> "Callable[[str], JournalUrl | None]":
+    """Gives a function that opens every journal of the test in "sqlite" or in "postgres".
 
-    def use(name: str) -> None:
+    The function returns the place for the keys of encrypted journals; None for the default.
+    """
+
+    def use(name: str) -> "JournalUrl | None":
         if name == "sqlite":
-            return
+            return None
         server = request.getfixturevalue("postgres")
+        from whence_server.domain.journal_url import JournalUrl
         from whence_server.journal import journal
         from whence_server.journal.postgres.store import PostgresStore
 
@@ -85,15 +92,31 @@ def use_store(
             "SqliteStore",
             lambda path, _: PostgresStore(server.make_journal_url(str(path))),
         )
+        return JournalUrl(server.make_journal_url(f"keys of {tmp_path}"))
 
     return use
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def each_store(request: pytest.FixtureRequest, use_store: Callable[[str], None]) -> str:
+def each_store(request: pytest.FixtureRequest, use_store: Callable[[str], object]) -> str:
     """Opens every journal of the test in SQLite, then in PostgreSQL; the name of the database."""
     use_store(request.param)
     return str(request.param)
+
+
+@pytest.fixture
+def verify_store(
+    each_store: str, request: pytest.FixtureRequest
+) -> "Callable[[Path], VerifyReport]":
+    """Gives a function that verifies the journal of a directory, whichever database it is in."""
+    from whence_server.journal.verify import verify_journal
+
+    if each_store == "sqlite":
+        return verify_journal
+    server = request.getfixturevalue("postgres")
+    from whence_server.journal.postgres.verify import verify_database
+
+    return lambda directory: verify_database(server.make_journal_url(str(directory / "journal.db")))
 
 
 @pytest.fixture

@@ -135,10 +135,11 @@ async def _serve_with(
         try:
             await observability.start()
             await close_interrupted(journal)
-            takeovers = Takeovers(journal, observability.make_followers)
-            takeovers.start()
-            sweeper = journal.make_sweeper(settings.retention_policy, observability.export_names)
+            policy = settings.retention_policy
+            sweeper = journal.make_sweeper(policy, observability.export_names)
             live.retention = None if sweeper is None else sweeper.stats
+            takeovers = Takeovers(journal, observability.make_followers, policy, sweeper)
+            takeovers.start()
             try:
                 async with nullcontext() if sweeper is None else sweeper.running():
                     return await _serve(
@@ -165,7 +166,8 @@ def _make_sealing(settings: ServeConfig) -> SealingOptions | None:
     """Return the keys of the journal; None if it is not encrypted."""
     if settings.journal_key is None:
         return None
-    return SealingOptions(settings.journal_key, settings.journal_keys, copy_environment())
+    place = settings.journal_keys or settings.journal
+    return SealingOptions(settings.journal_key, place, copy_environment())
 
 
 def _share_connections(settings: ServeConfig) -> int:

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from whence_server import config, logs
 from whence_server.access import command as token_command
 from whence_server.config.environment import copy_environment, use_passive_waiting
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
+from whence_server.domain.journal_url import parse_journal_url
 from whence_server.domain.paths import format_path, get_undecodable_bytes
 from whence_server.journal.sealing import command as key_command
 from whence_server.proof import command as signing_command
@@ -22,6 +24,7 @@ from whence_server.training.verify import command as verify_command
 
 if TYPE_CHECKING:
     from whence_server.journal.findings import VerifyReport
+    from whence_server.journal.sealing.content_check import KeysToVerify
 
     # The only name that argparse has for it.
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
@@ -50,8 +53,12 @@ _COPIES = {
     "backup": "copy a journal to a new directory, also while servers use it",
     "restore": "verify a backup, and copy it to an empty database or directory",
 }
-_MAY_BE_ANY_BYTES = ("texts", "eval", "journal", "WHENCE_JOURNAL")
-"""Names of text files, which need not be UTF-8, and a URL that no message repeats."""
+_MAY_BE_ANY_BYTES = (
+    *("texts", "eval", "journal", "WHENCE_JOURNAL"),
+    *("journal_keys", "WHENCE_JOURNAL_KEYS"),
+)
+"""Names of text files, which need not be UTF-8, and URLs that no message repeats."""
+_URL_HELP = "postgresql://USER@HOST:PORT/DATABASE"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,15 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=_VERIFY_EPILOG,
         allow_abbrev=False,
     )
-    place = verify.add_mutually_exclusive_group(required=True)
-    place.add_argument("--data-dir", type=Path, metavar="DIR")
-    place.add_argument("--journal", metavar="URL", help="postgresql://USER@HOST:PORT/DATABASE")
+    _add_place(verify)
     key_command.add_key_arguments(verify)
     verify.add_argument(
         "--rebuild",
         action="store_true",
-        help="with --data-dir: if the chain is intact, rebuild the columns that differ from the "
-        "entries, and verify again; the entries do not change",
+        help="if the chain is intact, rebuild the columns that differ from the entries, and verify "
+        "again; the entries do not change; no server may use the journal",
     )
     _add_retention_commands(commands)
     for name, text in _COPIES.items():
@@ -157,17 +162,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--data-dir", type=Path, metavar="DIR")
+    place.add_argument("--journal", metavar="URL", help=_URL_HELP)
+
+
 def _add_retention_commands(commands: "_Commands") -> None:
     compact = commands.add_parser(
         "compact",
         help="give the space of deleted content back to the file system, while a server runs",
         description="Move pages from the end of the journal's database into free ones, and cut the "
         "file, in short steps beside a running server. A database that an earlier version made is "
-        "rewritten instead, which needs the server stopped and as much free space as it keeps.",
+        "rewritten instead, which needs the server stopped and as much free space as it keeps. In "
+        "PostgreSQL, VACUUM makes the space of deleted rows reusable, and the tables of keys are "
+        "written anew.",
         epilog=_COMPACT_EPILOG,
         allow_abbrev=False,
     )
-    compact.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    _add_place(compact)
+    compact.add_argument(
+        "--full",
+        action="store_true",
+        help="with --journal: write all tables anew, which gives the space back to the file "
+        "system; no server may use the database",
+    )
     retention = commands.add_parser(
         "retention",
         help="show what the settings of retention would delete",
@@ -176,7 +195,7 @@ def _add_retention_commands(commands: "_Commands") -> None:
         epilog=_RETENTION_EPILOG,
         allow_abbrev=False,
     )
-    retention.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    _add_place(retention)
     retention.add_argument(
         "--dry-run",
         action="store_true",
@@ -225,24 +244,45 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from whence_server.journal.rebuild import rebuild_journal
-    from whence_server.journal.verify import verify_journal
-
-    if parsed.journal is not None:
-        return _verify_database(parsed)
-    keys = key_command.open_keys_to_verify(parsed, copy_environment())
-    report = verify_journal(parsed.data_dir, keys)
-    if parsed.rebuild and not report.intact and report.chain_intact:
-        _print_report(report)
-        print(f"{rebuild_journal(parsed.data_dir)} rows were rebuilt from the entries")
-        report = verify_journal(parsed.data_dir, keys)
+    verify, rebuild = _find_verification(parsed)
+    with key_command.open_keys_to_verify(parsed, copy_environment()) as keys:
+        report = verify(keys)
+        if parsed.rebuild and not report.intact and report.chain_intact:
+            _print_report(report)
+            print(f"{rebuild()} rows were rebuilt from the entries")
+            report = verify(keys)
     _print_report(report)
     if report.nothing:
         return 3
     return 0 if report.intact else 1
 
 
+def _find_verification(
+    parsed: argparse.Namespace,
+) -> "tuple[Callable[[KeysToVerify | None], VerifyReport], Callable[[], int]]":
+    """Return the functions that verify a journal, and that rebuild its rows."""
+    if parsed.journal is None:
+        from whence_server.journal.rebuild import rebuild_journal
+        from whence_server.journal.verify import verify_journal
+
+        data_dir = parsed.data_dir
+        return partial(verify_journal, data_dir), partial(rebuild_journal, data_dir)
+    url = _read_url(parsed)
+    from whence_server.journal.postgres.verify import rebuild_database, verify_database
+
+    return partial(verify_database, url), partial(rebuild_database, url)
+
+
 def _compact(parsed: argparse.Namespace) -> int:
+    if parsed.journal is not None:
+        url = _read_url(parsed)
+        from whence_server.journal.postgres.retention import compact_database
+
+        for line in compact_database(url, full=parsed.full).describe():
+            print(line)
+        return 0
+    if parsed.full:
+        raise ConfigurationError("--full works with --journal")
     from whence_server.journal.retention.compact import compact_journal
 
     report = compact_journal(parsed.data_dir)
@@ -252,38 +292,41 @@ def _compact(parsed: argparse.Namespace) -> int:
 
 
 def _plan_retention(parsed: argparse.Namespace) -> int:
-    from whence_server.journal.retention.dry_run import plan_retention
-
     policy = config.read_retention_policy(parsed, copy_environment())
-    keys = key_command.open_keys_to_verify(parsed, copy_environment())
-    for line in plan_retention(parsed.data_dir, policy, keys).describe():
-        print(line)
+    with key_command.open_keys_to_verify(parsed, copy_environment()) as keys:
+        if parsed.journal is None:
+            from whence_server.journal.retention.dry_run import plan_retention
+
+            print(*plan_retention(parsed.data_dir, policy, keys).describe(), sep="\n")
+            return 0
+        url = _read_url(parsed)
+        from whence_server.journal.postgres.retention import plan_database
+
+        for log_id, plan in plan_database(url, policy, keys).items():
+            print(f"log {log_id}:", *plan.describe(), sep="\n  ")
     return 0
+
+
+def _read_url(parsed: argparse.Namespace) -> str:
+    """Return the URL of --journal.
+
+    Raises:
+        ConfigurationError: it is malformed, or the library for the database is not installed.
+    """
+    from whence_server.journal.open_store import import_postgres
+
+    try:
+        url = parse_journal_url(parsed.journal)
+    except ValueError as error:
+        raise ConfigurationError(f"--journal: {error}") from None
+    import_postgres()
+    return url.text
 
 
 def _copy(parsed: argparse.Namespace) -> int:
     from whence_server.journal.moving.command import run
 
     return run(parsed)
-
-
-def _verify_database(parsed: argparse.Namespace) -> int:
-    from whence_server.journal.moving.command import parse_place
-    from whence_server.journal.open_store import import_postgres
-
-    if parsed.rebuild:
-        raise ConfigurationError("--rebuild: works on a directory, and not on --journal")
-    place = parse_place(parsed.journal)
-    if isinstance(place, Path):
-        raise ConfigurationError("--journal: expected postgresql://USER@HOST:PORT/DATABASE")
-    import_postgres()
-    from whence_server.journal.postgres.verify import verify_database
-
-    report = verify_database(place.text)
-    _print_report(report)
-    if report.nothing:
-        return 3
-    return 0 if report.intact else 1
 
 
 def _print_report(report: "VerifyReport") -> None:

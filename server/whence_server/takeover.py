@@ -2,35 +2,53 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 
 from whence_server.domain.errors import JournalError, JournalUnwritableError, WhenceError
+from whence_server.domain.retention import RetentionPolicy
 from whence_server.generation.recovery import close_interrupted
 from whence_server.journal.journal import Journal
+from whence_server.journal.retention.sweeper import Sweeper
 from whence_server.telemetry.follower import JournalFollower
 
 _log = logging.getLogger(__name__)
 
 MakeFollowers = Callable[[Journal], Mapping[str, JournalFollower]]
 _LOOKS_PER_LEASE = 2
+_NO_POLICY = RetentionPolicy()
 _FLUSH_S = 5.0
+# Later than the other servers of a deployment start: each takes an idle log.
+_FIRST_SWEEP_S, _SWEEP_S = 600.0, 3_600.0
 
 
 class Takeovers:
     """Task that takes over the logs of servers that died or stopped.
 
     The generations and calls that such a server left open are closed, its exports go on from its
-    cursors, and its log is then free for the next server that starts.
+    cursors, and its log is then free for the next server that starts. Once an hour, logs that no
+    server holds are taken too, so that retention deletes in them what is due.
 
     Args:
         journal: this server's journal.
         make_followers: makes the exports of a journal, by the names of their cursors.
+        policy: retention and holds.
+        sweeper: retention of this server's journal; None without.
     """
 
-    def __init__(self, journal: Journal, make_followers: MakeFollowers) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        make_followers: MakeFollowers,
+        policy: RetentionPolicy = _NO_POLICY,
+        sweeper: Sweeper | None = None,
+    ) -> None:
         self._journal = journal
         self._make_followers = make_followers
+        self._policy = policy
+        self._sweeper = sweeper
+        self._sweep_at_s = time.monotonic() + _FIRST_SWEEP_S
         self._stopping = asyncio.Event()
         self._finishing: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -51,9 +69,11 @@ class Takeovers:
         while not self._stopping.is_set():
             try:
                 while (taken := await self._journal.take_over()) is not None:
-                    task = asyncio.create_task(self._finish(taken), name="takeover")
-                    self._finishing.add(task)
-                    task.add_done_callback(self._finishing.discard)
+                    _log.warning("took over log %s, which its server left", taken.id.hex())
+                    self._begin(taken)
+                if self._policy.deletes and time.monotonic() >= self._sweep_at_s:
+                    self._sweep_at_s = time.monotonic() + _SWEEP_S
+                    await self._take_idle()
             except JournalUnwritableError as error:
                 _log.debug("no log can be taken over at present: %s", error)
             except WhenceError as error:
@@ -63,9 +83,18 @@ class Takeovers:
                 async with asyncio.timeout(lease_s / _LOOKS_PER_LEASE):
                     await self._stopping.wait()
 
+    async def _take_idle(self) -> None:
+        for writer in await self._journal.sharing.list_idle_logs():
+            if (taken := await self._journal.take_idle(writer)) is not None:
+                self._begin(taken)
+
+    def _begin(self, taken: Journal) -> None:
+        task = asyncio.create_task(self._finish(taken), name="takeover")
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
     async def _finish(self, journal: Journal) -> None:
         """Finish a log until the server stops, and close it in any case."""
-        _log.warning("took over log %s, which its server left", journal.id.hex())
         work = asyncio.create_task(self._work(journal))
         stop = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,14 +122,24 @@ class Takeovers:
     async def _export(self, journal: Journal) -> None:
         """Close what is open in a log, do its errands, and export it to its end."""
         followers = self._make_followers(journal)
+        # Before the errands, which must not delete what is held.
+        clock = None if self._sweeper is None else self._sweeper.clock
+        sweeper = journal.make_sweeper(self._policy, followers, clock)
         try:
             for follower in followers.values():
                 follower.start()
             await close_interrupted(journal)
             await journal.sharing.do_errands()
-            for follower in followers.values():
-                while not await follower.flush(_FLUSH_S):
-                    pass  # The collector may be away for longer.
+            await _flush(followers.values())
+            if sweeper is not None:
+                await sweeper.sweep()
+                await _flush(followers.values())
         finally:
             for follower in followers.values():
                 await follower.close()
+
+
+async def _flush(followers: Collection[JournalFollower]) -> None:
+    for follower in followers:
+        while not await follower.flush(_FLUSH_S):
+            pass  # The collector may be away for longer.

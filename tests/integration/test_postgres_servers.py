@@ -1,4 +1,7 @@
-"""Two servers on one PostgreSQL database, behind TLS and JWTs: nothing is lost when one dies."""
+"""Two servers on one PostgreSQL database, behind TLS and JWTs: nothing is lost when one dies.
+
+The record is encrypted, under keys that both servers share.
+"""
 
 import subprocess
 import sys
@@ -15,10 +18,11 @@ from certificates import Authority
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from identity_provider import IdentityProvider
 from rpc_errors import failure_of
+from sealed_journals import MASTER, write_keys
 from server_process import ServerProcess, socket_target
 from tcp_relay import TcpRelay
 
-from whence import Client, UnavailableError
+from whence import Client, FailedPreconditionError, UnavailableError
 from whence.v1 import generation_pb2 as g
 from whence.v1 import generation_pb2_grpc, trace_pb2, trace_pb2_grpc
 
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
 APP = "system:serviceaccount:shop:app"
 AUDITOR = "system:serviceaccount:ops:auditor"
+# No other test writes these words to the database, in clear.
+PROMPT, OUTPUT, LABEL = "pangolin xylophone", "axolotl theremin", "okapi"
+LONG_PROMPT = "capybara ocarina"
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,9 @@ def start(
     flags = {
         "--listen": f"127.0.0.1:0,{socket}",
         "--journal-lease": "2",
+        "--journal-key": str(write_keys(folder.with_name("master.key"), MASTER)),
+        "--retain": "180d",
+        "--hold-label": "matter=*",
         "--tls-cert": str(certificate),
         "--tls-key": str(key),
         "--auth-jwks": provider.jwks_url,
@@ -124,13 +134,28 @@ def site(
     provider.close()
 
 
-def verify(url: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_keys(tmp_path_factory.mktemp("keys") / "master.key", MASTER))
+
+
+def verify(url: str, key_file: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "whence_server", "verify", "--journal", url],
+        [
+            *(sys.executable, "-m", "whence_server", "verify", "--journal", url),
+            *("--journal-key", key_file),
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def find_content(postgres: "PostgresServer") -> list[str]:
+    """Return the words that are in clear in a file of the database, its logs included."""
+    files = postgres.read_files()
+    words = (*PROMPT.split(), *OUTPUT.split(), LABEL, *LONG_PROMPT.split())
+    return [word for word in words if word.encode() in files]
 
 
 def test_servers_wait_for_an_identity_provider_that_is_away(site: Site) -> None:
@@ -145,11 +170,13 @@ def test_servers_wait_for_an_identity_provider_that_is_away(site: Site) -> None:
             assert client.models()
 
 
-def test_generations_of_one_server_are_read_and_deleted_through_the_other(site: Site) -> None:
+def test_generations_of_one_server_are_read_and_deleted_through_the_other(
+    site: Site, postgres: "PostgresServer", key_file: str
+) -> None:
     with site.connect(site.a.address) as first, site.connect(site.b.address) as second:
         first.wait_ready(60)
         second.wait_ready(60)
-        with first.generate("one", sample=True, seed=1, max_new_tokens=8) as generation:
+        with first.generate(PROMPT, forced=OUTPUT, labels={"animal": LABEL}) as generation:
             text, generation_id = "".join(t.text for t in generation), generation.id
         # The stream ends before the commit under `group`.
         first.generations.get(generation_id)
@@ -159,14 +186,26 @@ def test_generations_of_one_server_are_read_and_deleted_through_the_other(site: 
             steps = [step for answer in resumed for step in answer.event.steps.steps]
         assert "".join(step.text for step in steps) == text
         assert generation_id in [row.generation_id for row in second.generations.list()]
+        assert find_content(postgres) == []
         second.generations.delete(generation_id)
         with grpc.insecure_channel(site.b.socket) as channel:
             stub = trace_pb2_grpc.TraceServiceStub(channel)
             with pytest.raises(grpc.RpcError) as caught:
                 stub.GetGeneration(trace_pb2.GetGenerationRequest(generation_id=generation_id))
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    done = verify(site.url)
+    assert find_content(postgres) == []
+    done = verify(site.url, key_file)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_hold_binds_who_asks_the_other_server(site: Site) -> None:
+    with site.connect(site.a.address) as first, site.connect(site.b.address) as second:
+        first.wait_ready(60)
+        with first.generate("held", max_new_tokens=2, labels={"matter": "x"}) as generation:
+            generation_id = generation.result().id
+        first.generations.get(generation_id)  # the stream ends before the commit
+        with pytest.raises(FailedPreconditionError, match=r"--hold-label matter=\*"):
+            second.generations.delete(generation_id)
 
 
 def test_either_server_lists_who_did_what_at_both(site: Site) -> None:
@@ -191,14 +230,14 @@ def test_either_server_lists_who_did_what_at_both(site: Site) -> None:
 
 
 def test_a_killed_servers_generation_is_closed_and_its_stream_goes_on_at_the_other(
-    site: Site,
+    site: Site, postgres: "PostgresServer", key_file: str
 ) -> None:
     a, b = site.a.process, site.b.process
     engine = psutil.Process(a.engine_pid)
     with TcpRelay(site.a.address) as service, site.connect(service.target) as client:
         client.wait_ready(60)
         generation = client.generate(
-            "The quick brown fox", sample=True, seed=1, max_new_tokens=8_000, ignore_eos=True
+            LONG_PROMPT, sample=True, seed=1, max_new_tokens=8_000, ignore_eos=True
         )
         seen = [token.token_id for _, token in zip(range(50), generation, strict=False)]
         with grpc.insecure_channel(site.b.socket) as channel:
@@ -223,7 +262,8 @@ def test_a_killed_servers_generation_is_closed_and_its_stream_goes_on_at_the_oth
     recorded = generation.finished.num_generated_tokens
     assert (followed, seen[:recorded]) == (seen[:recorded], followed)
     assert len(seen) - recorded == generation.num_unrecorded_tokens
-    done = verify(site.url)
+    assert find_content(postgres) == []
+    done = verify(site.url, key_file)
     assert (done.returncode, done.stderr) == (0, "")
     b.wait_line("took over log")
     # The survivor still serves, and its audit has what the dead one's callers did.

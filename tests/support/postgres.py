@@ -84,6 +84,11 @@ class PostgresServer:
         """Stop the server; `immediate` is a crash."""
         self._run("pg_ctl", "stop", "--wait", f"--mode={mode}")
 
+    def read_files(self, folder: str = "") -> bytes:
+        """Return every byte of every file of the server, or of a folder of its data."""
+        paths = sorted((self._data / folder).rglob("*"))
+        return b"".join(path.read_bytes() for path in paths if path.is_file())
+
     def close(self) -> None:
         """Stop the server, if it runs, and remove its files."""
         with contextlib.suppress(subprocess.CalledProcessError):

@@ -9,8 +9,10 @@ import apsw
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from whence.v1.sealing_pb2 import SealedFinish, SealedStart
+from whence_server.domain.journal_url import JournalUrl
 from whence_server.domain.key_sources import KeyScheme, KeySource
 from whence_server.journal.sealing.content_check import KeysToVerify
+from whence_server.journal.sealing.key_place import open_keys as open_database
 from whence_server.journal.sealing.masters import Masters
 from whence_server.journal.sealing.opening import SealingOptions
 
@@ -25,17 +27,18 @@ def write_keys(path: Path, *masters: bytes) -> Path:
     return path
 
 
-def make_options(key_file: Path, database: Path | None = None) -> SealingOptions:
+def make_options(key_file: Path, database: Path | JournalUrl | None = None) -> SealingOptions:
     """Return options with the keys of a file, which gets one if it is missing."""
     if not key_file.exists():
         write_keys(key_file, MASTER)
     return SealingOptions(KeySource(KeyScheme.FILE, str(key_file)), database)
 
 
-def open_keys(data_dir: Path, key_file: Path) -> KeysToVerify:
+def open_keys(data_dir: Path | JournalUrl, key_file: Path) -> KeysToVerify:
     """Return the keys with which a journal is verified."""
     masters = Masters(KeySource(KeyScheme.FILE, str(key_file)), {})
-    return KeysToVerify(data_dir / "keys.db", masters)
+    place = data_dir / "keys.db" if isinstance(data_dir, Path) else data_dir
+    return KeysToVerify(open_database(place, read_only=True), masters)
 
 
 def read_files(directory: Path) -> bytes:

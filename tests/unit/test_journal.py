@@ -29,6 +29,7 @@ from whence_server.journal.sqlite_store import check_sqlite_version
 FORMS = [
     *itertools.product(Durability, ["sqlite"], [None, "sealed"]),
     *itertools.product(Durability, ["postgres"], [None]),
+    (Durability.GROUP, "postgres", "sealed"),
 ]
 """Durabilities, databases and forms of content."""
 
@@ -36,8 +37,8 @@ FORMS = [
 @pytest.fixture(params=FORMS, ids=str)
 async def journal(request, tmp_path, use_store):
     durability, store, form = request.param
-    use_store(store)
-    sealing = make_options(tmp_path / "master.key") if form else None
+    keys = use_store(store)
+    sealing = make_options(tmp_path / "master.key", keys) if form else None
     journal = await Journal.open(tmp_path / "data", durability=durability, sealing=sealing)
     yield journal
     await journal.close()

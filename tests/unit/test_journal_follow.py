@@ -39,6 +39,7 @@ def hooks():
 FORMS = [
     *itertools.product(Durability, ["sqlite"], [None, "sealed"]),
     *itertools.product(Durability, ["postgres"], [None]),
+    (Durability.GROUP, "postgres", "sealed"),
 ]
 """Durabilities, databases and forms of content."""
 
@@ -46,13 +47,13 @@ FORMS = [
 @pytest.fixture(params=FORMS, ids=str)
 async def journal(request, tmp_path, hooks, use_store):
     durability, store, form = request.param
-    use_store(store)
+    keys = use_store(store)
     journal = await Journal.open(
         tmp_path / "data",
         durability=durability,
         tail_entries=4,
         open_store=hooks.open_store,
-        sealing=make_options(tmp_path / "master.key") if form else None,
+        sealing=make_options(tmp_path / "master.key", keys) if form else None,
     )
     yield journal
     await journal.close()

@@ -325,9 +325,7 @@ async def test_verification_with_keys_finds_a_column_that_its_writer_made_up(dat
     )
     keys = open_keys(data_dir, tmp_path / "master.key")
     assert find(data_dir) == []
-    assert find(data_dir, keys) == [
-        f"content {FIRST}: its key cannot be unwrapped: the wrapped key was changed"
-    ]
+    assert find(data_dir, keys) == [f"content {FIRST}: its key is not the one that it names"]
 
 
 def execute_keys(data_dir: Path, statement: str, *bindings: object) -> None:
@@ -400,6 +398,18 @@ async def test_start_without_the_database_of_keys_is_refused(data_dir, options, 
     await journal.close()
 
 
+async def test_a_refused_start_leaves_no_database_of_keys(data_dir, tmp_path, options):
+    for name in ("keys.db", "keys.db-journal"):
+        (data_dir / name).unlink(missing_ok=True)
+    before = sorted(path.name for path in data_dir.iterdir())
+    await refuse(data_dir, options, "is new, and the journal has encrypted generations")
+    other = make_options(tmp_path / "no.key", tmp_path / "elsewhere.db")
+    (tmp_path / "no.key").write_text("not a key\n")
+    await refuse(data_dir, other, "no.key")
+    assert sorted(path.name for path in data_dir.iterdir()) == before
+    assert not (tmp_path / "elsewhere.db").exists()
+
+
 async def test_keys_of_another_journal_are_refused(data_dir, options, tmp_path):
     await fill(tmp_path / "another", options)
     shutil.copy(tmp_path / "another" / "keys.db", data_dir / "keys.db")
@@ -444,10 +454,10 @@ async def test_full_disk_of_the_keys_stalls_the_journal_and_loses_nothing(
     journal = await Journal.open(tmp_path / "data", sealing=options, patience_s=0.0)
     write, failures = KeyDatabase.write, [True]
 
-    def fail(self, change):
+    def fail(self, change, *, exclusive=False):
         if failures:
             raise JournalUnwritableError("the disk is full")
-        return write(self, change)
+        return write(self, change, exclusive=exclusive)
 
     monkeypatch.setattr(KeyDatabase, "write", fail)
     whole(journal, "g")

@@ -268,21 +268,25 @@ async def test_prune_destroys_keys_without_a_generation_only_if_it_is_told(tmp_p
         capsys.readouterr().out
     )
     keys = KeyDatabase(data_dir / "keys.db", read_only=True)
-    assert set(keys.list_ids()) == {SECOND, RUNNING}
+    assert {generation_id for generation_id, _ in keys.list_keys()} == {SECOND, RUNNING}
     keys.close()
 
 
-async def test_a_copy_of_an_encrypted_journal_has_no_keys_and_never_goes_to_postgresql(
-    tmp_path, capsys
-):
+async def test_a_copy_of_an_encrypted_journal_has_no_keys_until_they_are_copied(tmp_path, capsys):
     data_dir, copy = tmp_path / "data", tmp_path / "copy"
-    await fill(data_dir, make_options(tmp_path / "master.key"))
-    url = "postgresql://nobody@127.0.0.1:1/none"
-    assert run("migrate", "--from", data_dir, "--to", url) == 2
-    assert f"--to: the journal in {data_dir} is encrypted" in capsys.readouterr().err
+    options = make_options(tmp_path / "master.key")
+    await fill(data_dir, options)
     assert run("backup", "--from", data_dir, "--to", copy) == 0
     assert "its keys are not copied" in capsys.readouterr().out
     assert [file.name for file in copy.iterdir()] == ["journal.db"]
+    keys = ("key", "copy", "--from", data_dir / "keys.db", "--to", copy / "keys.db")
+    assert run(*keys) == 0
+    assert capsys.readouterr().out == "3 keys of generations were copied\n"
+    assert run(*keys) == 2
+    assert "has keys already" in capsys.readouterr().err
+    journal = await Journal.open(copy, sealing=options)
+    assert len(await journal.read(FIRST)) == 5
+    await journal.close()
     await fill(tmp_path / "clear", None)
     assert run("backup", "--from", tmp_path / "clear", "--to", tmp_path / "clear copy") == 0
     assert "keys" not in capsys.readouterr().out

@@ -22,6 +22,7 @@ from whence_server.journal.journal import Journal
 from whence_server.journal.rows import ListFilter
 from whence_server.journal.sealing import rotation
 from whence_server.journal.sealing.key_database import KeyDatabase
+from whence_server.journal.sealing.key_store import KeyRows
 from whence_server.journal.sealing.master_keys import MasterKey
 from whence_server.journal.sealing.masters import Masters
 from whence_server.journal.verify import verify_journal
@@ -126,15 +127,15 @@ async def test_interrupted_rotation_needs_both_keys_and_is_ended_by_a_second(
     data_dir, key_file, monkeypatch
 ):
     monkeypatch.setattr(rotation, "_BATCH", 1)
-    replace, calls = rotation.replace_wrapped, []
+    rewrap, calls = KeyRows.rewrap, []
 
-    def interrupt(connection, keys):
-        replace(connection, keys)
+    def interrupt(rows, keys):
+        rewrap(rows, keys)
         calls.append(keys)
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(rotation, "replace_wrapped", interrupt)
+    monkeypatch.setattr(KeyRows, "rewrap", interrupt)
     write_keys(key_file, OTHER_MASTER, MASTER)
     with pytest.raises(KeyboardInterrupt):
         rotate(data_dir, key_file)

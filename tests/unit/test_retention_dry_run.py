@@ -9,7 +9,7 @@ from aged_journal import fill, list_kept
 from whence_server.cli import main
 from whence_server.domain.retention import LabelAge, LabelPattern, RetentionPolicy
 from whence_server.journal.journal import Journal
-from whence_server.journal.retention.sqlite_queries import measure_use
+from whence_server.journal.retention.pages_in_use import measure_use
 
 MIXED = (
     (1, 400, {"matter": "2031-17"}),

@@ -2,10 +2,12 @@
 
 import argparse
 from datetime import date
+from pathlib import Path
 
 import pytest
 
 from whence_server.config import (
+    ServeConfig,
     add_arguments,
     add_retention_arguments,
     make_serve_config,
@@ -23,23 +25,38 @@ def policy_of(*flags: str, environment: dict[str, str] | None = None) -> Retenti
     return read_retention_policy(parser.parse_args(flags), environment or {})
 
 
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [
-        ("--retain", "180d"),
-        ("--retain-label", "env=test=7d"),
-        ("--retain-bytes", "50GB"),
-        ("--hold-label", "matter=*"),
-        ("--journal-key", "/etc/whence/master.key"),
-    ],
-)
-def test_a_journal_in_postgresql_refuses_each_setting_by_its_name(flag: str, value: str) -> None:
+def make_config(*flags: str) -> ServeConfig:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    flags = ["--record-only", "--journal", "postgresql://whence@db.example/whence"]
-    make_serve_config(parser.parse_args(flags), {})
-    with pytest.raises(ConfigurationError, match=f"^{flag} works with the journal in --data-dir"):
-        make_serve_config(parser.parse_args([*flags, flag, value]), {})
+    return make_serve_config(parser.parse_args(["--record-only", *flags]), {})
+
+
+def test_a_journal_in_postgresql_takes_each_setting() -> None:
+    url = "postgresql://whence@db.example/whence"
+    keys = "postgresql://whence:hunter2@keys.example/keys"
+    config = make_config(
+        *("--journal", url, "--retain", "180d", "--retain-bytes", "50GB", "--hold-label", "a=*"),
+        *("--journal-key", "/etc/whence/master.key", "--journal-keys", keys),
+    )
+    assert config.retention_policy.deletes
+    assert str(config.journal_keys) == "keys.example/keys"
+    assert "hunter2" not in repr(config)
+
+
+def test_keys_in_a_file_are_refused_with_a_journal_that_servers_share() -> None:
+    key = ("--journal-key", "/etc/whence/master.key", "--journal-keys")
+    with pytest.raises(ConfigurationError, match="all its servers share"):
+        make_config("--journal", "postgresql://whence@db.example/whence", *key, "keys.db")
+    with pytest.raises(ConfigurationError, match="as %40") as caught:
+        make_config(*key, "postgresql://whence:hun@ter2@keys.example/keys")
+    assert "ter2" not in str(caught.value)
+    assert make_config(*key, "keys.db").journal_keys == Path("keys.db")
+
+
+def test_a_time_for_exports_without_a_rule_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no setting deletes anything"):
+        policy_of("--retain-unread", "3d")
+    assert policy_of("--retain-unread", "3d", "--retain", "9d").unread_s == 3 * DAY
 
 
 def test_without_settings_nothing_is_deleted() -> None:

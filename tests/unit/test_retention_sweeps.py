@@ -16,11 +16,10 @@ from whence_server.domain.errors import GenerationHeldError, StoredBytesError
 from whence_server.domain.retention import DeletionCause, LabelAge, LabelPattern, RetentionPolicy
 from whence_server.journal.journal import Journal
 from whence_server.journal.listing import PageKey
-from whence_server.journal.retention import sqlite_queries
+from whence_server.journal.retention import sql_queries
 from whence_server.journal.retention import sweeper as sweeper_module
 from whence_server.journal.retention.sweeper import Sweeper
 from whence_server.journal.rows import FinishIndex
-from whence_server.journal.verify import verify_journal
 
 DAY_S = 86_400
 HALF_A_YEAR = RetentionPolicy(age_s=180 * DAY_S, unread_s=7 * DAY_S)
@@ -52,7 +51,7 @@ async def read_deletions(journal: Journal) -> dict[str, deletion_pb2.Deletion]:
     }
 
 
-async def test_a_sweep_deletes_what_is_due_and_says_why(tmp_path) -> None:
+async def test_a_sweep_deletes_what_is_due_and_says_why(tmp_path, verify_store) -> None:
     await fill(tmp_path, *MIXED)
     journal = await Journal.open(tmp_path)
     policy = RetentionPolicy(
@@ -81,7 +80,7 @@ async def test_a_sweep_deletes_what_is_due_and_says_why(tmp_path) -> None:
     await sweeper.sweep()
     assert journal.position == before
     await journal.close()
-    assert verify_journal(tmp_path).findings == []
+    assert verify_store(tmp_path).findings == []
 
 
 async def test_the_causes_of_the_domain_are_those_of_the_contract() -> None:
@@ -90,6 +89,7 @@ async def test_the_causes_of_the_domain_are_those_of_the_contract() -> None:
     assert contract == {f"DELETION_CAUSE_{it.name}": it.value for it in DeletionCause}
 
 
+@pytest.mark.usefixtures("each_store")
 async def test_nothing_deletes_what_is_held_and_a_start_without_the_hold_lifts_it(tmp_path) -> None:
     await fill(tmp_path, *MIXED)
     journal = await Journal.open(tmp_path)
@@ -129,6 +129,7 @@ async def test_content_of_swept_generations_is_in_no_file(tmp_path) -> None:
     await journal.close()
 
 
+@pytest.mark.usefixtures("each_store")
 async def test_running_generations_stay_whatever_their_age(tmp_path) -> None:
     journal = await Journal.open(tmp_path)
     add(journal, 1, 400, ends=False)
@@ -141,6 +142,7 @@ async def test_running_generations_stay_whatever_their_age(tmp_path) -> None:
     await journal.close()
 
 
+@pytest.mark.usefixtures("each_store")
 async def test_what_this_process_recorded_under_a_wrong_date_stays(tmp_path) -> None:
     journal = await Journal.open(tmp_path)
     sweeper = make_sweeper(journal, HALF_A_YEAR)
@@ -162,6 +164,7 @@ async def test_a_server_that_starts_in_a_wrong_year_deletes_nothing(tmp_path, ca
     await journal.close()
 
 
+@pytest.mark.usefixtures("each_store")
 async def test_an_export_that_is_behind_is_waited_for_then_left_behind(tmp_path, caplog) -> None:
     caplog.set_level(logging.INFO)
     await fill(tmp_path, (1, 188, {}), (2, 181, {}), (3, 0, {}))
@@ -181,7 +184,7 @@ async def test_an_export_that_is_behind_is_waited_for_then_left_behind(tmp_path,
     await journal.close()
 
 
-async def test_by_size_the_oldest_go_until_the_rest_fits(tmp_path) -> None:
+async def test_by_size_the_oldest_go_until_the_rest_fits(tmp_path, verify_store) -> None:
     generations = [(i, 50 - i, {"matter": "x"} if i == 2 else {}) for i in range(1, 41)]
     await fill(tmp_path, *generations, num_steps=100, step_bytes=700)
     journal = await Journal.open(tmp_path)
@@ -197,7 +200,7 @@ async def test_by_size_the_oldest_go_until_the_rest_fits(tmp_path) -> None:
     assert limit - sweeper.stats.used_bytes < 200_000
     assert sweeper.stats.num_deleted == {"age": 0, "size": 41 - len(kept)}
     await journal.close()
-    assert verify_journal(tmp_path).findings == []
+    assert verify_store(tmp_path).findings == []
 
 
 async def test_a_journal_that_cannot_be_made_smaller_is_reported_once(tmp_path, caplog) -> None:
@@ -269,7 +272,7 @@ async def test_the_oldest_are_found_by_an_index(tmp_path) -> None:
     now = time.time_ns()
     for pattern in (None, LabelPattern("env", "test"), LabelPattern("env", "*")):
         beyond = PageKey(now - 300 * DAY_NS, b"")
-        sqlite_queries.read_candidates(connection, pattern, now, beyond, 10)
+        sql_queries.read_candidates(connection, 1, pattern, now, beyond, 10)
     connection.exec_trace = None
     for sql, bindings in plans:
         steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", bindings)]
@@ -302,6 +305,7 @@ async def test_a_column_that_was_changed_deletes_nothing(tmp_path, caplog, state
     await journal.close()
 
 
+@pytest.mark.usefixtures("each_store")
 async def test_what_was_deleted_no_longer_counts_for_its_owner(tmp_path) -> None:
     journal = await Journal.open(tmp_path)
     add(journal, 1, 200, num_steps=100, owner="alice")
@@ -315,6 +319,7 @@ async def test_what_was_deleted_no_longer_counts_for_its_owner(tmp_path) -> None
     await journal.close()
 
 
+@pytest.mark.usefixtures("each_store")
 async def test_a_generation_that_ends_during_a_sweep_waits_for_the_next_one(tmp_path) -> None:
     journal = await Journal.open(tmp_path)
     for number, age_days in ((1, 400), (2, 399), (3, 398)):

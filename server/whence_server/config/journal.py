@@ -1,11 +1,9 @@
 """Settings of a journal that several servers share."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whence_server.config.fields import declare_setting
 from whence_server.config.spelling import parse_seconds
-from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.journal_url import JournalUrl, parse_journal_url
 
 _SHORTEST_LEASE_S, _LONGEST_LEASE_S = 1.0, 3_600.0
@@ -39,28 +37,3 @@ class JournalSettings:
         "server that shares --journal takes it over after as long again",
         "S",
     )
-
-
-def check_journal(
-    config: JournalSettings, journal_key: object, retention_flags: Sequence[str] = ()
-) -> None:
-    """Refuse a shared database together with encryption, retention or holds.
-
-    Args:
-        config: the journal's database.
-        journal_key: place of the master keys; None without encryption.
-        retention_flags: flags of retention and holds that are set.
-
-    Raises:
-        ConfigurationError: both are set.
-    """
-    if config.journal is not None and retention_flags:
-        raise ConfigurationError(
-            f"{retention_flags[0]} works with the journal in --data-dir, and not with --journal: "
-            "leave one of them out"
-        )
-    if config.journal is not None and journal_key:
-        raise ConfigurationError(
-            "--journal-key works with the journal in --data-dir, and not with --journal: the keys "
-            "are a file of one server"
-        )

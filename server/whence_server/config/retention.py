@@ -20,6 +20,7 @@ from whence_server.domain.retention import (
 AI_ACT = "ai-act"
 AI_ACT_S = 184 * 86_400
 """The longest six months of the calendar: from 1 March to 1 September."""
+DEFAULT_UNREAD_S = 7 * 86_400
 _UNITS = {"h": 3_600, "d": 86_400, "w": 7 * 86_400}
 _LONGEST_S = 100 * 366 * 86_400
 _MULTIPLES = {"": 1} | {
@@ -105,11 +106,12 @@ class RetentionSettings:
         0,
         parse_size,
         "size of the journal, as 50GB or 64GiB, above which the oldest generations are deleted; "
-        "pages that can be reused do not count (default: 0, no limit)",
+        "pages that can be reused do not count; with --journal, the size of this server's log "
+        "(default: 0, no limit)",
         "SIZE",
     )
     retain_unread: int = declare_setting(
-        7 * 86_400,
+        DEFAULT_UNREAD_S,
         parse_age,
         "time for which a generation past its age is kept for an export that has not read it; "
         "after it, and at 125% of --retain-bytes, it is deleted unread, counted and logged "
@@ -134,17 +136,6 @@ class RetentionSettings:
             age_s, self.retain_bytes, self.retain_labels, self.hold_labels, self.retain_unread
         )
 
-    @property
-    def retention_flags(self) -> list[str]:
-        """Flags of the settings that delete or hold, of those that are set."""
-        given = {
-            "--retain": self.retain,
-            "--retain-label": self.retain_labels,
-            "--retain-bytes": self.retain_bytes,
-            "--hold-label": self.hold_labels,
-        }
-        return [flag for flag, value in given.items() if value]
-
 
 def check_retention(settings: RetentionSettings) -> None:
     """Check settings against each other.
@@ -159,6 +150,11 @@ def check_retention(settings: RetentionSettings) -> None:
                 f"--retain-label {rule.pattern} is given with {spell_age(seen[rule.pattern])} and "
                 f"with {spell_age(rule.age_s)}: give one age"
             )
+    if settings.retain_unread != DEFAULT_UNREAD_S and not settings.retention_policy.deletes:
+        raise ConfigurationError(
+            "--retain-unread is set, and no setting deletes anything: give --retain, "
+            "--retain-label or --retain-bytes with it"
+        )
     if settings.retain != AI_ACT:
         return
     for rule in settings.retain_labels:

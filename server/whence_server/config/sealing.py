@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whence_server.config.fields import declare_setting
-from whence_server.config.spelling import parse_path
 from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.journal_url import JournalUrl, parse_place
 from whence_server.domain.key_sources import KeySource, parse_key_source
 
 
@@ -22,17 +22,23 @@ class SealingSettings:
         "(default: the journal is not encrypted)",
         "PLACE",
     )
-    journal_keys: Path | None = declare_setting(
+    journal_keys: Path | JournalUrl | None = declare_setting(
         None,
-        parse_path,
-        "database of the keys of generations, wrapped by the master key (default: keys.db in "
-        "--data-dir)",
-        "FILE",
+        parse_place,
+        "database of the keys of generations, wrapped by the master key: a file, or with --journal "
+        "a PostgreSQL database, postgresql://USER@HOST:PORT/DATABASE (default: keys.db in "
+        "--data-dir, or the database of --journal)",
+        "FILE_OR_URL",
+        secret=True,
     )
 
 
-def check_sealing(settings: SealingSettings) -> None:
+def check_sealing(settings: SealingSettings, journal: JournalUrl | None) -> None:
     """Check settings that must fit together.
+
+    Args:
+        settings: settings of the encryption.
+        journal: address of a journal that several servers can share.
 
     Raises:
         ConfigurationError: they do not.
@@ -40,4 +46,9 @@ def check_sealing(settings: SealingSettings) -> None:
     if settings.journal_keys is not None and settings.journal_key is None:
         raise ConfigurationError(
             "--journal-keys is set without --journal-key, which unwraps the keys in it"
+        )
+    if journal is not None and isinstance(settings.journal_keys, Path):
+        raise ConfigurationError(
+            "--journal-keys is a file, and with --journal the keys are in a PostgreSQL database, "
+            "which all its servers share: leave it out, or give postgresql://USER@HOST:PORT/DATABASE"
         )

@@ -16,7 +16,7 @@ from whence_server.config.access import AccessSettings, check_access
 from whence_server.config.checks import check_settings
 from whence_server.config.content import ContentSettings
 from whence_server.config.fields import declare_setting
-from whence_server.config.journal import JournalSettings, check_journal
+from whence_server.config.journal import JournalSettings
 from whence_server.config.otlp import read_span_destination
 from whence_server.config.reading import add_field_arguments, read_field_values
 from whence_server.config.retention import RetentionSettings, check_retention
@@ -371,10 +371,9 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     config = ServeConfig(**values)
     check_model_settings(config, {name: values[name] for name in values if name in fields})
     check_settings(config)
-    check_sealing(config)
+    check_sealing(config, config.journal)
     check_signing(config)
     check_retention(config)
-    check_journal(config, config.journal_key, config.retention_flags)
     check_access(
         config, config.http_listen, config.metrics_listen, config.insecure_metrics_anywhere
     )

@@ -1,5 +1,6 @@
 """Address of a journal's database, which may hold a password."""
 
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 SCHEMES = ("postgresql", "postgres")
@@ -50,3 +51,16 @@ def parse_journal_url(text: str) -> JournalUrl:
             f"{expected}, with @ in a user or a password as %40, / as %2F, ? as %3F and # as %23"
         )
     return JournalUrl(text)
+
+
+def parse_place(text: str) -> Path | JournalUrl:
+    """Parse a path, or the URL of a database.
+
+    Raises:
+        ValueError: it is a malformed URL; the message does not repeat it.
+    """
+    if text.startswith(tuple(f"{scheme}:" for scheme in SCHEMES)):
+        return parse_journal_url(text)
+    if not text:
+        raise ValueError("expected a path or postgresql://USER@HOST:PORT/DATABASE")
+    return Path(text)

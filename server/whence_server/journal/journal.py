@@ -8,7 +8,6 @@ from pathlib import Path
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
-    ConfigurationError,
     DeletionPendingError,
     GenerationRunningError,
     JournalError,
@@ -23,6 +22,7 @@ from whence_server.journal.log import Log
 from whence_server.journal.lookup import Lookup
 from whence_server.journal.opening import open_directory
 from whence_server.journal.readers import Readers
+from whence_server.journal.retention.clock import RetentionClock
 from whence_server.journal.retention.spelling import spell_policy
 from whence_server.journal.retention.store import RetentionStore
 from whence_server.journal.retention.sweeper import Sweeper, SweptJournal
@@ -37,6 +37,7 @@ from whence_server.journal.sealing.forms import CLEAR_FORMS, Forms
 from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.journal.sealing.sealed_store import SealedStore
 from whence_server.journal.sharing.sharing import Sharing
+from whence_server.journal.sharing.store import SharedStore
 from whence_server.journal.signal import Signal
 from whence_server.journal.sqlite_store import SqliteStore
 from whence_server.journal.store import State, Store
@@ -107,6 +108,7 @@ class Journal:
             max_pending_bytes=max_pending_bytes,
             tail_entries=tail_entries,
             patience_s=patience_s,
+            forms=forms,
         )
 
     @classmethod
@@ -166,6 +168,11 @@ class Journal:
         taken = self._join(*found, release=lambda: None)
         self.signing.sign_for(taken.signing)
         return taken
+
+    async def take_idle(self, writer: int) -> "Journal | None":
+        """Open a log that no server holds; None if a server has it by now; as `take_over`."""
+        found = await self.sharing.take_idle(writer)
+        return None if found is None else self._join(*found, release=lambda: None)
 
     @property
     def size_bytes(self) -> int:
@@ -358,26 +365,27 @@ class Journal:
             raise DeletionPendingError(generation_id)
 
     def make_sweeper(
-        self, policy: RetentionPolicy, exports: Collection[str] = ()
+        self,
+        policy: RetentionPolicy,
+        exports: Collection[str] = (),
+        clock: RetentionClock | None = None,
     ) -> Sweeper | None:
         """Return the task that applies a policy of retention, and hold what the policy holds.
 
         Args:
             policy: rules of deletion, and holds.
             exports: names of the cursors that must have read a generation before it is deleted.
+            clock: clock of this process's other sweeper; None for one of its own.
 
         Returns:
-            None if this kind of database has no retention, and the policy asks for none.
-
-        Raises:
-            ConfigurationError: this kind of database has no retention.
+            None if the database has no retention, or if it is shared and the policy asks for
+            nothing: the size of one log is not known without counting.
         """
         # Retention judges by what is stored: it needs no key.
         store = self._store.stored if isinstance(self._store, SealedStore) else self._store
-        if not isinstance(store, RetentionStore):
-            if not policy.deletes and not policy.holds:
-                return None
-            raise ConfigurationError("retention needs a journal in SQLite: leave its settings out")
+        is_idle = isinstance(store, SharedStore) and not policy.deletes and not policy.holds
+        if is_idle or not isinstance(store, RetentionStore):
+            return None
         stored_policy = spell_policy(policy, self.forms.spell_label)
         self._deletion.holds = tuple(dict.fromkeys((*policy.holds, *stored_policy.holds)))
         swept = SweptJournal(
@@ -391,7 +399,7 @@ class Journal:
             ),
             self.stored.note_sweep,
         )
-        return Sweeper(swept, stored_policy)
+        return Sweeper(swept, stored_policy, clock=clock)
 
     async def wait_cleared(self) -> None:
         """Wait until the write-ahead log holds no deleted content."""

@@ -23,9 +23,6 @@ from whence_server.journal.rows import Durability
 from whence_server.journal.schema import MIGRATIONS
 from whence_server.journal.sqlite_store import SqliteStore
 
-_WRITER = 1
-"""Number of the writer whose log is rebuilt; indexes are rebuilt over all logs."""
-
 
 def rebuild_journal(data_dir: Path) -> int:
     """Rebuild the rows that differ from their entries, in one transaction.
@@ -46,47 +43,59 @@ def rebuild_journal(data_dir: Path) -> int:
     try:
         store = SqliteStore(data_dir / "journal.db", Durability.STRICT)
         try:
-            return store.rebuild(_rebuild)
+            return store.rebuild(rebuild_rows)
         finally:
             store.close()
     finally:
         lock.release()
 
 
-def _rebuild(connection: Any) -> int:
-    audit = Audit(connection, VerifyReport(), version=len(MIGRATIONS))
-    audit.take([ChainRow(*row) for row in connection.execute(_DELETIONS)])
-    differing = _find_differing(connection, audit.deletions)
+def rebuild_rows(connection: Any) -> int:
+    """Rebuild the differing rows of all logs in the caller's transaction; return their number."""
+    writers = connection.execute("SELECT writer FROM writers ORDER BY writer").fetchall()
+    deletions = {writer: _read_deletions(connection, writer) for (writer,) in writers}
+    differing = [
+        (writer, row, expected)
+        for writer, found in deletions.items()
+        for row, expected in _find_differing(connection, writer, found)
+    ]
     # Two rows may have exchanged their ids: each first gets a temporary one.
-    for row, _ in differing:
-        _set(connection, row, {"generation_id": f"rebuilding {secrets.token_hex(8)}"})
-    for row, expected in differing:
-        _set(connection, row, {"generation_id": row.name} | expected.columns)
+    for writer, row, _ in differing:
+        _set(connection, writer, row, {"generation_id": f"rebuilding {secrets.token_hex(8)}"})
+    for writer, row, expected in differing:
+        _set(connection, writer, row, {"generation_id": row.name} | expected.columns)
         labels = encode_labels(expected.labels)
-        _set(connection, row, {"labels": labels})
+        _set(connection, writer, row, {"labels": labels})
     changed = len(differing) + _rebuild_labels(connection)
-    changed += _rebuild_owners(connection, audit.deletions)
+    changed += _rebuild_owners(connection, deletions)
     changed += _drop_nameless_cursors(connection)
-    for name, position in cursors.load_cursors(connection, 1).items():
-        cursors.advance(connection, 1, {name: position})
+    for writer in deletions:
+        for name, position in cursors.load_cursors(connection, writer).items():
+            cursors.advance(connection, writer, {name: position})
     return changed
 
 
 _DELETIONS = """
     SELECT position, generation, "offset", kind, payload, NULL, hash, NULL
-    FROM entries WHERE writer = 1 AND kind = 7 ORDER BY position
+    FROM entries WHERE writer = ? AND kind = 7 ORDER BY position
 """
 
 
+def _read_deletions(connection: Any, writer: int) -> dict[int, Deletion]:
+    audit = Audit(connection, VerifyReport(), len(MIGRATIONS), writer)
+    audit.take([ChainRow(*row) for row in connection.execute(_DELETIONS, (writer,)).fetchall()])
+    return audit.deletions
+
+
 def _find_differing(
-    connection: Any, deletions: dict[int, Deletion]
+    connection: Any, writer: int, deletions: dict[int, Deletion]
 ) -> list[tuple[StoredRow, ExpectedRow]]:
     differing = []
-    for values in list(walk_stored_rows(connection, 1)):
+    for values in list(walk_stored_rows(connection, writer)):
         row = parse_stored_row(values)
         deletion = deletions.get(row.started_position)
         try:
-            expected = derive_row(connection, 1, row.started_position, deletion)
+            expected = derive_row(connection, writer, row.started_position, deletion)
         except ValueError:
             continue
         same = all(row.columns[column] == value for column, value in expected.columns.items())
@@ -95,11 +104,11 @@ def _find_differing(
     return differing
 
 
-def _set(connection: Any, row: StoredRow, columns: dict[str, Any]) -> None:
+def _set(connection: Any, writer: int, row: StoredRow, columns: dict[str, Any]) -> None:
     names = ", ".join(f"{name} = ?" for name in columns)
     connection.execute(
-        f"UPDATE generations SET {names} WHERE writer = 1 AND started_position = ?",  # noqa: S608
-        (*columns.values(), row.started_position),
+        f"UPDATE generations SET {names} WHERE writer = ? AND started_position = ?",  # noqa: S608
+        (*columns.values(), writer, row.started_position),
     )
 
 
@@ -120,15 +129,14 @@ _OWNERS = """
 """
 
 
-def _rebuild_owners(connection: Any, deletions: dict[int, Deletion]) -> int:
+def _rebuild_owners(connection: Any, deletions: dict[int, dict[int, Deletion]]) -> int:
     """Rebuild the index over owners from the entries; return the number of changed rows."""
     before = set(connection.execute(_OWNERS))
     connection.execute("DELETE FROM owners")
     for writer, position in connection.execute(
         "SELECT writer, started_position FROM generations WHERE deleted = 0"
     ).fetchall():
-        # A directory may have the logs of several servers; a position is one log's.
-        deletion = deletions.get(position) if writer == _WRITER else None
+        deletion = deletions.get(writer, {}).get(position)
         try:
             expected = derive_row(connection, writer, position, deletion)
         except ValueError:

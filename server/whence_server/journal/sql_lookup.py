@@ -37,16 +37,6 @@ def find_generation(connection: Any, generation_id: str) -> GenerationRow | None
     return load_row(connection, found[0]) if found else None
 
 
-def find_newest_generation(connection: Any, writer: int) -> GenerationRow | None:
-    """Return the row of a log's last generation that is not deleted; None without one."""
-    found = connection.execute(
-        f"SELECT {ROW_COLUMNS} FROM generations g "  # noqa: S608 - constants only
-        "WHERE g.writer = ? AND g.deleted = 0 ORDER BY g.started_position DESC LIMIT 1",
-        (writer,),
-    ).fetchall()
-    return load_row(connection, found[0]) if found else None
-
-
 def load_row(connection: Any, stored: Any) -> GenerationRow:
     """Parse a stored row; if it is damaged, derive it from its entries."""
     row, writer, started_position = parse_row(stored)

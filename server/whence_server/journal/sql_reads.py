@@ -11,6 +11,7 @@ from whence_server.journal.listing import PageKey
 from whence_server.journal.origin import read_origin
 from whence_server.journal.owner_index import measure_owner
 from whence_server.journal.rows import GenerationRow, ListFilter
+from whence_server.journal.sealing.sealed_logs import has_sealed, read_journal_id
 from whence_server.journal.sql_rows import make_entries_query, read_entries, read_own_entries
 from whence_server.journal.sql_state import load_state
 from whence_server.journal.store import LogEnd, Owned, Page, State
@@ -73,9 +74,13 @@ class SqlReads:
         """Return a generation's row, deleted or not; None if the id is unknown."""
         return self._read(sql_lookup.find_generation, generation_id)
 
-    def find_newest_generation(self) -> GenerationRow | None:
-        """Return the row of the log's last generation that is not deleted; None without one."""
-        return self._read(sql_lookup.find_newest_generation, self.writer)
+    def has_sealed(self) -> bool:
+        """Return whether the newest generation of a log of the database is encrypted."""
+        return self._read(has_sealed)
+
+    def read_journal_id(self) -> bytes:
+        """Return the id of the database's first log, by which its keys name the journal."""
+        return self._read(read_journal_id)
 
     def read_page(
         self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int

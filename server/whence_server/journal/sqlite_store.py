@@ -2,19 +2,16 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import apsw
 
 from whence_server.domain.errors import ConfigurationError, GenerationExistsError, JournalError
-from whence_server.domain.retention import LabelPattern
-from whence_server.journal.chain import Origin
-from whence_server.journal.listing import PageKey
-from whence_server.journal.retention import sqlite_queries
-from whence_server.journal.retention.store import Candidate, RemovalLimits
+from whence_server.journal.retention.pages_in_use import measure_use
+from whence_server.journal.retention.sql_retention import SqlRetention
 from whence_server.journal.rows import Durability
 from whence_server.journal.schema import migrate
 from whence_server.journal.sql_reads import SqlReads
@@ -48,7 +45,7 @@ def check_sqlite_version(version: str) -> None:
         )
 
 
-class SqliteStore(SqlReads):
+class SqliteStore(SqlReads, SqlRetention):
     """One connection that writes, and one that reads for each reading thread."""
 
     writer = _WRITER
@@ -153,39 +150,9 @@ class SqliteStore(SqlReads):
         if (row := self.find_generation(generation_id)) is not None:
             raise GenerationExistsError(generation_id, deleted=row.deleted)
 
-    # ---- retention, in any thread ----
-
-    def read_candidates(
-        self, pattern: LabelPattern | None, before_ns: int, beyond: PageKey | None, limit: int
-    ) -> list[Candidate]:
-        """Read generations that retention may delete, as `RetentionStore` says."""
-        with self._open_snapshot() as connection:
-            return sqlite_queries.read_candidates(connection, pattern, before_ns, beyond, limit)
-
-    def agrees_with_entries(self, candidate: Candidate) -> bool:
-        """Return whether a candidate's columns are those of its entries."""
-        with self._open_snapshot() as connection:
-            return sqlite_queries.agrees_with_entries(connection, candidate)
-
-    def find_newest_start(self) -> int | None:
-        """Return the newest start time of a generation, in Unix nanoseconds; None without one."""
-        with self._open_snapshot() as connection:
-            return sqlite_queries.find_newest_start(connection)
-
-    def count_matching(self, patterns: tuple[LabelPattern, ...]) -> int:
-        """Return the number of generations that match a pattern."""
-        with self._open_snapshot() as connection:
-            return sqlite_queries.count_matching(connection, patterns)
-
     def measure_use(self) -> int:
         """Return the size of the pages in use, in bytes."""
-        with self._open_snapshot() as connection:
-            return sqlite_queries.measure_use(connection)
-
-    def find_removable(self, limits: RemovalLimits) -> Origin | None:
-        """Return the last of the oldest entries that can be removed, as `RetentionStore` says."""
-        with self._open_snapshot() as connection:
-            return sqlite_queries.find_removable(connection, limits)
+        return self._read(measure_use)
 
     def close(self) -> None:
         """Close every connection."""
@@ -199,13 +166,6 @@ class SqliteStore(SqlReads):
         connection = self._get_reader()
         with translate_corruption(), connection:
             return function(connection, *args, **kwargs)
-
-    @contextmanager
-    def _open_snapshot(self) -> Iterator[Any]:
-        """Yield a connection whose statements see one state of the database."""
-        connection = self._get_reader()
-        with translate_corruption(), connection:
-            yield connection
 
     def _get_reader(self) -> Any:
         connection = getattr(self._local, "connection", None)

@@ -141,11 +141,15 @@ class Store(Protocol):
     def find_generation(self, generation_id: str) -> GenerationRow | None:
         """Return a generation's row, deleted or not, with one index look-up; None if unknown."""
 
-    def find_newest_generation(self) -> GenerationRow | None:
-        """Return the row of the log's last generation by position that is not deleted.
+    def has_sealed(self) -> bool:
+        """Return whether the newest generation of a log of the database is encrypted.
 
-        None without one. Positions follow the order of recording, whatever the clocks said.
+        Once encryption is turned on, every later generation is encrypted: later by position,
+        because a clock may have been wrong.
         """
+
+    def read_journal_id(self) -> bytes:
+        """Return the id of the database's first log, by which its keys name the journal."""
 
     def read_page(
         self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int

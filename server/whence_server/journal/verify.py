@@ -63,7 +63,7 @@ def verify_evidence(evidence: Evidence, keys: KeysToVerify | None = None) -> Ver
     run_stage(report, "schema", lambda: check_schema(connection, report, number))
     run_stage(report, "writers", lambda: check_writers(connection, report))
     if keys is not None:
-        run_stage(report, "writers", lambda: _check_keys(connection, keys))
+        run_stage(report, "writers", lambda: check_keys(connection, keys))
     verify_logs(connection, report, number, keys)
     return report
 
@@ -90,6 +90,7 @@ def verify_logs(
     for writer in writers:
         audit = Audit(connection, report, version, writer)
         run_stage(report, "origins", audit.begin)
+        content.begin()
         take = partial(_take, report, audit, content)
         run_stage(report, "entries", partial(_verify_chain, connection, writer, report, take))
         audit.compare()
@@ -133,7 +134,12 @@ def walk_chain(
     yield walk.report()
 
 
-def _check_keys(connection: Any, keys: KeysToVerify) -> None:
+def check_keys(connection: Any, keys: KeysToVerify) -> None:
+    """Check that keys are those of a database's journal, which is named by its first log.
+
+    Raises:
+        ConfigurationError: they are those of another one.
+    """
     for (writer_id,) in connection.execute("SELECT writer_id FROM writers WHERE writer = 1"):
         keys.check_journal(writer_id)
 

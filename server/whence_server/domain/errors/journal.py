@@ -112,6 +112,7 @@ class GenerationHeldError(WhenceError):
             "hold by a start without that setting",
             generation_id=generation_id,
         )
+        self.hold = hold
 
 
 class RecordDamagedError(WhenceError):

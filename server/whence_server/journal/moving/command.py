@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.domain.journal_url import SCHEMES, JournalUrl, parse_journal_url
+from whence_server.domain.journal_url import JournalUrl
+from whence_server.domain.journal_url import parse_place as parse_any_place
 from whence_server.journal.findings import VerifyReport
 from whence_server.journal.moving.directory_target import check_free, write_directory
-from whence_server.journal.moving.sources import DirectorySource, Source, open_directory
+from whence_server.journal.moving.sources import Source, open_directory
 from whence_server.journal.open_store import import_postgres
 from whence_server.journal.verify import verify_journal
 
@@ -50,12 +51,10 @@ def parse_place(text: str) -> Path | JournalUrl:
     Raises:
         ConfigurationError: it is a malformed URL; the message does not repeat it.
     """
-    if not text.startswith(tuple(f"{scheme}:" for scheme in SCHEMES)):
-        return Path(text)
     try:
-        return parse_journal_url(text)
+        return parse_any_place(text)
     except ValueError as error:
-        raise ConfigurationError(f"the URL of a journal is malformed: {error}") from None
+        raise ConfigurationError(f"the place of a journal is malformed: {error}") from None
 
 
 def _copy(parsed: argparse.Namespace, *, exclusive: bool) -> int:
@@ -63,23 +62,21 @@ def _copy(parsed: argparse.Namespace, *, exclusive: bool) -> int:
     if isinstance(target, Path):
         check_free(target)
     with _open(place, exclusive=exclusive) as source:
-        is_sealed = isinstance(source, DirectorySource) and source.has_sealed()
+        is_sealed = source.has_sealed()
         if isinstance(target, Path):
             vocabularies = place if isinstance(place, Path) else None
             report = write_directory(source, target, vocabularies)
         else:
-            if is_sealed:
-                raise ConfigurationError(
-                    f"--to: the journal in {place} is encrypted, and no server could read it in "
-                    "PostgreSQL: migrate it to a directory"
-                )
             import_postgres()
             from whence_server.journal.postgres.copies import write_database
 
             report = write_database(source, target.text)
     status = _finish(report, "the journal is not intact, and nothing was written")
     if status == 0 and is_sealed:
-        print("its content is encrypted, and its keys are not copied: docs/encryption.md, Backups")
+        print(
+            "its content is encrypted, and its keys are not copied: `whence-server key copy` "
+            "copies them (docs/encryption.md, Backups)"
+        )
     return status
 
 

@@ -3,12 +3,15 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.journal.findings import VerifyReport
+from whence_server.journal.lock import DirectoryLock
 from whence_server.journal.moving.sources import Source
 from whence_server.journal.moving.tables import list_tables
 from whence_server.journal.privacy import make_directory, make_private
@@ -54,18 +57,33 @@ def write_directory(source: Source, data_dir: Path, vocabularies: Path | None) -
     check_free(data_dir)
     try:
         make_directory(data_dir)
-        # In the same file system: the last step is a rename.
-        partial = Path(tempfile.mkdtemp(dir=data_dir, prefix=".partial-"))
-        try:
-            _write_database(source, partial / "journal.db")
-            report = verify_journal(partial)
-            if report.intact:
-                _publish(partial, data_dir, vocabularies)
-            return report
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with _locked(data_dir):
+            # In the same file system: the last step is a rename.
+            partial = Path(tempfile.mkdtemp(dir=data_dir, prefix=".partial-"))
+            try:
+                _write_database(source, partial / "journal.db")
+                report = verify_journal(partial)
+                if report.intact:
+                    _publish(partial, data_dir, vocabularies)
+                return report
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except (OSError, apsw.Error) as error:
         raise ConfigurationError(f"{data_dir} cannot be written: {error}") from error
+
+
+@contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """Keep servers out of a directory; leave no lock file that was not there before."""
+    path = data_dir / "journal.lock"
+    is_new = not path.exists()
+    lock = DirectoryLock(data_dir)
+    try:
+        yield
+    finally:
+        if is_new:
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _write_database(source: Source, path: Path) -> None:
@@ -84,12 +102,15 @@ def _write_database(source: Source, path: Path) -> None:
 
 
 def _publish(partial: Path, data_dir: Path, vocabularies: Path | None) -> None:
+    copied = partial / FOLDER
     if vocabularies is not None and (vocabularies / FOLDER).is_dir():
-        shutil.copytree(vocabularies / FOLDER, data_dir / FOLDER, dirs_exist_ok=True)
+        shutil.copytree(vocabularies / FOLDER, copied)
     database = partial / "journal.db"
     _sync(database)
     check_free(data_dir)
     database.rename(data_dir / "journal.db")
+    if copied.is_dir():
+        shutil.copytree(copied, data_dir / FOLDER, dirs_exist_ok=True)
     _sync(data_dir)
 
 

@@ -8,21 +8,19 @@ from typing import Any, Protocol
 import apsw
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal.derive import PEEK_BYTES
 from whence_server.journal.lock import DirectoryLock
 from whence_server.journal.moving.tables import Table
 from whence_server.journal.schema import MIGRATIONS
-from whence_server.journal.sealing.stored_form import peek_key_id
+from whence_server.journal.sealing.sealed_logs import has_sealed
 
 _BUSY_MS = 5_000
-_NEWEST_START = """
-    SELECT substr(payload, 1, ?) FROM entries WHERE writer = 1 AND position =
-        (SELECT max(started_position) FROM generations WHERE writer = 1 AND deleted = 0)
-"""
 
 
 class Source(Protocol):
     """One state of a journal."""
+
+    def has_sealed(self) -> bool:
+        """Return whether the newest generation of a log is encrypted."""
 
     def read(self, table: Table) -> Iterator[tuple[Any, ...]]:
         """Yield all rows of a table, in the order of its key."""
@@ -39,9 +37,8 @@ class DirectorySource:
         yield from self._connection.execute(table.make_select())
 
     def has_sealed(self) -> bool:
-        """Return whether the newest generation is encrypted: later ones always are."""
-        found: list[Any] = self._connection.execute(_NEWEST_START, (PEEK_BYTES,)).fetchall()
-        return bool(found) and bool(peek_key_id(found[0][0] or b""))
+        """Return whether the newest generation of a log is encrypted."""
+        return has_sealed(self._connection)
 
 
 @contextmanager
@@ -58,6 +55,11 @@ def open_directory(data_dir: Path, *, exclusive: bool) -> Iterator[DirectorySour
     path = data_dir / "journal.db"
     if not path.is_file():
         raise ConfigurationError(f"{data_dir} holds no journal: it has no file journal.db")
+    if not path.stat().st_size:
+        raise ConfigurationError(
+            f"{data_dir} holds no journal: its journal.db is empty, as a server with --journal "
+            "leaves it; give the URL of its journal"
+        )
     lock = DirectoryLock(data_dir) if exclusive else None
     try:
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)

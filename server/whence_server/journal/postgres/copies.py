@@ -12,12 +12,14 @@ from whence_server.journal.postgres.connection import PostgresConnection
 from whence_server.journal.postgres.dialect import translate_query
 from whence_server.journal.postgres.errors import explain_for_operators, translate_errors
 from whence_server.journal.postgres.schema import prepare_schema
-from whence_server.journal.postgres.verify import check_version, verify_connection
+from whence_server.journal.postgres.verify import (
+    check_version,
+    require_unused,
+    verify_connection,
+)
+from whence_server.journal.sealing.sealed_logs import has_sealed
 
 _ROWS_AT_A_TIME = 2_000
-_LIVE = """
-    SELECT host FROM leases WHERE holder IS NOT NULL AND expires_at > clock_timestamp() LIMIT 1
-"""
 # A lease that was given back ends at '-infinity'.
 _LEFT = """
     SELECT host FROM leases WHERE holder IS NOT NULL AND expires_at <> '-infinity' LIMIT 1
@@ -25,14 +27,22 @@ _LEFT = """
 
 
 class DatabaseSource:
-    """One state of a database's journal, which servers may be using."""
+    """One state of a database's journal, which servers may be using.
+
+    Attributes:
+        connection: reads that state.
+    """
 
     def __init__(self, connection: PostgresConnection) -> None:
-        self._connection = connection
+        self.connection = connection
+
+    def has_sealed(self) -> bool:
+        """Return whether the newest generation of a log is encrypted."""
+        return has_sealed(self.connection)
 
     def read(self, table: Table) -> Iterator[tuple[Any, ...]]:
         """Yield all rows of a table, in the order of its key."""
-        with translate_errors(), self._connection.raw.cursor(name="copy", binary=True) as cursor:
+        with translate_errors(), self.connection.raw.cursor(name="copy", binary=True) as cursor:
             cursor.itersize = _ROWS_AT_A_TIME
             cursor.execute(translate_query(table.make_select()))
             yield from cursor
@@ -67,7 +77,7 @@ def _keep_servers_away(keeper: PostgresConnection) -> None:
     keeper.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
     keeper.execute("SET LOCAL lock_timeout = '5s'")
     keeper.execute("LOCK TABLE leases IN EXCLUSIVE MODE")
-    _require_unused(keeper)
+    require_unused(keeper)
     for (host,) in keeper.execute(_LEFT).fetchall():
         raise ConfigurationError(
             f"a server on {host} did not stop in order, and its log in {keeper.filename} is not "
@@ -107,14 +117,15 @@ class _FindingsError(Exception):
 def _write(source: Source, connection: PostgresConnection) -> VerifyReport:
     with connection:
         connection.execute("LOCK TABLE writers IN ACCESS EXCLUSIVE MODE")
-        _require_unused(connection)
+        require_unused(connection)
         if connection.execute("SELECT 1 FROM entries LIMIT 1").fetchall():
             raise ConfigurationError(
                 f"{connection.filename} holds a journal with entries already: choose another "
                 "database or schema"
             )
-        # Logs of servers that came and went without an entry.
-        for name in ("cursors", "leases", "writers"):
+        # What servers left that came and went without an entry, and what they were asked: an
+        # errand must not delete a generation that comes now.
+        for name in ("cursors", "leases", "writers", "errands", "taken_ids"):
             connection.execute(f"DELETE FROM {name}")  # noqa: S608 - constants only
         for table in list_tables():
             _copy(source, connection, table)
@@ -132,13 +143,6 @@ def _copy(source: Source, connection: PostgresConnection, table: Table) -> None:
         copy.set_types(types)
         for row in source.read(table):
             copy.write_row(row)
-
-
-def _require_unused(connection: PostgresConnection) -> None:
-    for (host,) in connection.execute(_LIVE).fetchall():
-        raise ConfigurationError(
-            f"a server on {host} is using {connection.filename}: stop all servers first"
-        )
 
 
 def _connect(url: str, *, snapshots: bool = False) -> PostgresConnection:

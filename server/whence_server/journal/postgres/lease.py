@@ -44,6 +44,18 @@ _FIND_FREE = """
             SELECT 1 FROM errands e WHERE e.writer = l.writer AND e.outcome IS NULL))
     ORDER BY w.writer LIMIT 1 FOR UPDATE OF l SKIP LOCKED
 """
+# The removal of all entries leaves one.
+_LIST_IDLE = """
+    SELECT l.writer FROM leases l
+    WHERE l.holder IS NULL AND l.writer <> ?
+        AND (SELECT count(*) FROM
+            (SELECT 1 FROM entries e WHERE e.writer = l.writer LIMIT 2) AS it) > 1
+    ORDER BY l.writer
+"""
+_FIND_IDLE = """
+    SELECT w.writer, w.writer_id FROM writers w JOIN leases l ON l.writer = w.writer
+    WHERE w.writer = ? AND l.holder IS NULL FOR UPDATE OF l SKIP LOCKED
+"""
 _TAKE = """
     UPDATE leases SET holder = ?, host = convert_from(?, 'UTF8'),
         expires_at = clock_timestamp() + ? * interval '1 microsecond'
@@ -174,6 +186,18 @@ def take_over(
         return _take_free(connection, duration_s, idle=False, own=own, silent=silent)
 
 
+def list_idle(connection: PostgresConnection, own: int) -> list[int]:
+    """Return the writers of logs that no server holds and that have entries, but for one's own."""
+    return [writer for (writer,) in connection.execute(_LIST_IDLE, (own,)).fetchall()]
+
+
+def take_idle(connection: PostgresConnection, writer: int, duration_s: float) -> Lease | None:
+    """Take the lease of a log that no server holds; None if a server has it by now."""
+    with connection:
+        found = connection.execute(_FIND_IDLE, (writer,)).fetchall()
+        return _take(connection, found[0][0], found[0][1], duration_s) if found else None
+
+
 def end_stale_sessions(connection: PostgresConnection, own: int, duration_s: float) -> None:
     """End the sessions of servers that stopped in the middle of a transaction.
 
@@ -208,6 +232,12 @@ def _take_free(
     if not found:
         return None
     ((writer, writer_id),) = found
+    return _take(connection, writer, writer_id, duration_s)
+
+
+def _take(
+    connection: PostgresConnection, writer: int, writer_id: bytes, duration_s: float
+) -> Lease:
     holder = secrets.token_bytes(_HOLDER_BYTES)
     bindings = (holder, socket.gethostname(), _count_microseconds(duration_s), writer)
     connection.execute(_TAKE, bindings)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,12 +24,16 @@ from whence_server.journal.postgres.lease import (
     Lease,
     Silence,
     end_stale_sessions,
+    list_idle,
     make_session_name,
+    take_idle,
     take_lease,
     take_over,
 )
 from whence_server.journal.postgres.listening import Listener
+from whence_server.journal.postgres.log_use import LogUse
 from whence_server.journal.postgres.schema import prepare_schema
+from whence_server.journal.retention.sql_retention import SqlRetention
 from whence_server.journal.sharing.store import Change, Errand
 from whence_server.journal.sql_lookup import find_place
 from whence_server.journal.sql_reads import LOGS, SqlReads, read_log
@@ -37,10 +42,17 @@ from whence_server.journal.store import Batch, LogEnd, NewEntry, State
 
 _log = logging.getLogger(__name__)
 
+# In transactions that write entries, besides those of `renew`.
+_RENEWALS_PER_LEASE = 10
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_COPY = "COPY entries FROM STDIN (FORMAT BINARY)"
+# By name: a newer server may have added columns, during a rolling update.
+_COPY = (
+    'COPY entries (writer, position, generation, "offset", kind, payload, inner_digest, hash) '
+    "FROM STDIN (FORMAT BINARY)"
+)
 _COPIED_TYPES = ("int8", "int8", "int8", "int8", "int8", "bytea", "bytea", "bytea")
 _LAST = "SELECT position, hash FROM entries WHERE writer = ? ORDER BY position DESC LIMIT 1"
 _SIZE = """
@@ -67,7 +79,7 @@ _FORGET_IDS = """
 """
 
 
-class PostgresStore(SqlReads):
+class PostgresStore(SqlReads, SqlRetention):
     """One writer's log in a database with others: a session that writes, one for each reader.
 
     Attributes:
@@ -95,10 +107,13 @@ class PostgresStore(SqlReads):
         self._connection: PostgresConnection | None = None
         self._size = 0
         try:
-            connection = self._connect(lease_s)
+            connection = PostgresConnection(url)
             with close_on_error(connection):
                 if lease is None:
+                    # Without a limit for locks: another server may be migrating a large database.
                     prepare_schema(connection)
+                _set_limits(connection, lease_s)
+                if lease is None:
                     lease = take_lease(connection, lease_s)
                 self.lease, self.lease_s = lease, lease_s
                 self._name_session(connection)
@@ -111,6 +126,8 @@ class PostgresStore(SqlReads):
         self._unused_ids: set[str] = set()
         self._unused_lock = threading.Lock()
         self._silence = Silence(lease.writer, lease_s)
+        self._use = LogUse(lease.writer)
+        self._renewed_s = time.monotonic()
         self._last = (0, hash_genesis(self.writer_id))
         """Position and hash of the newest entry that is known to be committed."""
         self._in_doubt = False
@@ -133,19 +150,28 @@ class PostgresStore(SqlReads):
             JournalError: the database has lost entries.
         """
         last = _get_last(batch) or self._last
+        change: int | None = None
+        started_s = time.monotonic()
+        is_due = started_s - self._renewed_s > self.lease_s / _RENEWALS_PER_LEASE
         try:
             connection = self._get_writer()
             with connection:
                 self.lease.lock(connection)
                 if not self._in_doubt or self._check_place(connection, last):
+                    change = self._use.compute_change(connection, batch)
                     write_batch(connection, self.writer, batch, self._copy_entries)
                     if batch.last_position:
                         errands.notify(connection, "whence_entries", self.writer)
-                self.lease.renew(connection)
+                # Each renewal leaves an old row, which every lock of the row has to pass.
+                if is_due:
+                    self.lease.renew(connection)
         except BaseException:
             self._in_doubt = True
             raise
         self._last, self._in_doubt = last, False
+        self._use.note(batch.last_position, change)
+        if is_due:
+            self._renewed_s = started_s
 
     def _check_place(self, connection: PostgresConnection, last: tuple[int, bytes]) -> bool:
         """Return False if the batch that ends with an entry was committed after all.
@@ -209,8 +235,9 @@ class PostgresStore(SqlReads):
         if self._connection is None or self._connection.is_broken:
             self._in_doubt = True
             self._connection = None
-            connection = self._connect(self.lease.duration_s)
+            connection = PostgresConnection(self._url)
             with close_on_error(connection):
+                _set_limits(connection, self.lease.duration_s)
                 self._name_session(connection)
             self._connection = connection
         return self._connection
@@ -221,18 +248,6 @@ class PostgresStore(SqlReads):
             "SELECT set_config('application_name', convert_from(?, 'UTF8'), false)",
             (make_session_name(self.lease.holder),),
         )
-
-    def _connect(self, lease_s: float) -> PostgresConnection:
-        connection = PostgresConnection(self._url)
-        with close_on_error(connection):
-            # The database ends the transaction of a server that is paused in the middle of it.
-            connection.execute(
-                "SELECT set_config('idle_in_transaction_session_timeout', "
-                "convert_from(?, 'UTF8'), false), set_config('lock_timeout', '5s', false), "
-                "set_config('synchronous_commit', 'on', false)",
-                (f"{round(lease_s * 1_000)}ms",),
-            )
-        return connection
 
     # ---- any thread ----
 
@@ -346,8 +361,22 @@ class PostgresStore(SqlReads):
             raise
         except JournalError as error:
             _log.warning("the session of a paused server cannot be ended: %s", error)
-        lease = take_over(session, self.writer, self.lease_s, silent)
+        return self._join(take_over(session, self.writer, self.lease_s, silent))
+
+    def list_idle_logs(self) -> list[int]:
+        """Return the writers of logs that no server holds and that have entries."""
+        return list_idle(self._get_session(), self.writer)
+
+    def take_idle(self, writer: int) -> "PostgresStore | None":
+        """Take a log that no server holds; None if a server has it by now."""
+        return self._join(take_idle(self._get_session(), writer, self.lease_s))
+
+    def _join(self, lease: Lease | None) -> "PostgresStore | None":
         return None if lease is None else PostgresStore(self._url, self.lease_s, lease)
+
+    def measure_use(self) -> int:
+        """Return the size of this log's rows, in bytes."""
+        return self._use.measure(self._read)
 
     def close(self) -> None:
         """Give the lease back, and end every session."""
@@ -387,6 +416,17 @@ class PostgresStore(SqlReads):
                 self._readers = [kept for kept in self._readers if not kept.is_broken]
                 self._readers.append(connection)
         return connection
+
+
+def _set_limits(connection: PostgresConnection, lease_s: float) -> None:
+    """Set the limits of a session that writes."""
+    # The database ends the transaction of a server that is paused in the middle of it.
+    connection.execute(
+        "SELECT set_config('idle_in_transaction_session_timeout', "
+        "convert_from(?, 'UTF8'), false), set_config('lock_timeout', '5s', false), "
+        "set_config('synchronous_commit', 'on', false)",
+        (f"{round(lease_s * 1_000)}ms",),
+    )
 
 
 def _get_last(batch: Batch) -> tuple[int, bytes] | None:

@@ -13,7 +13,7 @@ import apsw
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.retention import spell_size
 from whence_server.journal.lock import DirectoryInUseError, DirectoryLock
-from whence_server.journal.retention.sqlite_queries import measure_use
+from whence_server.journal.retention.pages_in_use import measure_use
 from whence_server.journal.schema import check_version
 from whence_server.journal.sqlite_store import check_sqlite_version
 

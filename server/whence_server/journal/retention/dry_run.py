@@ -16,9 +16,8 @@ from whence_server.domain.retention import (
     RetentionPolicy,
     spell_size,
 )
-from whence_server.journal.derive import PEEK_BYTES
 from whence_server.journal.listing import PageKey
-from whence_server.journal.retention import sqlite_queries
+from whence_server.journal.retention import sql_queries
 from whence_server.journal.retention.judging import (
     Action,
     Moment,
@@ -26,19 +25,21 @@ from whence_server.journal.retention.judging import (
     judge_age,
     judge_size,
 )
+from whence_server.journal.retention.pages_in_use import measure_use
 from whence_server.journal.retention.spelling import spell_policy
 from whence_server.journal.retention.store import Candidate
 from whence_server.journal.schema import MIGRATIONS, check_version
 from whence_server.journal.sealing.content_check import KeysToVerify
-from whence_server.journal.sealing.stored_form import peek_key_id
+from whence_server.journal.sealing.sealed_logs import has_sealed
 
+_WRITER = 1
 _BUSY_MS = 10_000
 _PAGE = 500
 _EVER = 2**62
 _DELETIONS = {Action.DELETE, Action.DELETE_UNREAD}
 _CONTENT = """
     SELECT coalesce(sum(length(payload)), 0) FROM entries INDEXED BY entries_by_generation
-    WHERE writer = 1 AND generation = ?
+    WHERE writer = ? AND generation = ?
 """
 
 
@@ -104,89 +105,99 @@ def plan_retention(
                     "brings it up to date"
                 )
             with connection:
-                if keys is None and (policy.label_ages or policy.holds):
-                    _require_clear_labels(connection)
-                return _plan(connection, policy)
+                require_readable_labels(connection, policy, keys)
+                return make_plan(connection, _WRITER, policy, measure_use(connection))
         finally:
             connection.close()
     except apsw.Error as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
 
 
-def _require_clear_labels(connection: Any) -> None:
-    found = connection.execute(
-        "SELECT substr(payload, 1, ?) FROM entries WHERE writer = 1 AND position = "
-        "(SELECT max(started_position) FROM generations WHERE writer = 1 AND deleted = 0)",
-        (PEEK_BYTES,),
-    ).fetchall()
-    if found and peek_key_id(found[0][0]):
+def require_readable_labels(
+    connection: Any, policy: RetentionPolicy, keys: KeysToVerify | None
+) -> None:
+    """Refuse a policy about labels that are encrypted, without their keys.
+
+    Raises:
+        ConfigurationError: the journal's labels are encrypted.
+    """
+    if keys is None and (policy.label_ages or policy.holds) and has_sealed(connection):
         raise ConfigurationError(
             "the journal's labels are encrypted: give their master key with --journal-key"
         )
 
 
-def _plan(connection: Any, policy: RetentionPolicy) -> Plan:
-    plan = Plan(sqlite_queries.measure_use(connection), has_rules=policy.deletes)
-    plan.num_held = sqlite_queries.count_matching(connection, policy.holds)
+def make_plan(connection: Any, writer: int, policy: RetentionPolicy, used_bytes: int) -> Plan:
+    """Judge every generation of a log by a policy.
+
+    Args:
+        connection: reads one state of the database.
+        writer: number of the log's writer.
+        policy: the policy, with labels as they are stored.
+        used_bytes: size of the log.
+    """
+    plan = Plan(used_bytes, has_rules=policy.deletes)
+    plan.num_held = sql_queries.count_matching(connection, writer, policy.holds)
     ((read_position,),) = connection.execute(
-        "SELECT coalesce((SELECT min(position) FROM cursors), ?)", (_EVER,)
-    )
+        "SELECT coalesce((SELECT min(position) FROM cursors WHERE writer = ?), ?)", (writer, _EVER)
+    ).fetchall()
     moment = Moment(time.time_ns(), read_position, lambda _: _EVER)
-    judged: dict[str, Action] = {}
+    judged = _Judged(connection, writer, plan)
     sources: list[LabelAge | None] = list(policy.label_ages)
     if policy.age_s is not None:
         sources.append(None)
     for rule in sources:
         pattern = None if rule is None else rule.pattern
-        for candidate in _walk(connection, pattern, moment.now_ns):
+        for candidate in judged.walk(pattern, moment.now_ns):
             if policy.find_label_age(candidate.labels or {}) == rule:
-                verdict = judge_age(candidate, policy, moment)
-                _note(connection, plan, judged, candidate, verdict)
+                judged.note(candidate, judge_age(candidate, policy, moment))
     if policy.max_bytes:
-        _plan_by_size(connection, plan, policy, moment, judged)
+        _plan_by_size(judged, policy, moment)
     return plan
 
 
-def _plan_by_size(
-    connection: Any,
-    plan: Plan,
-    policy: RetentionPolicy,
-    moment: Moment,
-    judged: dict[str, Action],
-) -> None:
+def _plan_by_size(judged: "_Judged", policy: RetentionPolicy, moment: Moment) -> None:
     """Plan the oldest generations until the rest is below the limit."""
-    for candidate in _walk(connection, None, _EVER):
+    plan = judged.plan
+    for candidate in judged.walk(None, _EVER):
         used_bytes = plan.used_bytes - plan.content_bytes.total()
         if used_bytes <= policy.max_bytes:
             return
-        if judged.get(candidate.generation_id) not in _DELETIONS:
-            verdict = judge_size(candidate, policy, moment, used_bytes)
-            _note(connection, plan, judged, candidate, verdict)
+        if judged.actions.get(candidate.generation_id) not in _DELETIONS:
+            judged.note(candidate, judge_size(candidate, policy, moment, used_bytes))
 
 
-def _note(
-    connection: Any,
-    plan: Plan,
-    judged: dict[str, Action],
-    candidate: Candidate,
-    verdict: Verdict,
-) -> None:
-    # Size may judge again what waits by age.
-    plan.num_waiting -= judged.get(candidate.generation_id) is Action.WAIT
-    judged[candidate.generation_id] = verdict.action
-    plan.num_waiting += verdict.action is Action.WAIT
-    plan.num_unread += verdict.action is Action.DELETE_UNREAD
-    if verdict.action in _DELETIONS:
-        plan.generations[verdict.rule] += 1
-        ((num_bytes,),) = connection.execute(_CONTENT, (candidate.started_position,))
-        plan.content_bytes[verdict.rule] += num_bytes
+@dataclass(slots=True)
+class _Judged:
+    """Generations of one log with the decisions about them, which are counted in a plan."""
 
+    connection: Any
+    writer: int
+    plan: Plan
+    actions: dict[str, Action] = field(default_factory=dict)
 
-def _walk(connection: Any, pattern: LabelPattern | None, before_ns: int) -> Iterator[Candidate]:
-    beyond: PageKey | None = None
-    while page := sqlite_queries.read_candidates(connection, pattern, before_ns, beyond, _PAGE):
-        yield from page
-        beyond = page[-1].key
+    def walk(self, pattern: LabelPattern | None, before_ns: int) -> Iterator[Candidate]:
+        """Yield the generations of the log, oldest first."""
+        beyond: PageKey | None = None
+        while page := sql_queries.read_candidates(
+            self.connection, self.writer, pattern, before_ns, beyond, _PAGE
+        ):
+            yield from page
+            beyond = page[-1].key
+
+    def note(self, candidate: Candidate, verdict: Verdict) -> None:
+        """Count a decision."""
+        plan = self.plan
+        # Size may judge again what waits by age.
+        plan.num_waiting -= self.actions.get(candidate.generation_id) is Action.WAIT
+        self.actions[candidate.generation_id] = verdict.action
+        plan.num_waiting += verdict.action is Action.WAIT
+        plan.num_unread += verdict.action is Action.DELETE_UNREAD
+        if verdict.action in _DELETIONS:
+            plan.generations[verdict.rule] += 1
+            bindings = (self.writer, candidate.started_position)
+            ((num_bytes,),) = self.connection.execute(_CONTENT, bindings).fetchall()
+            plan.content_bytes[verdict.rule] += int(num_bytes)
 
 
 def _count(number: int) -> str:

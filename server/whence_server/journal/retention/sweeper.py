@@ -62,6 +62,7 @@ class Sweeper:
     """Deletes what the policy no longer keeps; every method belongs to the event loop's thread.
 
     Attributes:
+        clock: clock by which ages are judged; None before the first sweep.
         stats: counters and figures.
     """
 
@@ -70,15 +71,25 @@ class Sweeper:
         journal: SweptJournal,
         policy: RetentionPolicy,
         *,
+        clock: RetentionClock | None = None,
         wall: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Apply a policy to a journal; the clocks are the system's, except in tests."""
+        """Apply a policy to a journal; the clocks are the system's, except in tests.
+
+        Args:
+            journal: the journal.
+            policy: the policy, with labels as they are stored.
+            clock: clock of another sweeper of this process; None for one of its own, which counts
+                from the journal's newest generation.
+            wall: Unix time in nanoseconds.
+            monotonic: elapsed time in nanoseconds.
+        """
+        self.clock = clock
         self.stats = RetentionStats()
         self._journal = journal
         self._policy = policy
         self._wall, self._monotonic = wall, monotonic
-        self._clock: RetentionClock | None = None
         self._ages = PositionAges(journal.log.committed_position, monotonic)
         self._removed_ns: int | None = None
         """Time of the last removal of remains, by the monotonic clock."""
@@ -135,11 +146,11 @@ class Sweeper:
         )
 
     async def _observe(self) -> Moment:
-        if self._clock is None:
+        if self.clock is None:
             newest_ns = await self._journal.readers.run_heavy(self._journal.store.find_newest_start)
-            self._clock = RetentionClock(newest_ns, self._wall, self._monotonic)
+            self.clock = RetentionClock(newest_ns, self._wall, self._monotonic)
         return Moment(
-            self._clock.read(), self._journal.get_read_position(), self._ages.find_position
+            self.clock.read(), self._journal.get_read_position(), self._ages.find_position
         )
 
     # ---- by age ----

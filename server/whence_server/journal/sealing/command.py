@@ -1,18 +1,22 @@
-"""The commands `whence-server key new`, `rotate`, `list` and `prune`."""
+"""The commands `whence-server key new`, `rotate`, `list`, `prune` and `copy`."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.journal_url import JournalUrl, parse_place
 from whence_server.domain.key_sources import KeyScheme, KeySource, parse_key_source
 
 if TYPE_CHECKING:
     from whence_server.journal.sealing.content_check import KeysToVerify
+    from whence_server.journal.sealing.key_store import KeyStore
 
 EPILOG = """exit status: 0 done; 1 the database of keys cannot be written at present; 2 an argument
 or a key cannot be used"""
+_PLACE = "a file, or postgresql://USER@HOST:PORT/DATABASE"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,25 +55,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for parser_of_keys in (rotate, listing):
         add_key_arguments(parser_of_keys, required=parser_of_keys is rotate)
-        parser_of_keys.add_argument(
-            "--data-dir", type=Path, metavar="DIR", help="directory of the journal"
-        )
+        _add_journal_arguments(parser_of_keys)
     prune = commands.add_parser(
         "prune",
         help="destroy keys of deleted generations that an older database of keys still has",
         description="Destroy the keys of generations that the journal has deleted. It is needed "
-        "after the database of keys was restored from a copy. No server may use the journal.",
+        "after the database of keys was restored from a copy. No server may use a journal in "
+        "--data-dir.",
         epilog=EPILOG,
         allow_abbrev=False,
     )
-    prune.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
+    _add_journal_arguments(prune, required=True)
     prune.add_argument(
         "--unknown",
         action="store_true",
         help="destroy keys too whose generations have no trace in the journal, because retention "
-        "removed it; only if the journal is the newest one, and no older copy",
+        "removed it; only if the journal is the newest one, and no older copy; stop its servers",
     )
     _add_database_argument(prune)
+    copy = commands.add_parser(
+        "copy",
+        help="copy the wrapped keys of generations to another database of keys",
+        description="Copy the wrapped keys to a database that has none: for a backup, or after a "
+        "migration of the journal. No master key is needed. No server may make keys meanwhile that "
+        "the copy must have.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    for flag, field in (("--from", "source"), ("--to", "target")):
+        copy.add_argument(flag, dest=field, required=True, metavar="FILE_OR_URL", help=_PLACE)
+
+
+def _add_journal_arguments(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    place = parser.add_mutually_exclusive_group(required=required)
+    place.add_argument("--data-dir", type=Path, metavar="DIR", help="directory of the journal")
+    place.add_argument("--journal", metavar="URL", help="database of the journal")
 
 
 def add_key_arguments(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
@@ -88,9 +108,9 @@ def add_key_arguments(parser: argparse.ArgumentParser, *, required: bool = False
 def _add_database_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--journal-keys",
-        type=Path,
-        metavar="FILE",
-        help="database of the keys of generations (default: keys.db in --data-dir)",
+        metavar="FILE_OR_URL",
+        help="database of the keys of generations (default: keys.db in --data-dir, or the database "
+        "of --journal)",
     )
 
 
@@ -115,15 +135,18 @@ def run(parsed: argparse.Namespace, environment: Mapping[str, str]) -> int:
             _rotate(parsed, environment)
         case "prune":
             _prune(parsed)
+        case "copy":
+            _copy(parsed)
         case _:
             _list_keys(parsed, environment)
     return 0
 
 
+@contextmanager
 def open_keys_to_verify(
     parsed: argparse.Namespace, environment: Mapping[str, str]
-) -> "KeysToVerify | None":
-    """Open the keys of a journal to verify; None if none are given.
+) -> "Iterator[KeysToVerify | None]":
+    """Yield the keys of a journal to verify; None if none are given.
 
     Raises:
         ConfigurationError: a key cannot be used.
@@ -134,9 +157,11 @@ def open_keys_to_verify(
     if parsed.journal_key is None:
         if parsed.journal_keys is not None:
             raise ConfigurationError("--journal-keys is set without --journal-key")
-        return None
+        yield None
+        return
     masters = Masters(parsed.journal_key, environment)
-    return KeysToVerify(_find_database(parsed), masters)
+    with closing(_open_database(parsed, read_only=True)) as database:
+        yield KeysToVerify(database, masters)
 
 
 def _make_key(source: KeySource) -> None:
@@ -152,29 +177,27 @@ def _make_key(source: KeySource) -> None:
 
 
 def _rotate(parsed: argparse.Namespace, environment: Mapping[str, str]) -> None:
-    from whence_server.journal.sealing.key_database import KeyDatabase
     from whence_server.journal.sealing.masters import Masters
     from whence_server.journal.sealing.rotation import rotate
 
     masters = Masters(parsed.journal_key, environment)
-    database = KeyDatabase(_find_database(parsed))
+    database = _open_database(parsed)
     try:
         number = rotate(database, masters)
     finally:
         database.close()
     print(
-        f"{number} keys were rewrapped; {masters.newest.id} wraps all {database.path} has, and no "
-        "other master key is needed"
+        f"{number} keys were rewrapped; {masters.newest.id} wraps all keys in {database.name}, and "
+        "no other master key is needed"
     )
 
 
 def _list_keys(parsed: argparse.Namespace, environment: Mapping[str, str]) -> None:
-    from whence_server.journal.sealing.key_database import KeyDatabase
     from whence_server.journal.sealing.keyring import MASTER
     from whence_server.journal.sealing.masters import Masters
 
     given = [] if parsed.journal_key is None else Masters(parsed.journal_key, environment).ids
-    database = KeyDatabase(_find_database(parsed), read_only=True)
+    database = _open_database(parsed, read_only=True)
     try:
         counts = database.count_by_master()
         current = (database.read_fact(MASTER) or b"").decode()
@@ -189,12 +212,12 @@ def _list_keys(parsed: argparse.Namespace, environment: Mapping[str, str]) -> No
 
 
 def _prune(parsed: argparse.Namespace) -> None:
-    from whence_server.journal.sealing.key_database import KeyDatabase
     from whence_server.journal.sealing.pruning import prune
 
-    database = KeyDatabase(_find_database(parsed))
+    database = _open_database(parsed)
     try:
-        pruned = prune(database, parsed.data_dir, also_unknown=parsed.unknown)
+        journal = parsed.data_dir or _parse_place("--journal", parsed.journal)
+        pruned = prune(database, journal, also_unknown=parsed.unknown)
     finally:
         database.close()
     print(f"{pruned.num_deleted} keys of deleted generations were destroyed")
@@ -209,17 +232,31 @@ def _prune(parsed: argparse.Namespace) -> None:
         )
 
 
-def _find_database(parsed: argparse.Namespace) -> Path:
-    """Return the path of the database of keys.
+def _copy(parsed: argparse.Namespace) -> None:
+    from whence_server.journal.sealing.key_copies import copy_keys
+
+    source, target = _parse_place("--from", parsed.source), _parse_place("--to", parsed.target)
+    print(f"{copy_keys(source, target)} keys of generations were copied")
+
+
+def _open_database(parsed: argparse.Namespace, *, read_only: bool = False) -> "KeyStore":
+    """Open the database of keys that the arguments name.
 
     Raises:
         ConfigurationError: it is not named, or missing.
     """
-    from whence_server.journal.sealing.opening import find_key_database
+    from whence_server.journal.sealing.key_place import find_keys, open_keys
 
-    if parsed.data_dir is None and parsed.journal_keys is None:
-        raise ConfigurationError("give --data-dir, or --journal-keys")
-    path = find_key_database(parsed.data_dir or Path(), parsed.journal_keys)
-    if not path.is_file():
-        raise ConfigurationError(f"there is no database of keys {path}")
-    return path
+    journal, place = parsed.journal, parsed.journal_keys
+    url = None if journal is None else _parse_place("--journal", journal)
+    if isinstance(url, Path):
+        raise ConfigurationError("--journal: expected postgresql://USER@HOST:PORT/DATABASE")
+    given = None if place is None else _parse_place("--journal-keys", place)
+    return open_keys(find_keys(parsed.data_dir, url, given), read_only=read_only)
+
+
+def _parse_place(flag: str, text: str) -> Path | JournalUrl:
+    try:
+        return parse_place(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{flag}: {error}") from None

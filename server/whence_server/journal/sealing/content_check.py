@@ -1,7 +1,8 @@
 """Verification of encrypted entries: each is decrypted, and compared with its columns."""
 
 import dataclasses
-from pathlib import Path
+import time
+from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
@@ -13,8 +14,8 @@ from whence_server.journal.derive import derive_finished_index, derive_started_i
 from whence_server.journal.findings import Finding, VerifyReport
 from whence_server.journal.sealing.data_key import DataKey
 from whence_server.journal.sealing.forms import StoredLabel
-from whence_server.journal.sealing.key_database import KeyDatabase
 from whence_server.journal.sealing.key_source import FLAG
+from whence_server.journal.sealing.key_store import KeyStore
 from whence_server.journal.sealing.keyring import JOURNAL, unwrap_label_key
 from whence_server.journal.sealing.label_digests import spell_label
 from whence_server.journal.sealing.masters import Masters
@@ -22,23 +23,33 @@ from whence_server.journal.sealing.stored_form import is_sealed, peek_key_id
 from whence_server.journal.sealing.unwrapping import KeyMissingError, unwrap_key
 
 
-class KeysToVerify:
-    """Keys of a journal, read without changing their file."""
+def _is_not_deleted(_generation_id: str) -> bool:
+    return False
 
-    def __init__(self, path: Path, masters: Masters) -> None:
-        """Open the database of keys.
+
+class KeysToVerify:
+    """Keys of a journal, which are only read.
+
+    Attributes:
+        is_deleted: returns whether a generation was deleted after the verified state.
+        patience_s: seconds that servers may take to destroy the key of a deleted generation.
+    """
+
+    def __init__(self, database: KeyStore, masters: Masters) -> None:
+        """Join the database of keys with the master keys.
 
         Raises:
-            ConfigurationError: it cannot be read, or a master key is missing.
+            ConfigurationError: a master key is missing.
         """
-        self.path = path
-        self._database = KeyDatabase(path, read_only=True)
+        self.is_deleted: Callable[[str], bool] = _is_not_deleted
+        self.patience_s = 0.0
+        self._database = database
         self._masters = masters
         missing = [i for i in self._database.count_by_master() if masters.find(i) is None]
         if missing:
             raise ConfigurationError(
                 f"{FLAG} {masters.source} does not give the master key {missing[0]}, which wraps "
-                f"keys in {path}"
+                f"keys in {database.name}"
             )
 
     def check_journal(self, journal_id: bytes) -> None:
@@ -49,32 +60,39 @@ class KeysToVerify:
         """
         bound = self._database.read_fact(JOURNAL)
         if bound is not None and bound != journal_id:
-            raise ConfigurationError(f"{self.path} has the keys of another journal")
+            raise ConfigurationError(f"{self._database.name} has the keys of another journal")
 
     def spell_label(self, name: str, value: str | None = None) -> list[StoredLabel]:
         """Return the ways in which a label may be stored, as `Forms.spell_label`."""
         return spell_label(unwrap_label_key(self._database, self._masters), name, value)
 
-    def has(self, generation_id: str) -> bool:
-        """Return whether a generation has a key."""
-        return self._database.find(generation_id) is not None
+    def has(self, generation_id: str, key_id: bytes) -> bool:
+        """Return whether a generation's key is there."""
+        return any(key.key_id == key_id for key in self._database.find(generation_id))
 
-    def find(self, generation_id: str) -> DataKey:
+    def find(self, generation_id: str, key_id: bytes) -> DataKey:
         """Return a generation's key.
 
         Raises:
-            KeyMissingError: there is none, or it cannot be unwrapped.
+            KeyMissingError: there is none, it is another one, or it cannot be unwrapped.
         """
-        wrapped = self._database.find(generation_id)
-        if wrapped is None:
+        found = self._database.find(generation_id)
+        if not found:
             raise KeyMissingError("its key is not in the database of keys")
-        return unwrap_key(self._masters, wrapped)
+        key = next((key for key in found if key.key_id == key_id), None)
+        if key is None:
+            raise KeyMissingError("its key is not the one that it names")
+        return unwrap_key(self._masters, key)
+
+    def close(self) -> None:
+        """Close the database of keys."""
+        self._database.close()
 
 
 class ContentCheck:
     """Comparison of what encrypted entries hold with the columns that follow from them.
 
-    Call `take` with all entries in the chain's order, then `end`.
+    Call `begin` before each log, `take` with all its entries in the chain's order, then `end`.
     """
 
     def __init__(self, report: VerifyReport, keys: KeysToVerify | None) -> None:
@@ -83,6 +101,12 @@ class ContentCheck:
         self._num_sealed = 0
         self._open: dict[int, DataKey] = {}
         """Keys of unfinished generations, by the position of their STARTED entry."""
+        self._outliving: list[tuple[str, bytes]] = []
+        """Deleted generations with their keys, which were still there."""
+
+    def begin(self) -> None:
+        """Begin with another log, whose positions are its own."""
+        self._open.clear()
 
     def take(self, rows: list[ChainRow]) -> None:
         """Decrypt the encrypted ones of some entries."""
@@ -98,7 +122,16 @@ class ContentCheck:
                 self._take_entry(key, row, row.payload)
 
     def end(self) -> None:
-        """Note what could not be looked into."""
+        """Note what could not be looked into, and keys that outlived their generations."""
+        if self._keys is not None and self._outliving:
+            time.sleep(self._keys.patience_s)
+            for generation_id, key_id in self._outliving:
+                if self._keys.has(generation_id, key_id):
+                    self._add(
+                        generation_id,
+                        "it is deleted, and its key is still there; `whence-server key prune` "
+                        "destroys it",
+                    )
         if self._num_sealed and self._keys is None:
             self._report.notes.append(
                 f"{self._num_sealed} generations are encrypted: their content was not looked into; "
@@ -110,14 +143,12 @@ class ContentCheck:
             return
         stored = derive_started_index(payload)
         try:
-            key = self._keys.find(stored.generation_id)
-            if key.key_id != peek_key_id(payload):
-                self._add(stored.generation_id, "its key is not the one that it names")
-                return
+            key = self._keys.find(stored.generation_id, peek_key_id(payload))
             expected = derive_started_index(_open(key, row, payload))
             found = key.open_index(stored)
         except (KeyMissingError, ValueError) as error:
-            self._add(stored.generation_id, str(error))
+            if not self._keys.is_deleted(stored.generation_id):
+                self._add(stored.generation_id, str(error))
             return
         self._open[row.generation] = key
         for field in dataclasses.fields(found):
@@ -143,14 +174,11 @@ class ContentCheck:
         if self._keys is None:
             return
         try:
-            generation_id = deletion_pb2.Deletion.FromString(payload).generation_id
+            deletion = deletion_pb2.Deletion.FromString(payload)
         except DecodeError:
             return  # The comparison of the columns reports it.
-        if generation_id and self._keys.has(generation_id):
-            self._add(
-                generation_id,
-                "it is deleted, and its key is still there; `whence-server key prune` destroys it",
-            )
+        if self._keys.has(deletion.generation_id, deletion.destroyed_key_id):
+            self._outliving.append((deletion.generation_id, deletion.destroyed_key_id))
 
     def _add(self, generation_id: str, detail: str) -> None:
         self._report.add(Finding("content", generation_id, detail=detail))

@@ -2,22 +2,17 @@
 
 import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 from whence_server.domain.errors import ConfigurationError, JournalUnwritableError
 from whence_server.journal.sealing.data_key import DataKey
 from whence_server.journal.sealing.forms import CLEAR, Form, StoredLabel
-from whence_server.journal.sealing.key_database import (
-    KeyDatabase,
-    WrappedKey,
-    get_fact,
-    insert_keys,
-    set_fact,
-)
 from whence_server.journal.sealing.key_source import FLAG
+from whence_server.journal.sealing.key_store import KeyRows, KeyStore, WrappedKey, choose_key
 from whence_server.journal.sealing.label_digests import digest_labels, spell_label
 from whence_server.journal.sealing.master_keys import KEY_BYTES
 from whence_server.journal.sealing.masters import Masters
@@ -35,35 +30,50 @@ digests of labels, wrapped by that master key."""
 _MAX_CACHED = 4_096
 
 
+class _Cached(NamedTuple):
+    """A data key in memory, and the time since which it is there, by the monotonic clock."""
+
+    key: DataKey
+    since: float
+
+
+def _find_no_key(_generation_id: str) -> bytes:
+    return b""
+
+
 class Keyring:
     """Data keys of a journal's generations, wrapped by master keys.
+
+    Attributes:
+        read_key_id: returns the id of the key that a generation's STARTED entry names.
 
     `begin` is called on the event loop, and does not touch the disk; the others from any thread.
     """
 
-    def __init__(self, database: KeyDatabase, masters: Masters) -> None:
+    def __init__(self, database: KeyStore, masters: Masters) -> None:
         """Check that the master keys are those of the database; an empty one takes the newest.
 
         Raises:
             ConfigurationError: a master key is missing.
         """
+        self.read_key_id: Callable[[str], bytes] = _find_no_key
         self._database = database
         self._masters = masters
         self._lock = threading.Lock()
-        self._cache: OrderedDict[str, DataKey] = OrderedDict()
+        self._cache: OrderedDict[str, _Cached] = OrderedDict()
         self._unsaved: dict[str, DataKey] = {}
         self._num_destroyed = 0
-        database.write(self._found)
+        database.write(self._found, exclusive=True)
         self._check_masters()
         self._current_id = (database.read_fact(MASTER) or b"").decode()
         self._label_key = unwrap_label_key(database, masters)
 
-    def _found(self, connection: Any) -> bool:
+    def _found(self, rows: KeyRows) -> bool:
         """Write the facts of an empty database."""
-        if get_fact(connection, MASTER) is None:
+        if rows.get_fact(MASTER) is None:
             newest = self._masters.newest
-            set_fact(connection, MASTER, newest.id.encode())
-            set_fact(connection, LABEL_KEY, newest.wrap(os.urandom(KEY_BYTES), LABEL_CONTEXT))
+            rows.set_fact(MASTER, newest.id.encode())
+            rows.set_fact(LABEL_KEY, newest.wrap(os.urandom(KEY_BYTES), LABEL_CONTEXT))
         return True
 
     def _check_masters(self) -> None:
@@ -73,7 +83,7 @@ class Keyring:
         if missing:
             raise ConfigurationError(
                 f"{FLAG} {self._masters.source} gives {_list_ids(self._masters.ids)}, and "
-                f"{self._database.path} needs {_list_ids(missing)}, which wraps "
+                f"{self._database.name} needs {_list_ids(missing)}, which wraps "
                 f"{sum(needed[master_id] for master_id in missing)} keys of generations: give the "
                 "key that it was made with, or the old one below the new one until "
                 "`whence-server key rotate` has ended"
@@ -115,15 +125,14 @@ class Keyring:
             for key in given:
                 self._unsaved.pop(key.generation_id, None)
 
-    def _insert(self, given: list[DataKey], connection: Any) -> bool:
+    def _insert(self, given: list[DataKey], rows: KeyRows) -> bool:
         """Store keys under the current master key; return False if it is no longer current."""
-        if get_fact(connection, MASTER) != self._current_id.encode():
+        if rows.get_fact(MASTER) != self._current_id.encode():
             return False
         master = self._masters.find(self._current_id)
         if master is None:
             return False
-        insert_keys(
-            connection,
+        rows.insert(
             [
                 WrappedKey(
                     key.generation_id,
@@ -132,7 +141,7 @@ class Keyring:
                     master.wrap(key.secret, make_context(key.generation_id, key.key_id)),
                 )
                 for key in given
-            ],
+            ]
         )
         return True
 
@@ -162,9 +171,9 @@ class Keyring:
             found = self._cache.get(generation_id)
             if found is not None:
                 self._cache.move_to_end(generation_id)
-                return found
+                return found.key
             num_destroyed = self._num_destroyed
-        wrapped = self._database.find(generation_id)
+        wrapped = self._find_wrapped(generation_id)
         if wrapped is None:
             return None
         key = unwrap_key(self._masters, wrapped)
@@ -175,8 +184,19 @@ class Keyring:
 
     def find_key_id(self, generation_id: str) -> bytes:
         """Return the id of a generation's key; b"" if it has none."""
-        wrapped = self._database.find(generation_id)
+        wrapped = self._find_wrapped(generation_id)
         return b"" if wrapped is None else wrapped.key_id
+
+    def _find_wrapped(self, generation_id: str) -> WrappedKey | None:
+        found = self._database.find(generation_id)
+        return choose_key(found, partial(self.read_key_id, generation_id))
+
+    def forget_older(self, age_s: float) -> None:
+        """Drop keys from memory that were read before a time: other servers destroy keys too."""
+        before = time.monotonic() - age_s
+        with self._lock:
+            for generation_id in [i for i, it in self._cache.items() if it.since < before]:
+                del self._cache[generation_id]
 
     def doom(self, generation_ids: Iterable[str]) -> None:
         """Mark keys that `destroy` destroys once their generations are deleted on record."""
@@ -202,28 +222,22 @@ class Keyring:
 
     # ---- the rest ----
 
-    def bind(self, journal_id: bytes, *, has_sealed: bool) -> None:
+    def bind(self, journal_id: bytes) -> None:
         """Check that these are the keys of a journal; new keys become those of the journal.
 
         Args:
-            journal_id: the journal's id.
-            has_sealed: whether the journal has encrypted generations.
+            journal_id: the id of the journal's first log.
 
         Raises:
             ConfigurationError: they belong to another journal.
         """
-        bound = self._database.read_fact(JOURNAL)
-        if bound is None and has_sealed:
+        if self._database.read_fact(JOURNAL) is None:
+            self._database.write(partial(_set_journal, journal_id), exclusive=True)
+        bound = self._database.read_fact(JOURNAL) or b""
+        if bound != journal_id:
             raise ConfigurationError(
-                f"{self._database.path} is new, and the journal has encrypted generations: their "
-                "keys are in another file; give it with --journal-keys, or restore it"
-            )
-        if bound is None:
-            self._database.write(partial(_set_journal, journal_id))
-        elif bound != journal_id:
-            raise ConfigurationError(
-                f"{self._database.path} has the keys of journal {bound.hex()}, not of this one, "
-                f"{journal_id.hex()}: give the right file with --journal-keys"
+                f"{self._database.name} has the keys of journal {bound.hex()}, not of this one, "
+                f"{journal_id.hex()}: give the right place with --journal-keys"
             )
 
     def digest_labels(self, labels: Mapping[str, str]) -> dict[str, str]:
@@ -239,13 +253,15 @@ class Keyring:
         self._database.close()
 
     def _remember(self, key: DataKey) -> None:
-        self._cache[key.generation_id] = key
+        self._cache[key.generation_id] = _Cached(key, time.monotonic())
         if len(self._cache) > _MAX_CACHED:
             self._cache.popitem(last=False)
 
 
-def _set_journal(journal_id: bytes, connection: Any) -> bool:
-    set_fact(connection, JOURNAL, journal_id)
+def _set_journal(journal_id: bytes, rows: KeyRows) -> bool:
+    # Another server may have done it meanwhile.
+    if rows.get_fact(JOURNAL) is None:
+        rows.set_fact(JOURNAL, journal_id)
     return True
 
 
@@ -253,7 +269,7 @@ def _list_ids(ids: Iterable[str]) -> str:
     return "the master key " + ", ".join(sorted(ids))
 
 
-def unwrap_label_key(database: KeyDatabase, masters: Masters) -> bytes:
+def unwrap_label_key(database: KeyStore, masters: Masters) -> bytes:
     """Return the key of the digests of labels.
 
     Raises:
@@ -265,5 +281,5 @@ def unwrap_label_key(database: KeyDatabase, masters: Masters) -> bytes:
         return master.unwrap(database.read_fact(LABEL_KEY) or b"", LABEL_CONTEXT)
     except ValueError as error:
         raise ConfigurationError(
-            f"{database.path} is damaged: the key of its labels cannot be read: {error}"
+            f"{database.name} is damaged: the key of its labels cannot be read: {error}"
         ) from None

@@ -1,68 +1,62 @@
 """Rotation: data keys are wrapped by another master key; no entry of the journal changes."""
 
 from functools import partial
-from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal.sealing.key_database import (
-    KeyDatabase,
-    WrappedKey,
-    get_fact,
-    list_other_keys,
-    replace_wrapped,
-    set_fact,
-)
 from whence_server.journal.sealing.key_source import FLAG
+from whence_server.journal.sealing.key_store import KeyRows, KeyStore, WrappedKey
 from whence_server.journal.sealing.keyring import LABEL_KEY, MASTER
 from whence_server.journal.sealing.master_keys import MasterKey
 from whence_server.journal.sealing.masters import Masters
 from whence_server.journal.sealing.unwrapping import LABEL_CONTEXT, make_context
 
 _BATCH = 500
+_FIRST = ("", b"")
 
 
-def rotate(database: KeyDatabase, masters: Masters) -> int:
+def rotate(database: KeyStore, masters: Masters) -> int:
     """Wrap every data key by the newest master key; return the number of those that were not.
 
-    A server may use the database: it wraps new keys by the newest master key from the first
+    Servers may use the database: they wrap new keys by the newest master key from the first
     transaction on. After an interruption, a second call does the rest.
 
     Raises:
         ConfigurationError: a master key that wraps some of the keys is missing, or one of them is
             damaged.
     """
-    database.write(partial(_make_current, masters))
-    number = 0
-    while done := _rewrap_batch(database, masters):
-        number += done
+    database.write(partial(_make_current, masters), exclusive=True)
+    number, last = 0, _FIRST
+    while done := _rewrap_batch(database, masters, last):
+        number += len(done)
+        last = done[-1].generation_id, done[-1].key_id
     return number
 
 
-def _make_current(masters: Masters, connection: Any) -> bool:
+def _make_current(masters: Masters, rows: KeyRows) -> bool:
     """Make the newest master key the one that wraps new keys and the key of labels."""
-    before = get_fact(connection, MASTER)
+    before = rows.get_fact(MASTER)
     if before is None:
         return True  # The server that first uses the file writes its facts.
     if before.decode() != masters.newest.id:
-        label_key = get_fact(connection, LABEL_KEY) or b""
+        label_key = rows.get_fact(LABEL_KEY) or b""
         label_key = _rewrap(masters, before.decode(), label_key, LABEL_CONTEXT)
-        set_fact(connection, LABEL_KEY, label_key)
-        set_fact(connection, MASTER, masters.newest.id.encode())
+        rows.set_fact(LABEL_KEY, label_key)
+        rows.set_fact(MASTER, masters.newest.id.encode())
     return True
 
 
-def _rewrap_batch(database: KeyDatabase, masters: Masters) -> int:
-    number = 0
+def _rewrap_batch(
+    database: KeyStore, masters: Masters, after: tuple[str, bytes]
+) -> list[WrappedKey]:
+    found: list[WrappedKey] = []
 
-    def change(connection: Any) -> bool:
-        nonlocal number
-        found = list_other_keys(connection, masters.newest.id, _BATCH)
-        replace_wrapped(connection, [_rewrap_key(masters, key) for key in found])
-        number = len(found)
+    def change(rows: KeyRows) -> bool:
+        found[:] = rows.list_others(masters.newest.id, after, _BATCH)
+        rows.rewrap([_rewrap_key(masters, key) for key in found])
         return True
 
     database.write(change)
-    return number
+    return found
 
 
 def _rewrap_key(masters: Masters, key: WrappedKey) -> WrappedKey:

@@ -49,24 +49,26 @@ class SealedStore:
         return self._store.size_bytes
 
     def load_state(self) -> State:
-        """Read the state of the log, and end deletions that were interrupted.
-
-        Raises:
-            ConfigurationError: the keys are those of another journal.
-        """
+        """Read the state of the log, and end deletions that were interrupted."""
         state = self._store.load_state()
-        self._keys.bind(state.writer_id, has_sealed=has_sealed(self._store))
         self._end_deletions()
         return state._replace(unfinished=list(self._open_unfinished(state.unfinished)))
 
     def _end_deletions(self) -> None:
         doomed = self._keys.list_doomed()
-        rows = {
-            generation_id: self._store.find_generation(generation_id) for generation_id in doomed
-        }
-        deleted = [i for i, row in rows.items() if row is not None and row.deleted]
+        deleted = self._list_deleted(doomed)
         self._keys.destroy(deleted)
         self._keys.spare(set(doomed) - set(deleted))
+
+    def _list_deleted(self, generation_ids: list[str]) -> list[str]:
+        """Return those of some generations that are deleted on record."""
+        rows = {i: self._store.find_generation(i) for i in generation_ids}
+        return [i for i, row in rows.items() if row is not None and row.deleted]
+
+    def read_key_id(self, generation_id: str) -> bytes:
+        """Return the id of the key that a generation's STARTED entry names; b"" without one."""
+        row = self._store.find_generation(generation_id)
+        return b"" if row is None else row.key_id
 
     def _open_unfinished(self, unfinished: list[Unfinished]) -> Iterator[Unfinished]:
         """Yield the generations that can be finished: those whose key is there."""
@@ -140,10 +142,13 @@ class SealedStore:
         row = self._store.find_generation(generation_id)
         return None if row is None else self._open_row(row)
 
-    def find_newest_generation(self) -> GenerationRow | None:
-        """Return the row of the log's last generation that is not deleted; None without one."""
-        row = self._store.find_newest_generation()
-        return None if row is None else self._open_row(row)
+    def has_sealed(self) -> bool:
+        """Return whether a log's newest generation is encrypted."""
+        return self._store.has_sealed()
+
+    def read_journal_id(self) -> bytes:
+        """Return the id of the database's first log."""
+        return self._store.read_journal_id()
 
     def read_page(
         self, list_filter: ListFilter, beyond: PageKey | None, limit: int, max_bytes: int
@@ -196,7 +201,12 @@ class SealedStore:
         One that cannot be decrypted is returned as UNREADABLE; one whose generation is deleted
         meanwhile without content.
         """
-        entries = self._store.read_all(after_position, limit=limit, max_bytes=max_bytes)
+        return self._open_all(
+            self._store.read_all(after_position, limit=limit, max_bytes=max_bytes)
+        )
+
+    def _open_all(self, entries: list[Entry]) -> list[Entry]:
+        """Open those of some entries that are encrypted, in place; return them all."""
         keys: dict[str, DataKey] = {}
         for place, entry in enumerate(entries):
             if is_sealed_entry(entry.kind, entry.payload):
@@ -285,16 +295,6 @@ class SealedStore:
             damage = row.damage or f"its content cannot be decrypted: {detail}"
             return GenerationRow(_hide(row.index), finish, damage=damage, key_id=row.key_id)
         return GenerationRow(index, finish, damage=row.damage, key_id=row.key_id)
-
-
-def has_sealed(store: Store) -> bool:
-    """Return whether the newest generation of a store is encrypted.
-
-    Once encryption is turned on, every later generation is encrypted: later by position, because
-    a clock may have been wrong.
-    """
-    newest = store.find_newest_generation()
-    return newest is not None and bool(newest.key_id)
 
 
 def _open_entry(key: DataKey, entry: Entry) -> Entry:

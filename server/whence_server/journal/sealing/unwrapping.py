@@ -1,8 +1,8 @@
 """Unwrapping of stored data keys by their master keys."""
 
 from whence_server.journal.sealing.data_key import DataKey
-from whence_server.journal.sealing.key_database import WrappedKey
 from whence_server.journal.sealing.key_source import FLAG
+from whence_server.journal.sealing.key_store import WrappedKey
 from whence_server.journal.sealing.masters import Masters
 
 LABEL_CONTEXT = b"whence label key 1"

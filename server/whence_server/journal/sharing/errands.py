@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from whence_server.domain.errors import (
     DeletionPendingError,
+    GenerationHeldError,
     GenerationNotFoundError,
     GenerationRunningError,
     JournalError,
@@ -73,6 +74,8 @@ class Errands:
             outcome = _DONE
         except JournalError:
             raise  # This server tries again; if it lost its log, the next holder answers.
+        except GenerationHeldError as error:
+            outcome = f"{error.reason} {error.hold}"
         except WhenceError as error:
             outcome = error.reason
         await self._readers.run_heavy(self._store.end_errand, errand.number, outcome)
@@ -81,8 +84,8 @@ class Errands:
         """Have the holder of another log delete a generation, and wait until it is done.
 
         Raises:
-            GenerationNotFoundError, GenerationRunningError, DeletionPendingError: as the holder
-                says.
+            GenerationNotFoundError, GenerationRunningError, GenerationHeldError,
+                DeletionPendingError: as the holder says.
             JournalUnwritableError: no server has answered in time; it may still be done.
         """
         store = self._store
@@ -110,5 +113,8 @@ def _raise_outcome(outcome: str, generation_id: str) -> None:
         raise DeletionPendingError(generation_id)
     if outcome == GenerationNotFoundError.reason:
         raise GenerationNotFoundError(generation_id, deleted=True)
+    reason, _, detail = outcome.partition(" ")
+    if reason == GenerationHeldError.reason:
+        raise GenerationHeldError(generation_id, detail)
     if outcome != _DONE:
         raise JournalUnwritableError(f"the generation's log answered {outcome}")

@@ -5,8 +5,10 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 
 from whence_server.domain.entries import Entry
+from whence_server.domain.errors import ConfigurationError
 from whence_server.journal.log import Log
 from whence_server.journal.readers import Readers
+from whence_server.journal.sealing.sealed_store import SealedStore
 from whence_server.journal.sharing.elsewhere import Elsewhere
 from whence_server.journal.sharing.errands import Delete, Errands
 from whence_server.journal.sharing.logs import follow_logs
@@ -54,17 +56,52 @@ class Sharing:
 
         Raises:
             JournalError: the database is away, or the log is damaged.
+            ConfigurationError: the log is damaged, or this server lacks its keys.
         """
         if self._store is None:
             return None
-        store = await self._readers.run_heavy(self._store.take_over)
+        return await self._load(await self._readers.run_heavy(self._store.take_over))
+
+    async def list_idle_logs(self) -> list[int]:
+        """Return the writers of logs that no server holds and that have entries.
+
+        Raises:
+            JournalError: the database is away.
+        """
+        if self._store is None:
+            return []
+        return await self._readers.run_heavy(self._store.list_idle_logs)
+
+    async def take_idle(self, writer: int) -> tuple[SharedStore, State] | None:
+        """Take a log that no server holds; None if a server has it by now; raise as `take_over`."""
+        if self._store is None:
+            return None
+        return await self._load(await self._readers.run_heavy(self._store.take_idle, writer))
+
+    async def _load(self, store: SharedStore | None) -> tuple[SharedStore, State] | None:
         if store is None:
             return None
         try:
-            return store, await self._readers.run_heavy(store.load_state)
+            await self._check_keys(store)
+            state = await self._readers.run_heavy(store.load_state)
+            # Reading a large log may have taken longer than the lease.
+            await self._readers.run_heavy(store.renew)
         except BaseException:
             await asyncio.to_thread(store.close)
             raise
+        return store, state
+
+    async def _check_keys(self, store: SharedStore) -> None:
+        """Refuse the log of a server that encrypts, if this one has no keys.
+
+        Raises:
+            ConfigurationError: it would write to the log in clear.
+        """
+        if not isinstance(store, SealedStore) and await self._readers.run_heavy(store.has_sealed):
+            raise ConfigurationError(
+                "other servers of the database encrypt its journal: start this one with their "
+                "--journal-key"
+            )
 
     async def do_errands(self) -> None:
         """Do the present errands of a log that was taken over.

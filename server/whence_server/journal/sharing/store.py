@@ -86,5 +86,11 @@ class SharedStore(Store, Protocol):
     def take_over(self) -> "SharedStore | None":
         """Take a log whose server died or left something to do; None if there is none."""
 
+    def list_idle_logs(self) -> list[int]:
+        """Return the writers of logs that no server holds and that have entries."""
+
+    def take_idle(self, writer: int) -> "SharedStore | None":
+        """Take a log that no server holds; None if a server has it by now."""
+
     def end_lease(self) -> None:
         """Give the log back, in which nothing is left to do; called from the writer's thread."""

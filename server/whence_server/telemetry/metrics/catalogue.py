@@ -316,7 +316,7 @@ JOURNAL_USED: Final = Definition(
     "whence.journal.used",
     Kind.GAUGE,
     "By",
-    "Size of the pages in use of the journal's database; the others can be reused or given back.",
+    "Size of the pages in use of the journal's database, or of this server's log in PostgreSQL.",
 )
 RETENTION_DELETED: Final = Definition(
     "whence.retention.deleted",

@@ -1,4 +1,4 @@
-"""Queries of retention on an SQLite journal, each through an index."""
+"""Queries of retention on one log, each through an index, in SQL of both databases."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,6 @@ from whence_server.journal.label_index import parse_labels
 from whence_server.journal.listing import PageKey
 from whence_server.journal.retention.store import Candidate, RemovalLimits
 
-_WRITER = 1
 _INT64 = 2**63 - 1
 _OWN = 'e.writer = g.writer AND e.generation = g.started_position AND e."offset"'
 # A range, not an equality: SQLite would walk over the whole table for the newest position.
@@ -33,17 +32,18 @@ _OF_NAME = "SELECT generation_id FROM labels WHERE name = ?"
 _OF_LABEL = "SELECT generation_id FROM labels WHERE name = ? AND value = ?"
 
 
-def read_candidates(
+def read_candidates(  # noqa: PLR0917 - where, what, and how many
     connection: Any,
+    writer: int,
     pattern: LabelPattern | None,
     before_ns: int,
     beyond: PageKey | None,
     limit: int,
 ) -> list[Candidate]:
-    """Read candidates as `RetentionStore.read_candidates` does."""
+    """Read candidates of a writer's log as `RetentionStore.read_candidates` does."""
     key = "(d.start_time_ns, d.generation_id)"
-    conditions = ["d.start_time_ns < ?"]
-    bindings: list[int | str | bytes] = [min(before_ns, _INT64)]
+    conditions = ["g.writer = ?", "d.start_time_ns < ?"]
+    bindings: list[int | str | bytes] = [writer, min(before_ns, _INT64)]
     if beyond is not None:
         conditions.append(f"{key} > (?, CAST(? AS TEXT))")
         bindings += beyond
@@ -90,11 +90,11 @@ def _make_candidate(  # noqa: PLR0917 - one column each
     )
 
 
-def agrees_with_entries(connection: Any, candidate: Candidate) -> bool:
+def agrees_with_entries(connection: Any, writer: int, candidate: Candidate) -> bool:
     """Compare a candidate with its STARTED entry, as `RetentionStore` says."""
     found = connection.execute(
         "SELECT payload FROM entries WHERE writer = ? AND position = ?",
-        (_WRITER, candidate.started_position),
+        (writer, candidate.started_position),
     ).fetchall()
     if not found or found[0][0] is None:
         return False
@@ -106,48 +106,44 @@ def agrees_with_entries(connection: Any, candidate: Candidate) -> bool:
     return (key, dict(index.labels)) == (candidate.key, candidate.labels)
 
 
-def find_newest_start(connection: Any) -> int | None:
-    """Return the newest start time of a generation that is not deleted; None without one."""
+def find_newest_start(connection: Any, writer: int) -> int | None:
+    """Return the newest start time of a log's generations; None without one."""
     found = connection.execute(
         "SELECT start_time_ns FROM generations INDEXED BY generations_by_start "
-        "WHERE deleted = 0 ORDER BY start_time_ns DESC LIMIT 1"
+        "WHERE writer = ? AND deleted = 0 ORDER BY start_time_ns DESC LIMIT 1",
+        (writer,),
     ).fetchall()
     return int(found[0][0]) if found else None
 
 
-def count_matching(connection: Any, patterns: tuple[LabelPattern, ...]) -> int:
-    """Return the number of generations that match one of the patterns."""
+def count_matching(connection: Any, writer: int, patterns: tuple[LabelPattern, ...]) -> int:
+    """Return the number of a log's generations that match one of the patterns."""
     if not patterns:
         return 0
     parts: list[str] = []
-    bindings: list[str] = []
+    bindings: list[str | int] = [writer]
     for name, value in patterns:
         parts.append(_OF_NAME if value == ANY_VALUE else _OF_LABEL)
         bindings += (name,) if value == ANY_VALUE else (name, value)
     ((number,),) = connection.execute(
-        f"SELECT count(*) FROM ({' UNION '.join(parts)})",  # noqa: S608 - constants only
+        "SELECT count(*) FROM generations WHERE writer = ? "  # noqa: S608 - constants only
+        f"AND generation_id IN ({' UNION '.join(parts)})",
         tuple(bindings),
     )
     return int(number)
 
 
-def measure_use(connection: Any) -> int:
-    """Return the size of the database's pages in use, in bytes."""
-    num_pages = connection.pragma("page_count") - connection.pragma("freelist_count")
-    return int(num_pages * connection.pragma("page_size"))
-
-
-def find_removable(connection: Any, limits: RemovalLimits) -> Origin | None:
-    """Find the last entry that can be removed, as `RetentionStore.find_removable` does."""
+def find_removable(connection: Any, writer: int, limits: RemovalLimits) -> Origin | None:
+    """Find the last entry of a log that can be removed, as `RetentionStore.find_removable` does."""
     kept = connection.execute(
         "SELECT started_position FROM generations INDEXED BY generations_kept "
         "WHERE writer = ? AND deleted = 0 ORDER BY started_position LIMIT 1",
-        (_WRITER,),
+        (writer,),
     ).fetchall()
     rows = connection.execute(
         "SELECT position, kind, payload, hash FROM entries "
         "WHERE writer = ? AND position < ? ORDER BY position LIMIT ?",
-        (_WRITER, kept[0][0] if kept else _INT64, limits.max_entries),
+        (writer, kept[0][0] if kept else _INT64, limits.max_entries),
     )
     last = None
     for position, kind, payload, entry_hash in rows:
