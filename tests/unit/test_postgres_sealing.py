@@ -243,6 +243,15 @@ async def test_no_file_of_the_database_has_content(postgres, pair, url, tmp_path
         assert find() == (content, False)
 
 
+async def test_statistics_sample_neither_keys_nor_content(filled):
+    for table in ("data_keys", "facts", "entries", "generations"):
+        ask_nothing(filled, f"ANALYZE {table}")
+    rows = ask(filled, "SELECT attname FROM pg_stats WHERE schemaname = current_schema()")
+    sampled = {name for (name,) in rows}
+    assert {"key_id", "position", "model"} <= sampled
+    assert not sampled & {"wrapped", "value", "payload", "secret", "prompt_preview", "text_preview"}
+
+
 async def test_compact_removes_destroyed_keys_from_the_tables_files(postgres, pair, url, capsys):
     a, _ = pair
     for number in range(20):

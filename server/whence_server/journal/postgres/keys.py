@@ -28,6 +28,9 @@ CREATE TABLE IF NOT EXISTS data_keys (
     doomed BIGINT NOT NULL DEFAULT 0, -- 1 while its generation is being deleted
     PRIMARY KEY (generation_id, key_id)
 );
+-- The planner keeps samples of columns, also after their rows are deleted.
+ALTER TABLE data_keys ALTER COLUMN wrapped SET STATISTICS 0;
+ALTER TABLE facts ALTER COLUMN value SET STATISTICS 0;
 CREATE INDEX IF NOT EXISTS data_keys_doomed ON data_keys (generation_id) WHERE doomed = 1;
 INSERT INTO facts VALUES ('version', '1') ON CONFLICT DO NOTHING;
 """

@@ -1,6 +1,9 @@
 """Tables of a journal in PostgreSQL: those of every journal, and those for several servers."""
 
+from contextlib import suppress
+
 from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import JournalError
 from whence_server.journal.postgres.connection import PostgresConnection
 from whence_server.journal.postgres.errors import translate_errors
 from whence_server.journal.schema import migrate
@@ -44,6 +47,15 @@ _INDEX_AUDIT = f"""
 """
 
 
+# The planner keeps samples of other columns, also after their rows are deleted.
+_SAMPLED = """
+    SELECT attrelid::regclass::text, attname::text FROM pg_attribute
+    WHERE attrelid IN ('entries'::regclass, 'generations'::regclass)
+        AND attname IN ('payload', 'secret', 'prompt_preview', 'text_preview', 'labels')
+        AND coalesce(attstattarget, -1) <> 0
+"""
+
+
 def prepare_schema(connection: PostgresConnection) -> None:
     """Create the tables, or bring them up to date.
 
@@ -57,6 +69,7 @@ def prepare_schema(connection: PostgresConnection) -> None:
             connection.raw.execute(_SHARING)
         migrate(connection)
         _index_audit(connection)
+        _keep_content_out_of_statistics(connection)
     finally:
         if not connection.is_broken:
             connection.execute("SELECT pg_advisory_unlock(?)", (_LOCK,))
@@ -68,3 +81,10 @@ def _index_audit(connection: PostgresConnection) -> None:
     found = connection.execute("SELECT to_regclass('entries_audit') IS NOT NULL").fetchall()
     if found == [(False,)]:
         connection.execute(_INDEX_AUDIT)
+
+
+def _keep_content_out_of_statistics(connection: PostgresConnection) -> None:
+    for table, column in connection.execute(_SAMPLED).fetchall():
+        # The tables may belong to another role.
+        with suppress(JournalError):
+            connection.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS 0")
