@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 
 from whence_server.domain.errors import JournalError, JournalUnwritableError, WhenceError
@@ -70,10 +70,10 @@ class Takeovers:
             try:
                 while (taken := await self._journal.take_over()) is not None:
                     _log.warning("took over log %s, which its server left", taken.id.hex())
-                    self._begin(taken)
+                    self._begin(self._finish(taken), "takeover")
                 if self._policy.deletes and time.monotonic() >= self._sweep_at_s:
                     self._sweep_at_s = time.monotonic() + _SWEEP_S
-                    await self._take_idle()
+                    self._begin(self._sweep_idle(), "idle-sweep")
             except JournalUnwritableError as error:
                 _log.debug("no log can be taken over at present: %s", error)
             except WhenceError as error:
@@ -83,13 +83,18 @@ class Takeovers:
                 async with asyncio.timeout(lease_s / _LOOKS_PER_LEASE):
                     await self._stopping.wait()
 
-    async def _take_idle(self) -> None:
-        for writer in await self._journal.sharing.list_idle_logs():
-            if (taken := await self._journal.take_idle(writer)) is not None:
-                self._begin(taken)
+    async def _sweep_idle(self) -> None:
+        """Take the logs that no server holds, one after the other: each needs connections."""
+        try:
+            for writer in await self._journal.sharing.list_idle_logs():
+                taken = None if self._stopping.is_set() else await self._journal.take_idle(writer)
+                if taken is not None:
+                    await self._finish(taken)
+        except WhenceError as error:
+            _log.error("a log that no server holds cannot be swept: %s", error)
 
-    def _begin(self, taken: Journal) -> None:
-        task = asyncio.create_task(self._finish(taken), name="takeover")
+    def _begin(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
 
