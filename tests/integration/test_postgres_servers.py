@@ -259,9 +259,10 @@ def test_a_killed_servers_generation_is_closed_and_its_stream_goes_on_at_the_oth
     assert generation.finished is not None
     assert generation.finished.finish_reason == g.FINISH_REASON_INTERRUPTED
     # Every token on record was told, in its order. The caller had at most 20 ms more.
-    recorded = generation.finished.num_generated_tokens
-    assert (followed, seen[:recorded]) == (seen[:recorded], followed)
-    assert len(seen) - recorded == generation.num_unrecorded_tokens
+    num_recorded = generation.finished.num_generated_tokens
+    assert len(followed) == num_recorded
+    assert followed == seen[:num_recorded]
+    assert len(seen) - num_recorded == generation.num_unrecorded_tokens
     assert find_content(postgres) == []
     done = verify(site.url, key_file)
     assert (done.returncode, done.stderr) == (0, "")
