@@ -45,7 +45,6 @@ from whence_server.journal.recorded_vocabularies import RecordedVocabularies
 from whence_server.journal.rows import Durability
 from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.journal.vocabularies import Vocabularies
-from whence_server.journal.writer import DEFAULT_PATIENCE_S
 from whence_server.lineage.emergence import EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
@@ -112,7 +111,7 @@ async def _serve_with(
     settings: ServeConfig, engine: ServedEngine, access: Access, redaction: Redaction
 ) -> int:
     durability = Durability(settings.durability)
-    patience_s = DEFAULT_PATIENCE_S
+    patience_s = settings.journal_patience
     if settings.record_failure == RecordFailure.OPEN.value and durability is Durability.GROUP:
         # Streams go on: their entries are shown before they are on disk.
         patience_s = math.inf

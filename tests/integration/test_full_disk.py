@@ -27,6 +27,8 @@ ENDLESS = g.GenerateRequest(
         sample=g.Sample(seed=1), max_new_tokens=8_000, ignore_eos=True, num_return_sequences=2
     ),
 )
+PATIENCE = ("--journal-patience", "2")
+"""So that streams end soon."""
 SHORT = g.GenerateRequest(prompt="The quick", decoding=g.Decoding(max_new_tokens=3))
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -62,7 +64,9 @@ def test_a_full_disk_is_told_and_passes(
 ) -> None:
     log = tmp_path / "journal.db-wal"
     with (
-        ServerProcess(tiny_model("gpt2-long"), tmp_path, "--durability", durability) as server,
+        ServerProcess(
+            tiny_model("gpt2-long"), tmp_path, "--durability", durability, *PATIENCE
+        ) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         trace = trace_pb2_grpc.TraceServiceStub(channel)
@@ -102,7 +106,7 @@ def test_a_disk_that_stays_full_ends_in_an_exit_status(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     with (
-        ServerProcess(tiny_model("gpt2-long"), tmp_path) as server,
+        ServerProcess(tiny_model("gpt2-long"), tmp_path, *PATIENCE) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         before = generate(channel, SHORT)[0].event.started.generation_id
@@ -142,7 +146,7 @@ def ask_http(url: str, body: bytes | None = None) -> tuple[str, str | None]:
 def test_requests_are_served_without_a_record_if_that_is_asked_for(
     tiny_model: Callable[..., Path], tmp_path: Path, durability: str
 ) -> None:
-    flags = ("--record-failure", "open", "--durability", durability)
+    flags = ("--record-failure", "open", "--durability", durability, *PATIENCE)
     fronts = ("--http-listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
     with (
         ServerProcess(tiny_model("gpt2-long"), tmp_path, *flags, *fronts) as server,

@@ -1,4 +1,4 @@
-"""Settings of a journal that several servers share."""
+"""Settings of the journal's database."""
 
 from dataclasses import dataclass
 
@@ -35,5 +35,13 @@ class JournalSettings:
         parse_lease_seconds,
         "seconds without a sign of life after which this server's log counts as left; another "
         "server that shares --journal takes it over after as long again",
+        "S",
+    )
+    journal_patience: float = declare_setting(
+        30.0,
+        parse_seconds,
+        "seconds for which running streams wait while the journal cannot be written, because the "
+        "disk is full or the database is away; after them a stream ends with an error, and its "
+        "caller can resume it",
         "S",
     )

@@ -6,6 +6,7 @@ from functools import partial
 from whence_server.domain.entries import Entry
 from whence_server.journal.follow import follow
 from whence_server.journal.log import Log
+from whence_server.journal.patience import Patience
 from whence_server.journal.readers import Readers
 from whence_server.journal.sharing.sharing import Sharing
 from whence_server.journal.store import Store
@@ -25,6 +26,7 @@ class Following:
         self._store = store
         self._readers = readers
         self._sharing = sharing
+        self._patience = Patience(log.writer)
 
     def follow(
         self, generation_id: str, after_offset: int = 0, max_batch_bytes: int = BATCH_BYTES
@@ -37,16 +39,16 @@ class Following:
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
             RecordDamagedError: its entries are damaged or missing.
-            JournalUnwritableError: the disk has been full or failing for longer than `patience_s`;
-                all readable entries have been yielded.
+            JournalUnwritableError: the disk has been full or failing, or the database away, for
+                longer than `patience_s`; all readable entries have been yielded.
             JournalError: the writer has failed; all readable entries have been yielded.
         """
         live = self._log.get_live(generation_id)
         return follow(
             live,
-            partial(self._read_next, generation_id, max_batch_bytes),
+            partial(self._read_patiently, generation_id, max_batch_bytes),
             partial(self.check, live),
-            partial(self._sharing.wait_elsewhere, generation_id),
+            partial(self._wait_elsewhere, generation_id),
             after_offset=min(after_offset, MAX_OFFSET),
             max_batch_bytes=max_batch_bytes,
         )
@@ -114,6 +116,15 @@ class Following:
         while self._log.writer.committed_position <= after_position:
             self._log.writer.check()
             await self._log.writer.committed.wait()
+
+    async def _read_patiently(
+        self, generation_id: str, max_bytes: int, after_offset: int
+    ) -> list[Entry]:
+        read = partial(self._read_next, generation_id, max_bytes, after_offset)
+        return await self._patience.read(read)
+
+    async def _wait_elsewhere(self, generation_id: str) -> bool:
+        return await self._patience.read(partial(self._sharing.wait_elsewhere, generation_id))
 
     async def _read_next(
         self, generation_id: str, max_bytes: int, after_offset: int

@@ -44,6 +44,7 @@ class Writer:
         stall: error of the transaction that is being retried; None if there is none.
         status_changed: notified when `stall` or `error` changes.
         stall_reported: True once the stall is longer than the patience, when readers are told.
+        patience_s: seconds of a stall after which readers are told.
         on_duration: called with the duration of every transaction, in seconds.
     """
 
@@ -73,7 +74,7 @@ class Writer:
         self._max_pending_bytes = max_pending_bytes
         self._on_commit = on_commit
         self._on_failure = on_failure
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, "journal-writer")
         self._timer: asyncio.TimerHandle | None = None
@@ -250,7 +251,7 @@ class Writer:
         if first:
             self._stalled_since_s = time.monotonic()
             self._retry_s = _FIRST_RETRY_S
-            self._patience = self._loop.call_later(self._patience_s, self._report_stall)
+            self._patience = self._loop.call_later(self.patience_s, self._report_stall)
             _log.critical(
                 "the journal cannot be written at present (%s) and is tried again",
                 error.detail,

@@ -1,8 +1,10 @@
 """Following all logs of a database."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import partial
 
 from whence_server.domain.entries import Entry
+from whence_server.journal.patience import Patience
 from whence_server.journal.readers import Readers
 from whence_server.journal.sharing.store import SharedStore
 
@@ -12,8 +14,10 @@ _BATCH_ENTRIES = 1_024
 async def follow_logs(
     store: SharedStore,
     readers: Readers,
+    patience: Patience,
     wait: Callable[[], Awaitable[object]],
     reached: Mapping[bytes, int],
+    *,
     max_batch_bytes: int,
 ) -> AsyncGenerator[tuple[bytes, list[Entry]], None]:
     """Yield a log's id with its next committed entries, for every log and without an end.
@@ -21,23 +25,22 @@ async def follow_logs(
     Args:
         store: the database.
         readers: threads for look-ups.
+        patience: patience with a database that is away.
         wait: waits until a log may have grown.
         reached: positions up to which entries are skipped, by log id; 0 for a log without one.
         max_batch_bytes: limit of the payloads in a batch.
+
+    Raises:
+        JournalUnreachableError: the database has been away for longer than the patience.
     """
     places = dict(reached)
     while True:
         has_grown = False
-        for log in await readers.run_heavy(store.list_logs):
+        for log in await patience.read(partial(readers.run_heavy, store.list_logs)):
             after = places.get(log.log_id, 0)
             if log.position > after:
-                entries = await readers.run_heavy(
-                    store.read_log,
-                    log.writer,
-                    after,
-                    limit=_BATCH_ENTRIES,
-                    max_bytes=max_batch_bytes,
-                )
+                read = partial(store.read_log, limit=_BATCH_ENTRIES, max_bytes=max_batch_bytes)
+                entries = await patience.read(partial(readers.run_heavy, read, log.writer, after))
                 yield log.log_id, entries
                 places[log.log_id] = entries[-1].position
                 has_grown = True

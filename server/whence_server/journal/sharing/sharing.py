@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import ConfigurationError
 from whence_server.journal.log import Log
+from whence_server.journal.patience import Patience
 from whence_server.journal.readers import Readers
 from whence_server.journal.sealing.sealed_store import SealedStore
 from whence_server.journal.sharing.elsewhere import Elsewhere
@@ -170,7 +171,14 @@ class Sharing:
         """Return a generator of the entries of all logs, as `follow_logs`; None if there is one."""
         if self._store is None:
             return None
-        return follow_logs(self._store, self._readers, self._wait_for_any, reached, max_batch_bytes)
+        return follow_logs(
+            self._store,
+            self._readers,
+            Patience(self._log.writer),
+            self._wait_for_any,
+            reached,
+            max_batch_bytes=max_batch_bytes,
+        )
 
     async def _wait_for_any(self) -> None:
         """Wait until this log or another one may have grown."""
