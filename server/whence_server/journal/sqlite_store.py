@@ -26,6 +26,7 @@ _OLDEST_SQLITE = (3, 51, 3)
 # Only a checkpoint waits, for a reader.
 _BUSY_MS = 1_000
 _MAX_LOG_BYTES = 64 << 20
+_LONG_LOG_PAGES = 1_000
 # Number of the writer: each database has one.
 _WRITER = 1
 
@@ -64,6 +65,8 @@ class SqliteStore(SqlReads, SqlRetention):
         try:
             self._connection: Any = apsw.Connection(self._path)
             _prepare(self._connection, self._synchronous)
+            self._num_log_pages = 0
+            self._connection.set_wal_hook(self._note_log)
             migrate(self._connection)
             self.writer_id = _load_writer_id(self._connection)
             # A crash between a deletion and its checkpoint leaves the content in the log.
@@ -89,7 +92,22 @@ class SqliteStore(SqlReads, SqlRetention):
             JournalUnwritableError: the disk is full or failing; the batch may be tried again.
         """
         with translate_transient_errors():
+            self._shorten_log()
             self._write(batch)
+
+    def _note_log(self, _connection: Any, _database: str, num_pages: int) -> int:
+        self._num_log_pages = num_pages
+        return apsw.SQLITE_OK
+
+    def _shorten_log(self) -> None:
+        """Copy a long write-ahead log into the database.
+
+        SQLite does it by itself after a commit, and tells nobody that it failed: a disk whose fsync
+        fails would go unnoticed.
+        """
+        if self._num_log_pages >= _LONG_LOG_PAGES:
+            with suppress(apsw.BusyError):  # somebody else is copying it
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _write(self, batch: Batch) -> None:
         if not batch.deleted:
