@@ -55,9 +55,17 @@ test: setup ## Run every test
 CHAOS_ROUNDS ?= 200
 
 .PHONY: chaos
-chaos: setup ## Attack servers with extreme requests and broken connections for half an hour
+chaos: setup faults ## Attack servers with extreme requests, broken connections and faults for an hour
 	$(BIN)/python tests/chaos/path.py
-	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/python -m pytest tests/chaos
+	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/python -m pytest tests/chaos --ignore-glob='*_faults.py'
+
+# Faults of a database, a network, a disk, a clock and of secrets; FAULT_ROUNDS is how often each strikes.
+FAULT_ROUNDS ?= 9
+
+.PHONY: faults
+faults: setup ## Break what servers under load stand on, some minutes long, and see nothing lost
+	FAULT_ROUNDS=$(FAULT_ROUNDS) $(BIN)/python -m pytest -s tests/chaos/test_database_faults.py \
+		tests/chaos/test_server_faults.py
 
 # Random requests over every RPC and HTTP route; a seed gives the same requests.
 FUZZ_REQUESTS ?= 10000

@@ -13,6 +13,7 @@ import pytest
 from server_process import ServerProcess
 
 DEFAULT_ROUNDS = 2
+DEFAULT_FAULT_ROUNDS = 1
 
 
 @pytest.fixture
@@ -20,6 +21,13 @@ def rounds() -> range:
     """Give the seeds of the rounds to run."""
     first = int(os.environ.get("CHAOS_SEED", "1"))
     return range(first, first + int(os.environ.get("CHAOS_ROUNDS", DEFAULT_ROUNDS)))
+
+
+@pytest.fixture
+def fault_rounds() -> range:
+    """Give the seeds of the rounds to run of a fault that takes seconds to strike and to mend."""
+    first = int(os.environ.get("CHAOS_SEED", "1"))
+    return range(first, first + int(os.environ.get("FAULT_ROUNDS", DEFAULT_FAULT_ROUNDS)))
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,13 @@ class Authority:
     """A CA that writes PEM files into a directory.
 
     Attributes:
+        directory: the directory.
         ca: its certificate.
     """
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
+        self.directory = directory
         self._authority = trustme.CA()
         self.ca = directory / "ca.pem"
         self.ca.write_bytes(self._authority.cert_pem.bytes())
@@ -33,7 +34,7 @@ class Authority:
         issued = self._authority.issue_cert(
             *identities, common_name=common_name, not_before=not_before, not_after=not_after
         )
-        certificate, key = self._directory / f"{name}.pem", self._directory / f"{name}.key"
+        certificate, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
         certificate.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
         key.write_bytes(issued.private_key_pem.bytes())
         return certificate, key

@@ -9,6 +9,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 from backend_process import find_free_port
 from required import skip_without
 
@@ -51,9 +52,10 @@ class PostgresServer:
 
     Args:
         durable: whether commits wait for the disk, as they do outside tests.
+        address: IPv4 address of this machine at which it listens too, for its network of 256.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, address: str = "") -> None:
         programs = find_programs()
         self._programs = programs
         # PostgreSQL refuses to run as root, and pytest's folders are root's alone.
@@ -69,6 +71,11 @@ class PostgresServer:
         with (self._data / "postgresql.conf").open("a") as file:
             fsync = "on" if durable else "off"
             file.write(_CONFIGURATION + f"port = {self.port}\nfsync = {fsync}\n")
+            if address:
+                file.write(f"listen_addresses = '127.0.0.1,{address}'\n")
+        if address:
+            with (self._data / "pg_hba.conf").open("a") as file:
+                file.write(f"host all all {address}/24 trust\n")
         self.start()
 
     @property
@@ -88,6 +95,15 @@ class PostgresServer:
         """Return every byte of every file of the server, or of a folder of its data."""
         paths = sorted((self._data / folder).rglob("*"))
         return b"".join(path.read_bytes() for path in paths if path.is_file())
+
+    def kill(self) -> None:
+        """Kill its first process as the system does when memory is short; the others then end."""
+        pid = int((self._data / "postmaster.pid").read_text().split()[0])
+        first = psutil.Process(pid)
+        others = first.children(recursive=True)
+        first.kill()
+        # It cannot start before the last of them has let go of the shared memory.
+        psutil.wait_procs([first, *others], timeout=60)
 
     def close(self) -> None:
         """Stop the server, if it runs, and remove its files."""
