@@ -85,11 +85,10 @@ async def test_a_record_of_a_deletion_goes_with_the_id_once_it_is_old_itself(
     tmp_path, monkeypatch, verify_store
 ) -> None:
     await fill(tmp_path, *OLD, (11, 0, {}))
-    # The deletions happen half a year ago.
-    monkeypatch.setattr("whence_server.journal.deletion.time", _Clock(-200))
-    await sweep(tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(sweeper_module, "_LEAST_REMOVED", 1)
+    with monkeypatch.context() as patch:
+        # The deletions happen half a year ago.
+        patch.setattr("whence_server.journal.deletion.time", _Clock(-200))
+        await sweep(tmp_path)
     journal = await Journal.open(tmp_path)
     await journal.delete(name(11))
     add(journal, 12, 0)
