@@ -2,7 +2,8 @@
 
 import pytest
 
-from whence.proof.merkle_tree import compute_root, hash_leaf, is_included
+from whence.proof.merkle import verify_inclusion
+from whence.proof.merkle_tree import compute_root, hash_leaf
 from whence_server.lineage.merkle import MerkleTree
 
 # Certificate Transparency's own test vectors (google/certificate-transparency, merkle_tree_test).
@@ -43,10 +44,10 @@ def test_every_leaf_is_included_and_no_other(size: int) -> None:
     tree = MerkleTree(leaves)
     for index, leaf in enumerate(leaves):
         path = tree.compute_audit_path(index)
-        assert is_included(hash_leaf(leaf), index, size, path, tree.root)
-        assert not is_included(hash_leaf(b"other"), index, size, path, tree.root)
-        assert not is_included(hash_leaf(leaf), size, size, path, tree.root)
-        assert not is_included(hash_leaf(leaf), index, size, [*path, bytes(32)], tree.root)
+        assert verify_inclusion(hash_leaf(leaf), index, size, path, tree.root)
+        assert not verify_inclusion(hash_leaf(b"other"), index, size, path, tree.root)
+        assert not verify_inclusion(hash_leaf(leaf), size, size, path, tree.root)
+        assert not verify_inclusion(hash_leaf(leaf), index, size, [*path, bytes(32)], tree.root)
         if path:
-            assert not is_included(hash_leaf(leaf), index, size, path[:-1], tree.root)
-            assert not is_included(hash_leaf(leaf), index, size, [b"", *path[1:]], tree.root)
+            assert not verify_inclusion(hash_leaf(leaf), index, size, path[:-1], tree.root)
+            assert not verify_inclusion(hash_leaf(leaf), index, size, [b"", *path[1:]], tree.root)

@@ -1,7 +1,7 @@
 """Merkle trees over hashes of leaves (RFC 9162, Certificate Transparency 2.0, section 2.1)."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 HASH_BYTES = 32
 EMPTY_ROOT = hashlib.sha256().digest()
@@ -58,31 +58,3 @@ def compute_root(leaf_hashes: Iterable[bytes]) -> bytes:
     for leaf_hash in leaf_hashes:
         frontier.add(leaf_hash)
     return frontier.root
-
-
-def is_included(
-    leaf_hash: bytes, index: int, size: int, path: Sequence[bytes], root: bytes
-) -> bool:
-    """Return whether a path proves that a leaf is in a tree (section 2.1.3.2).
-
-    Args:
-        leaf_hash: hash of the leaf.
-        index: index of the leaf, from 0.
-        size: number of leaves of the tree.
-        path: hashes of the siblings, from the leaf up.
-        root: root of the tree.
-    """
-    if not 0 <= index < size:
-        return False
-    last, node = size - 1, leaf_hash
-    for sibling in path:
-        if last == 0 or len(sibling) != HASH_BYTES:
-            return False
-        if index & 1 or index == last:
-            node = hash_node(sibling, node)
-            while not index & 1 and index:
-                index, last = index >> 1, last >> 1
-        else:
-            node = hash_node(node, sibling)
-        index, last = index >> 1, last >> 1
-    return last == 0 and node == root

@@ -7,7 +7,8 @@ from typing import Any
 from whence.proof.envelope import STATEMENT_TYPE as PAYLOAD_TYPE
 from whence.proof.envelope import parse_envelope
 from whence.proof.faults import FormatError, ProofError
-from whence.proof.merkle_tree import HASH_BYTES, hash_leaf, is_included
+from whence.proof.merkle import verify_inclusion
+from whence.proof.merkle_tree import HASH_BYTES, hash_leaf
 from whence.proof.predicate import STATEMENT_TYPE
 from whence.proof.public_key import PublicKey
 from whence.proof.statement import Statement
@@ -85,7 +86,7 @@ def check_document(document: bytes, proof: bytes, training: Mapping[str, Any]) -
         raise ProofError("the signed training names no documents: they were not recorded")
     wanted = decode_hex(root, HASH_BYTES, "the training's statement.documentsRoot")
     leaf = hash_leaf(hashlib.sha256(document).digest())
-    if not is_included(leaf, index, size, siblings, wanted):
+    if not verify_inclusion(leaf, index, size, siblings, wanted):
         raise ProofError("the document is not in the training set, by this proof")
     return f"document {index} of {size:,} of the training"
 

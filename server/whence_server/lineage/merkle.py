@@ -7,17 +7,10 @@ last node without a sibling moved up unchanged, gives the same tree.
 import hashlib
 from collections.abc import Iterable
 
+from whence.proof.merkle_tree import hash_leaf, hash_node
 from whence_server.lineage.chain import HASH_BYTES
 
-
-def hash_leaf(data: bytes) -> bytes:
-    """Return the hash of a leaf, 32 bytes (section 2.1.1)."""
-    return hashlib.sha256(b"\0" + data).digest()
-
-
-def hash_node(left: bytes, right: bytes) -> bytes:
-    """Return the hash of a node with two children, 32 bytes (section 2.1.1)."""
-    return hashlib.sha256(b"\1" + left + right).digest()
+__all__ = ["MerkleTree", "hash_leaf", "hash_node"]
 
 
 class MerkleTree:
