@@ -4,11 +4,9 @@ import asyncio
 import dataclasses
 import logging
 import math
-import signal
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from opentelemetry.sdk.trace.sampling import Sampler
 
@@ -57,6 +55,7 @@ from whence_server.rpc import (
     record_servicer,
     trace_servicer,
     training_servicer,
+    transparency_servicer,
 )
 from whence_server.rpc.audit_servicer import AuditServicer
 from whence_server.rpc.calls import CallLog
@@ -70,9 +69,12 @@ from whence_server.rpc.server import RpcServer, ServerOptions, build_server
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
 from whence_server.rpc.training_servicer import TrainingServicer
+from whence_server.rpc.transparency_servicer import TransparencyLogServicer
+from whence_server.stopping import set_on_signals, wait_or_stop
 from whence_server.takeover import Takeovers
 from whence_server.telemetry.live import LiveServer
 from whence_server.text.tokenizer import TextTokenizer
+from whence_server.transparency import Transparency
 
 ServedEngine: TypeAlias = EngineSupervisor | UpstreamEngine | AbsentEngine
 
@@ -127,17 +129,27 @@ async def _serve_with(
         live = LiveServer(journal, settings.max_cache_tokens)
         live.refused = access.gate.failures.counts
         vocabularies = Vocabularies(settings.data_dir)
+        transparency = await Transparency.open(settings, journal)
+        live.transparency = transparency.stats
         observability = Observability(
-            settings, journal, vocabularies, live, access.make_page_access()
+            settings,
+            journal,
+            vocabularies,
+            live,
+            access.make_page_access(),
+            public=transparency.list_routes(),
         )
         access.open_audit(journal.audit.record, observability.list_destinations())
         try:
             await observability.start()
             await close_interrupted(journal)
+            await transparency.start()
             policy = settings.retention_policy
-            sweeper = journal.make_sweeper(policy, observability.export_names)
+            readers = (*observability.export_names, *transparency.cursors)
+            sweeper = journal.make_sweeper(policy, readers)
             live.retention = None if sweeper is None else sweeper.stats
-            takeovers = Takeovers(journal, observability.make_followers, policy, sweeper)
+            make_followers = partial(transparency.make_followers, observability)
+            takeovers = Takeovers(journal, make_followers, policy, sweeper)
             takeovers.start()
             try:
                 async with nullcontext() if sweeper is None else sweeper.running():
@@ -151,9 +163,11 @@ async def _serve_with(
                         live,
                         observability.sampler,
                         proof,
+                        transparency,
                     )
             finally:
                 await takeovers.close()
+                await transparency.close()
         finally:
             access.gate.trail.write_due(at_end=True)
             await observability.close()
@@ -185,6 +199,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     live: LiveServer,
     sampler: Sampler,
     proof: Proof | None,
+    transparency: Transparency,
 ) -> int:
     limits = make_limits(settings)
     serving = Serving(settings.served_name, journal, has_model=not settings.record_only)
@@ -226,10 +241,11 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
                 library, serving, tracer, closing
             ).list_methods(),
             proof_servicer.SERVICE: ProofServicer(
-                journal, None if proof is None else proof.keys
+                journal, None if proof is None else proof.keys, transparency.log
             ).list_methods(),
             audit_servicer.SERVICE: AuditServicer(journal.audit).list_methods(),
             model_servicer.SERVICE: ModelServicer(serving, vocabularies).list_methods(),
+            transparency_servicer.SERVICE: TransparencyLogServicer(transparency.log).list_methods(),
             record_servicer.SERVICE: RecordServicer(
                 recorders, journal, limits, sampler
             ).list_methods(),
@@ -237,7 +253,9 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         calls,
         access.gate,
     )
-    http = _make_http_server(settings, access, serving, limits, calls, max_connections, proof)
+    http = _make_http_server(
+        settings, access, serving, limits, calls, max_connections, proof, transparency
+    )
     await rpc.server.start()
     rpc.watch_addresses(settings.max_connections_per_address)
     serving.note_opened()
@@ -251,7 +269,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     try:
         if http is not None:
             await http.start()
-        with _set_on_signals(stop):
+        with set_on_signals(stop):
             watch = JournalWatch(journal, readiness, RecordFailure(settings.record_failure))
             if isinstance(engine, AbsentEngine):
                 return await _run_until_stopped(settings, Fronts(rpc, http), None, stop, watch)
@@ -401,6 +419,7 @@ def _make_http_server(  # noqa: PLR0917 - the parts of a server
     calls: CallLog,
     max_connections: int,
     proof: Proof | None,
+    transparency: Transparency,
 ) -> HttpServer | None:
     if not settings.http_listen:
         return None
@@ -410,7 +429,11 @@ def _make_http_server(  # noqa: PLR0917 - the parts of a server
     routes = list_routes(front, calls, access.gate, origins)
     keys = None if proof is None else proof.keys
     return HttpServer(
-        {**routes, **list_proof_routes(keys, calls, access.gate, origins)},
+        {
+            **routes,
+            **list_proof_routes(keys, calls, access.gate, origins),
+            **transparency.list_routes(),
+        },
         host,
         port,
         make_not_found(calls, origins),
@@ -434,7 +457,7 @@ async def _load(
         ConfigurationError: the model cannot be loaded; callers that wait for it have been told.
     """
     try:
-        return await _wait_or_stop(engine.start(), stop)
+        return await wait_or_stop(engine.start(), stop)
     except ConfigurationError as error:
         serving.set_failed(error)
         telling_s = serving.telling_s
@@ -464,39 +487,3 @@ async def _load_tokenizer(
         journal.committed_position,
     )
     return tokenizer
-
-
-async def _wait_or_stop(
-    starting: Coroutine[Any, Any, ModelInfo], stop: asyncio.Event
-) -> ModelInfo | None:
-    """Return the result of `starting`; None if the stop came first."""
-    start = asyncio.ensure_future(starting)
-    stopped = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({start, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if start.done():
-        return start.result()
-    start.cancel()
-    await asyncio.gather(start, return_exceptions=True)
-    return None
-
-
-@contextmanager
-def _set_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set the event on SIGTERM or SIGINT; end the process at once on a second signal."""
-    loop = asyncio.get_running_loop()
-
-    def handle(number: int) -> None:
-        if stop.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        stop.set()
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, handle, number)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)

@@ -1,7 +1,9 @@
 """Composition of the server's telemetry: spans, events, metrics and the health page."""
 
 import logging
+from collections.abc import Mapping
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import NamedTuple
 
 from opentelemetry.sdk.trace.sampling import Sampler
@@ -31,7 +33,7 @@ from whence_server.telemetry.export.sinks import make_sink
 from whence_server.telemetry.follower import DurableCursor, JournalFollower
 from whence_server.telemetry.health import Health
 from whence_server.telemetry.live import Consumer, LiveServer
-from whence_server.telemetry.metrics.http import PLAIN, MetricsServer, PageAccess
+from whence_server.telemetry.metrics.http import PLAIN, Handler, MetricsServer, PageAccess
 from whence_server.telemetry.metrics.metrics import Metrics
 from whence_server.telemetry.metrics.otlp import make_otlp_exporter
 from whence_server.telemetry.metrics.push import choose_temporality
@@ -57,6 +59,7 @@ class Observability:
         vocabularies: texts of tokens, for spans that may carry text.
         live: the running server, for the metrics and the health page.
         page_access: TLS of the metrics page, and admission of requests to it.
+        public: handlers of further paths beside the metrics page, which everybody may read.
 
     Attributes:
         sampler: decides which requests make spans.
@@ -72,6 +75,8 @@ class Observability:
         vocabularies: Vocabularies,
         live: LiveServer,
         page_access: PageAccess = PLAIN,
+        *,
+        public: Mapping[tuple[str, str], Handler] = MappingProxyType({}),
     ) -> None:
         environment = settings.opentelemetry
         self.sampler: Sampler = make_sampler(read_sampling(environment))
@@ -79,6 +84,7 @@ class Observability:
         self._vocabularies = vocabularies
         self._settings = settings
         self._page_access = page_access
+        self._public = public
         self._resource = make_service_resource(
             version("whence"), configured=read_resource(environment)
         )
@@ -136,7 +142,12 @@ class Observability:
         if self._settings.metrics_listen:
             host, port = parse_host_port(self._settings.metrics_listen)
             page = MetricsServer(
-                self._metrics.page.render, self._health.answer, host, port, access=self._page_access
+                self._metrics.page.render,
+                self._health.answer,
+                host,
+                port,
+                access=self._page_access,
+                public=self._public,
             )
             await page.start()
             self._page = page

@@ -5,17 +5,32 @@ import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
+from typing import Protocol
 
 from whence_server.domain.errors import JournalError, JournalUnwritableError, WhenceError
 from whence_server.domain.retention import RetentionPolicy
 from whence_server.generation.recovery import close_interrupted
 from whence_server.journal.journal import Journal
 from whence_server.journal.retention.sweeper import Sweeper
-from whence_server.telemetry.follower import JournalFollower
 
 _log = logging.getLogger(__name__)
 
-MakeFollowers = Callable[[Journal], Mapping[str, JournalFollower]]
+
+class Follower(Protocol):
+    """Task that reads a log of the journal to its end."""
+
+    def start(self) -> None:
+        """Start in the running event loop."""
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until all that is committed was read; return False if the time ran out."""
+        ...
+
+    async def close(self) -> None:
+        """Stop."""
+
+
+MakeFollowers = Callable[[Journal], Mapping[str, Follower]]
 _LOOKS_PER_LEASE = 2
 _NO_POLICY = RetentionPolicy()
 _FLUSH_S = 5.0
@@ -144,7 +159,7 @@ class Takeovers:
                 await follower.close()
 
 
-async def _flush(followers: Collection[JournalFollower]) -> None:
+async def _flush(followers: Collection[Follower]) -> None:
     for follower in followers:
         while not await follower.flush(_FLUSH_S):
             pass  # The collector may be away for longer.

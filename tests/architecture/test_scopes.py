@@ -15,6 +15,7 @@ from whence.v1 import (
     record_pb2,
     trace_pb2,
     training_pb2,
+    transparency_log_pb2,
 )
 from whence_server.access.scope_table import PUBLIC, ROUTES, RPCS, TABLE, Rule
 from whence_server.config.access import PUBLIC_SERVICES
@@ -37,6 +38,7 @@ CONTRACT = (
     record_pb2,
     trace_pb2,
     training_pb2,
+    transparency_log_pb2,
 )
 FILES = (*CONTRACT, health_pb2, reflection_pb2)
 

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+from away_witness import AWAY_WITNESS
 from deploy_queries import DEPLOY, NEVER_ON_A_SOUND_SERVER
 from prometheus_process import ask, prometheus
 from server_process import ServerProcess
@@ -111,6 +112,7 @@ async def test_every_panel_has_data_where_a_server_is_used(
         tmp_path / "data",
         *("--metrics-listen", "127.0.0.1:0", "--otlp-endpoint", receiver.endpoint),
         *("--http-listen", "127.0.0.1:0"),
+        *AWAY_WITNESS,
     ) as server:
         rules = tmp_path / "rules.yml"
         # A minute is long for a test to wait.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from away_witness import AWAY_WITNESS
 from deploy_queries import (
     NEVER_ON_A_SOUND_SERVER,
     dashboard_queries,
@@ -89,6 +90,7 @@ def observed(
             "127.0.0.1:0",
         ),
         *("--log-format", "json", "--log-level", "debug"),
+        *AWAY_WITNESS,
     ) as process:
         yield process
 
@@ -143,6 +145,7 @@ async def test_every_metric_of_dashboards_and_rules_is_on_a_running_servers_page
             tiny_model("gpt2"),
             tmp_path,
             *("--metrics-listen", "127.0.0.1:0", "--otlp-endpoint", receiver.endpoint),
+            *AWAY_WITNESS,
             *("--http-listen", "127.0.0.1:0"),
         ) as process:
             await asyncio.to_thread(generate, process.target, "The quick", 5)

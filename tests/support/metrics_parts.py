@@ -15,6 +15,7 @@ from whence.v1 import generation_pb2 as g
 from whence_server.config.telemetry import read_resource
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import JournalError
+from whence_server.proof.log.publisher import PublisherStats
 from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.export.stats import ExportStats
 from whence_server.telemetry.lag import Lag
@@ -98,6 +99,7 @@ def bring_to_life(live: LiveServer, metrics: Metrics) -> None:
     live.show_start(Engine(), is_serving=lambda: True, is_draining=lambda: False)
     live.show_generations(Generations())
     live.retention = Retention()
+    live.transparency = PublisherStats(size=3, failures={"example.com/w": 1})
     live.refused = {"missing": 2, "unknown": 1, "expired": 1, "invalid": 1, "scope": 3}
     metrics.record_commit(0.004)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from whence.proof.bundle_format import MAX_BYTES
 from whence.proof.faults import ProofError
-from whence.proof.verification import Origin, Report, verify_bundle
+from whence.proof.verification import LogKeys, Origin, Report, verify_bundle
 from whence.summary import escape
 
 VERIFIED, REFUSED, UNUSABLE = 0, 1, 2
@@ -68,6 +68,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --training: a document, and what `whence training proof --json` printed for it: "
         "check that the weights were trained on it",
     )
+    parser.add_argument(
+        "--log-key",
+        metavar="VKEY",
+        help="verifier key of the transparency log that must have the statement, NAME+ID+BASE64",
+    )
+    parser.add_argument(
+        "--witness",
+        dest="witnesses",
+        action="append",
+        default=[],
+        metavar="VKEY",
+        help="with --log-key: verifier key of a witness that must have cosigned the log's "
+        "checkpoint; may be repeated, and all must have",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
@@ -89,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         data = _read(arguments.bundle, MAX_BYTES)
         keys = [_read(path, 64 << 10).decode(errors="replace") for path in arguments.key]
-        report = verify_bundle(data, keys, _read_origin(arguments))
+        report = verify_bundle(data, keys, _read_origin(arguments), _read_log_keys(arguments))
     except (OSError, ProofError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         where = f"{error.filename}: " if isinstance(error, OSError) else ""
@@ -115,6 +129,19 @@ def _read_origin(arguments: argparse.Namespace) -> Origin | None:
         return Origin(training)
     document, proof = (_read(path, MAX_BYTES) for path in arguments.document)
     return Origin(training, document, proof)
+
+
+def _read_log_keys(arguments: argparse.Namespace) -> LogKeys | None:
+    """Return the keys of the transparency log; None if none are given.
+
+    Raises:
+        ProofError: a witness is given without a log.
+    """
+    if arguments.log_key is not None:
+        return LogKeys(arguments.log_key, arguments.witnesses)
+    if arguments.witnesses:
+        raise ProofError("--witness needs --log-key: give the key of the log that it witnesses")
+    return None
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple, TypeVar
 from whence.proof.bundle import Bundle, OpenLeaf, read_bundle
 from whence.proof.faults import ProofError
 from whence.proof.key_list import find_trusted
+from whence.proof.log_check import check_log
 from whence.proof.merkle_tree import compute_root
+from whence.proof.notes import VerifierKey
 from whence.proof.public_key import PublicKey
 from whence.proof.statement import Signed, Statement, open_statement
 
@@ -60,18 +62,38 @@ class Origin(NamedTuple):
     proof: bytes = b""
 
 
-def verify_bundle(data: bytes, keys: Sequence[str], origin: Origin | None = None) -> Report:
+class LogKeys(NamedTuple):
+    """Keys of a transparency log that must have the statement.
+
+    Attributes:
+        log: verifier key of the log, NAME+ID+BASE64.
+        witnesses: verifier keys of the witnesses that must have cosigned its checkpoint.
+    """
+
+    log: str
+    witnesses: Sequence[str] = ()
+
+
+def verify_bundle(
+    data: bytes,
+    keys: Sequence[str],
+    origin: Origin | None = None,
+    log: LogKeys | None = None,
+) -> Report:
     """Check a bundle without its server.
 
     Args:
         data: content of the bundle's file.
         keys: trusted public keys, PEM, each of which suffices.
         origin: files about the training of the weights; None to check the generation alone.
+        log: keys of the transparency log; None to check no log.
 
     Raises:
         ProofError: a given key is none.
     """
     trusted = [PublicKey(pem, "--key") for pem in keys]
+    log_key = None if log is None else VerifierKey.parse(log.log)
+    witnesses = [] if log is None else [VerifierKey.parse(text) for text in log.witnesses]
     checks: list[Check] = []
     try:
         bundle = _run(checks, "format", lambda: _read(data))
@@ -81,6 +103,10 @@ def verify_bundle(data: bytes, keys: Sequence[str], origin: Origin | None = None
     try:
         _run(checks, "record", lambda: _check_record(bundle, signed.statement))
         _run(checks, "entries", lambda: _check_entries(bundle, signed.statement))
+        if log_key is None:
+            checks.append(Check("log", None, _describe_log(bundle)))
+        else:
+            _run(checks, "log", lambda: _check_log(bundle, log_key, witnesses))
         if origin is not None:
             _check_origin(checks, origin, trusted, signed.statement)
     except _StoppedError:
@@ -152,3 +178,17 @@ def _check_origin(
             "document",
             lambda: (None, check_document(document, origin.proof, training)),
         )
+
+
+def _check_log(
+    bundle: Bundle, log_key: VerifierKey, witnesses: Sequence[VerifierKey]
+) -> tuple[None, str]:
+    if bundle.log is None:
+        raise ProofError("the bundle has no proof that the statement is in a transparency log")
+    return None, check_log(bundle.log, bundle.envelope, log_key, witnesses)
+
+
+def _describe_log(bundle: Bundle) -> str:
+    if bundle.log is None:
+        return "the bundle has no proof that the statement is in a transparency log"
+    return "not checked: name the key of the transparency log with --log-key"

@@ -44,6 +44,7 @@ from whence_server.config.spelling import (
     require_utf8,
     spell_variable,
 )
+from whence_server.config.transparency import TransparencySettings, check_transparency
 from whence_server.config.upstream import (
     UPSTREAM_PATHS,
     ModelSettings,
@@ -66,6 +67,8 @@ _PATHS = UPSTREAM_PATHS | {
     "training_runs",
     "head_weights",
     "journal_keys",
+    "log_key",
+    "log_dir",
 }
 _SPAN_SETTINGS = ("span_exporter", "otlp_endpoint", "otlp_protocol")
 
@@ -79,6 +82,7 @@ class ServeConfig(
     SealingSettings,
     SigningSettings,
     RetentionSettings,
+    TransparencySettings,
 ):
     """The settings of `whence-server serve`, validated."""
 
@@ -374,6 +378,7 @@ def make_serve_config(arguments: argparse.Namespace, environment: Mapping[str, s
     check_sealing(config, config.journal)
     check_signing(config)
     check_retention(config)
+    check_transparency(config)
     check_access(
         config, config.http_listen, config.metrics_listen, config.insecure_metrics_anywhere
     )

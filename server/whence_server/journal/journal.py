@@ -43,6 +43,7 @@ from whence_server.journal.sqlite_store import SqliteStore
 from whence_server.journal.store import State, Store
 from whence_server.journal.stored_bytes import StoredBytes
 from whence_server.journal.tail import LiveGeneration
+from whence_server.journal.tree import Tree
 from whence_server.journal.writer import DEFAULT_PATIENCE_S
 
 __all__ = ["FinishIndex", "GenerationIndex", "Journal"]
@@ -58,6 +59,7 @@ class Journal:
         id: random identity of the log.
         forms: forms in which entries and labels are stored.
         audit: its audit records.
+        tree: tables of the transparency log.
         stored: bytes that each caller has in it.
         signing: signs the ends of generations.
         sharing: the parts for a database of several servers.
@@ -98,6 +100,7 @@ class Journal:
         self.signing = Signing(self._log, self._lookup)
         self._deletion = Deletion(self._log, store, self._readers, forms.find_key_id)
         self.audit = AuditLog(self._log, store, self._readers)
+        self.tree = Tree(self._log, store, self._readers)
         self.stored = StoredBytes(store, self._readers, self._lookup.flush_pending)
         self._log.on_append = self.stored.add
         self._release = release

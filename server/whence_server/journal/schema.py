@@ -6,7 +6,7 @@
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal import label_index, origin, owner_index
+from whence_server.journal import label_index, origin, owner_index, tree_tables
 from whence_server.journal.cursors import seal_cursors
 
 _INITIAL = """
@@ -86,6 +86,7 @@ MIGRATIONS: tuple[str, ...] = (
     owner_index.SCHEMA,
     origin.SCHEMA,
     _CURSORS_OF_WRITERS,
+    tree_tables.SCHEMA,
 )
 CURSORS_OF_WRITERS_VERSION = MIGRATIONS.index(_CURSORS_OF_WRITERS) + 1
 """First version whose cursors name the writer of their log."""

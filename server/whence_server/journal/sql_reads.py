@@ -19,6 +19,7 @@ from whence_server.journal.store import LogEnd, Owned, Page, State
 P = ParamSpec("P")
 T = TypeVar("T")
 _ALL_BYTES = 2**62
+_FINISHED_BYTES = 8 << 20
 
 _READ_ALL = """
     SELECT position, CAST(coalesce(generation_id, '') AS BLOB), "offset", kind,
@@ -27,6 +28,14 @@ _READ_ALL = """
         ON g.writer = e.writer AND g.started_position = e.generation
     WHERE e.writer = ? AND position > ? ORDER BY position LIMIT ?
 """
+_READ_FINISHED = f"""
+    SELECT position, CAST(coalesce(generation_id, '') AS BLOB), "offset", kind,
+        coalesce(payload, x'')
+    FROM entries e LEFT JOIN generations g
+        ON g.writer = e.writer AND g.started_position = e.generation
+    WHERE e.writer = ? AND position > ? AND position <= ? AND kind = {EntryKind.FINISHED:d}
+    ORDER BY position LIMIT ?
+"""  # noqa: S608  # constants only
 # The index over generations has kind and position at its end: AUDIT entries have generation 0.
 READ_AUDIT = f"""
     SELECT position, x'', 0, kind, coalesce(payload, x'') FROM entries
@@ -138,6 +147,14 @@ class SqlReads:
         """Read AUDIT entries of a writer's log before a position, the newest first."""
         return self._read(_read_audit, writer, before_position, limit)
 
+    def read_finished(self, after_position: int, up_to_position: int, limit: int) -> list[Entry]:
+        """Read FINISHED entries by position, up to the limit or 8 MiB; at least one if any."""
+        return self._read(_read_finished, self.writer, after_position, up_to_position, limit)
+
+    def read_tree(self, read: Callable[[Any], T]) -> T:
+        """Call a function with a connection whose statements see one state of the database."""
+        return self._read(read)
+
     def measure_owner(self, owner: str) -> Owned:
         """Count the bytes of the entries of a caller's generations."""
         return self._read(measure_owner, owner)
@@ -179,6 +196,13 @@ def _list_logs(connection: Any) -> list[LogEnd]:
 def _read_audit(connection: Any, writer: int, before_position: int, limit: int) -> list[Entry]:
     rows = connection.execute(READ_AUDIT, (writer, before_position, limit))
     return read_entries(rows, _ALL_BYTES)
+
+
+def _read_finished(
+    connection: Any, writer: int, after_position: int, up_to_position: int, limit: int
+) -> list[Entry]:
+    bindings = (writer, after_position, up_to_position, limit)
+    return read_entries(connection.execute(_READ_FINISHED, bindings), _FINISHED_BYTES)
 
 
 def _read_chain(connection: Any, writer: int, after_position: int, limit: int) -> list[ChainRow]:

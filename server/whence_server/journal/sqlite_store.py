@@ -115,9 +115,20 @@ class SqliteStore(SqlReads, SqlRetention):
             return
         # The keys of encrypted generations are destroyed next: the entries that say so must be on
         # disk before, whoever reads the log and blocks its checkpoint.
+        with self._reach_disk():
+            self._commit(batch)
+
+    def change_tree(self, change: Callable[[Any], T]) -> T:
+        """Call a function with the write connection, in one transaction, as `Store` says."""
+        with translate_transient_errors(), self._reach_disk(), self._connection:
+            return change(self._connection)
+
+    @contextmanager
+    def _reach_disk(self) -> Iterator[None]:
+        """Have the transactions within a block, and all before, on disk at its end."""
         self._connection.pragma("synchronous", "FULL")
         try:
-            self._commit(batch)
+            yield
         finally:
             with suppress(apsw.Error):
                 self._connection.pragma("synchronous", self._synchronous)

@@ -1,14 +1,16 @@
 """Interface of the journal's database; its blocking methods are called from threads."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.journal.chain import ChainRow, Origin
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.listing import PageKey
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow, ListFilter
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class State(NamedTuple):
 class Store(Protocol):
     """A database with one writer's log.
 
-    `write` and `truncate_log` are called from one thread, all other methods from any.
+    `write`, `truncate_log` and `change_tree` are called from one thread, all others from any.
     """
 
     @property
@@ -130,6 +132,17 @@ class Store(Protocol):
 
     def truncate_log(self) -> bool:
         """Remove deleted content from the write-ahead log; return False if a reader holds it."""
+
+    def change_tree(self, change: Callable[[Any], T]) -> T:
+        """Call a function with a connection, in one transaction that is on disk when it returns.
+
+        The function changes the tables of `tree_tables` alone. Called from the writer's thread,
+        unless several servers share the database.
+
+        Raises:
+            JournalUnwritableError: the disk is full or failing, or the database is away or busy;
+                nothing is changed.
+        """
 
     def take_id(self, generation_id: str) -> None:
         """Take an id for a new generation.
@@ -202,6 +215,15 @@ class Store(Protocol):
 
     def read_audit(self, writer: int, before_position: int, limit: int) -> list[Entry]:
         """Read AUDIT entries of a writer's log before a position, the newest first."""
+
+    def read_finished(self, after_position: int, up_to_position: int, limit: int) -> list[Entry]:
+        """Read FINISHED entries of the log by position, after one and up to another.
+
+        Their number and size are bounded; at least one is returned if there is one.
+        """
+
+    def read_tree(self, read: Callable[[Any], T]) -> T:
+        """Call a function with a connection whose statements see one state of the database."""
 
     def measure_owner(self, owner: str) -> Owned:
         """Count the bytes of the entries of a caller's generations."""

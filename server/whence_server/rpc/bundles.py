@@ -1,5 +1,6 @@
 """Export of a generation as a bundle, a piece at a time."""
 
+import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
@@ -12,14 +13,18 @@ from whence.proof.bundle_format import (
     spell_tail,
 )
 from whence.proof.leaves import derive_prompt_key, derive_salt, hash_entry
+from whence.proof.log_check import spell_log
 from whence.v1 import generation_pb2, proof_pb2, step_pb2
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
+    CheckpointPendingError,
     GenerationRunningError,
     GenerationUnsignedError,
     RecordDamagedError,
+    StatementNotLoggedError,
 )
 from whence_server.journal.journal import Journal
+from whence_server.proof.log.log import TransparencyLog
 
 _PAGE = 500
 _OUTPUT = frozenset({EntryKind.STEP, EntryKind.BEAM_ROUND})
@@ -73,7 +78,11 @@ async def read_statement(journal: Journal, generation_id: str) -> proof_pb2.Sign
 
 
 async def spell_bundle(
-    journal: Journal, generation_id: str, keys: Sequence[bytes], disclosure: Disclosure
+    journal: Journal,
+    generation_id: str,
+    keys: Sequence[bytes],
+    disclosure: Disclosure,
+    log: TransparencyLog | None = None,
 ) -> AsyncGenerator[str, None]:
     """Yield the JSON of a bundle in pieces. Raises as `read_statement`."""
     statement = await read_statement(journal, generation_id)
@@ -99,4 +108,16 @@ async def spell_bundle(
             )
         yield ("," if offset else "") + ",".join(leaves)
         offset, num_leaves = entries[-1].offset, num_leaves + len(entries)
-    yield spell_tail(derive_prompt_key(secret) if disclosure.prompt else b"")
+    logged = await _spell_log_proof(log, statement.envelope)
+    yield spell_tail(derive_prompt_key(secret) if disclosure.prompt else b"", logged)
+
+
+async def _spell_log_proof(log: TransparencyLog | None, envelope: bytes) -> str:
+    """Return the JSON of the proof that a statement is in the log; "" if none covers it yet."""
+    if log is None:
+        return ""
+    try:
+        proof = await log.prove_inclusion(hashlib.sha256(envelope).digest())
+    except (StatementNotLoggedError, CheckpointPendingError):
+        return ""
+    return spell_log(proof.leaf_index, proof.size, proof.path, proof.checkpoint)

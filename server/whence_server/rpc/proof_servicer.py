@@ -8,6 +8,7 @@ from whence.v1 import proof_pb2
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.identity import Scope
 from whence_server.journal.journal import Journal
+from whence_server.proof.log.log import TransparencyLog
 from whence_server.proof.signing_keys import SigningKeys
 from whence_server.rpc.bundles import Disclosure, spell_bundle
 from whence_server.rpc.calls import Call, Method
@@ -24,9 +25,13 @@ class ProofServicer:
     Args:
         journal: the journal.
         keys: the server's signing keys; None if it does not sign.
+        log: the transparency log, whose proofs are in bundles; None without one.
     """
 
-    def __init__(self, journal: Journal, keys: SigningKeys | None) -> None:
+    def __init__(
+        self, journal: Journal, keys: SigningKeys | None, log: TransparencyLog | None = None
+    ) -> None:
+        self._log = log
         self._journal = journal
         self._keys = keys
 
@@ -63,7 +68,7 @@ class ProofServicer:
         if not sees_content(call.identity):
             disclosure = Disclosure(prompt=False, text=False)
         keys = [] if self._keys is None else [listed.data for listed in self._keys.listed]
-        pieces = spell_bundle(self._journal, call.generation_id, keys, disclosure)
+        pieces = spell_bundle(self._journal, call.generation_id, keys, disclosure, self._log)
         async with aclosing(pieces):
             async for piece in pieces:
                 data = piece.encode()

@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from whence_server.domain.errors import (
     CallerLimitError,
+    CheckpointPendingError,
     Code,
     ContentsFullError,
     DrainingError,
@@ -65,6 +66,7 @@ MAX_VIOLATIONS = 32
 _RETRYABLE = (
     CallerLimitError,
     ProviderAwayError,
+    CheckpointPendingError,
     PublicCallsError,
     RecordersFullError,
     ContentsFullError,

@@ -119,6 +119,25 @@ class LiveRetention(Protocol):
         ...
 
 
+class LiveTransparency(Protocol):
+    """Figures of the transparency log."""
+
+    @property
+    def size(self) -> int:
+        """Number of entries in the published checkpoint."""
+        ...
+
+    @property
+    def delay_s(self) -> float:
+        """Seconds for which a checkpoint has waited to be published; 0 if none waits."""
+        ...
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """Number of times that a witness did not cosign, by its name."""
+        ...
+
+
 class LiveServer:
     """Running parts of the server, for the health page and the metrics.
 
@@ -133,6 +152,7 @@ class LiveServer:
         engine: None until the engine process is started.
         generations: None until the model is loaded.
         retention: None until the journal is open for requests.
+        transparency: None for a server that keeps no transparency log.
         refused: number of calls that were refused for want of authentication or scope, by cause.
     """
 
@@ -142,6 +162,7 @@ class LiveServer:
         self.engine: LiveEngine | None = None
         self.generations: LiveGenerations | None = None
         self.retention: LiveRetention | None = None
+        self.transparency: LiveTransparency | None = None
         self.refused: Mapping[str, int] = {}
         self._is_serving: Callable[[], bool] = lambda: False
         self._is_draining: Callable[[], bool] = lambda: False

@@ -52,6 +52,10 @@ WhenceError                     a code, a machine-readable reason, a message
 │   │   └── JournalUnreachableError  UNAVAILABLE: the database is away
 │   ├── JournalLostError        UNAVAILABLE: the server ends
 │   └── LeaseLostError          UNAVAILABLE: another server has the log; this one ends
+├── NoTransparencyLogError      UNIMPLEMENTED
+├── StatementNotLoggedError     NOT_FOUND
+├── CheckpointPendingError      UNAVAILABLE, gives a retry delay
+├── TransparencyLogDamagedError DATA_LOSS
 ├── LineageError                INTERNAL: a training run's record
 └── UpstreamError               UNAVAILABLE: the server of another engine failed
     ├── UpstreamAwayError       UNAVAILABLE, gives a retry delay
@@ -130,6 +134,12 @@ from whence_server.domain.errors.training import (
     LineageError,
     TrainingRunNotFoundError,
 )
+from whence_server.domain.errors.transparency import (
+    CheckpointPendingError,
+    NoTransparencyLogError,
+    StatementNotLoggedError,
+    TransparencyLogDamagedError,
+)
 from whence_server.domain.errors.upstream import (
     UpstreamAwayError,
     UpstreamBusyError,
@@ -143,6 +153,7 @@ from whence_server.domain.errors.upstream import (
 
 __all__ = [
     "CallerLimitError",
+    "CheckpointPendingError",
     "Code",
     "ConfigurationError",
     "ContentNotReadError",
@@ -180,6 +191,7 @@ __all__ = [
     "ModelNotFoundError",
     "ModelNotReadyError",
     "NoModelError",
+    "NoTransparencyLogError",
     "NotOfferedError",
     "OriginRefusedError",
     "ProviderAwayError",
@@ -190,10 +202,12 @@ __all__ = [
     "RequestTooLargeError",
     "RouteNotFoundError",
     "ScopeMissingError",
+    "StatementNotLoggedError",
     "StoredBytesError",
     "TextProcessError",
     "TextQueueFullError",
     "TrainingRunNotFoundError",
+    "TransparencyLogDamagedError",
     "UnauthenticatedError",
     "UpstreamAwayError",
     "UpstreamBusyError",

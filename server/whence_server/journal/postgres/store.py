@@ -68,6 +68,10 @@ _TAKE_ID = """
     WHERE taken_ids.holder = excluded.holder
         OR NOT EXISTS (SELECT 1 FROM leases l WHERE l.holder = taken_ids.holder)
 """
+_BOUND_WAITING = """
+    SELECT set_config('lock_timeout', '5s', true),
+        set_config('idle_in_transaction_session_timeout', '10s', true)
+"""
 _RELEASE_ID = "DELETE FROM taken_ids WHERE generation_id = ? AND holder = ?"
 # A commit follows an id by seconds at most; while the database is away, by as long. An id whose
 # generation is on record is taken by its row.
@@ -308,6 +312,13 @@ class PostgresStore(SqlReads, SqlRetention):
             for generation_id in self._unused_ids:
                 connection.execute(_RELEASE_ID, (generation_id, self.lease.holder))
             self._unused_ids.clear()
+
+    def change_tree(self, change: Callable[[Any], T]) -> T:
+        """Call a function with this thread's session, in one transaction, as `Store` says."""
+        with self._get_session() as connection:
+            # Servers wait for each other here, and none for one that is paused in between.
+            connection.execute(_BOUND_WAITING)
+            return change(connection)
 
     def find_writer(self, generation_id: str) -> int:
         """Return the number of the writer of a generation's log.

@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
@@ -23,6 +24,8 @@ from whence_server.journal.sealing.unwrapping import KeyMissingError
 from whence_server.journal.store import Batch, LogEnd, Owned, Page, State, Store, Unfinished
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class SealedStore:
@@ -131,7 +134,15 @@ class SealedStore:
         self._doomed.clear()
         return True
 
+    def change_tree(self, change: Callable[[Any], T]) -> T:
+        """Change the tables of the transparency log, which are in clear."""
+        return self._store.change_tree(change)
+
     # ---- any thread ----
+
+    def read_tree(self, read: Callable[[Any], T]) -> T:
+        """Read the tables of the transparency log, which are in clear."""
+        return self._store.read_tree(read)
 
     def take_id(self, generation_id: str) -> None:
         """Take an id for a new generation; raise as `Store.take_id` does."""
@@ -204,6 +215,10 @@ class SealedStore:
         return self._open_all(
             self._store.read_all(after_position, limit=limit, max_bytes=max_bytes)
         )
+
+    def read_finished(self, after_position: int, up_to_position: int, limit: int) -> list[Entry]:
+        """Read FINISHED entries by position, opened as `read_all` opens them."""
+        return self._open_all(self._store.read_finished(after_position, up_to_position, limit))
 
     def _open_all(self, entries: list[Entry]) -> list[Entry]:
         """Open those of some entries that are encrypted, in place; return them all."""

@@ -55,6 +55,8 @@ REFUSAL_CAUSE: Final = "whence.refusal.cause"
 """missing, unknown, expired, invalid or scope."""
 RETENTION_CAUSE: Final = "whence.retention.cause"
 """age or size."""
+WITNESS: Final = "whence.witness"
+"""Name of a witness."""
 
 # ---- bucket boundaries ----
 
@@ -403,6 +405,27 @@ CALLS_REFUSED: Final = Definition(
     (REFUSAL_CAUSE,),
 )
 
+LOG_SIZE: Final = Definition(
+    "whence.transparency_log.size",
+    Kind.GAUGE,
+    "{entry}",
+    "Entries of the transparency log in its newest published checkpoint.",
+)
+LOG_DELAY: Final = Definition(
+    "whence.transparency_log.delay",
+    Kind.GAUGE,
+    "s",
+    "Time for which a checkpoint of the transparency log has waited for its witnesses; 0 if none "
+    "waits.",
+)
+WITNESS_FAILURES: Final = Definition(
+    "whence.transparency_log.witness.failures",
+    Kind.COUNTER,
+    "{request}",
+    "Requests that a witness did not answer with a cosignature.",
+    (WITNESS,),
+)
+
 MEASURED: Final = (
     REQUEST_DURATION,
     TIME_TO_FIRST_TOKEN,
@@ -448,6 +471,9 @@ POLLED: Final = (
     EXPORT_REFUSING,
     EXPORT_UNREADABLE,
     CALLS_REFUSED,
+    LOG_SIZE,
+    LOG_DELAY,
+    WITNESS_FAILURES,
 )
 """LiveSources on each collection."""
 ALL: Final = (*MEASURED, *STEPS, *POLLED)

@@ -2,8 +2,9 @@
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import NamedTuple
 
 from aiohttp import web
@@ -46,7 +47,7 @@ PLAIN = PageAccess()
 
 
 class MetricsServer:
-    """Web server of `/metrics` and `/healthz`, with 404 for every other path.
+    """Web server of `/metrics`, `/healthz` and public paths, with 404 for every other one.
 
     A connection is closed after its answer, so that none is idle.
 
@@ -59,6 +60,7 @@ class MetricsServer:
             newest.
         exchange_s: longest duration of a connection in seconds.
         access: TLS, and admission of requests.
+        public: handlers of further paths, which everybody may read.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class MetricsServer:
         max_connections: int = MAX_CONNECTIONS,
         exchange_s: float = EXCHANGE_S,
         access: PageAccess = PLAIN,
+        public: Mapping[tuple[str, str], Handler] = MappingProxyType({}),
     ) -> None:
+        self._public = public
         self._render = render
         self._ask_health = health
         self._host = host
@@ -109,6 +113,8 @@ class MetricsServer:
         application = web.Application(middlewares=[_close_after_answer, self._refuse])
         application.router.add_get(PATH, self._answer_page)
         application.router.add_get(HEALTH_PATH, self._answer_health)
+        for (method, path), answer in self._public.items():
+            application.router.add_route(method, path, answer)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         await runner.setup()
         if runner.server is None:

@@ -12,6 +12,7 @@ from whence_server.telemetry.live import (
     LiveGenerations,
     LiveRetention,
     LiveServer,
+    LiveTransparency,
 )
 from whence_server.telemetry.metrics import catalogue
 from whence_server.telemetry.metrics.catalogue import Definition, Kind
@@ -142,6 +143,22 @@ def _observe_retention_deleted(observed: LiveSources) -> Iterator[Observation]:
             yield Observation(number, {catalogue.RETENTION_CAUSE: cause})
 
 
+def _observe_transparency(read: Callable[[LiveTransparency], float]) -> _Look:
+    """Return an observer of the transparency log; it yields nothing without one."""
+
+    def look(observed: LiveSources) -> Iterator[Observation]:
+        if observed.live.transparency is not None:
+            yield Observation(read(observed.live.transparency))
+
+    return look
+
+
+def _observe_witnesses(observed: LiveSources) -> Iterator[Observation]:
+    if observed.live.transparency is not None:
+        for name, number in observed.live.transparency.failures.items():
+            yield Observation(number, {catalogue.WITNESS: name})
+
+
 _LOOKS: dict[Definition, _Look] = {
     catalogue.GENERATIONS_RUNNING: _observe_generations(lambda it: it.num_running),
     catalogue.GENERATIONS_UNRECORDED: _observe_generations(lambda it: it.num_unrecorded),
@@ -167,4 +184,7 @@ _LOOKS: dict[Definition, _Look] = {
     catalogue.EXPORT_REFUSING: _observe_exports(lambda it: int(it.refusing)),
     catalogue.EXPORT_UNREADABLE: _observe_exports(lambda it: it.num_unreadable),
     catalogue.CALLS_REFUSED: _observe_refused,
+    catalogue.LOG_SIZE: _observe_transparency(lambda it: it.size),
+    catalogue.LOG_DELAY: _observe_transparency(lambda it: it.delay_s),
+    catalogue.WITNESS_FAILURES: _observe_witnesses,
 }

@@ -1,0 +1,1 @@
+"""The transparency log: an append-only Merkle tree over the digests of signed statements."""
