@@ -18,6 +18,7 @@ from whence_server.domain.journal_url import parse_journal_url
 from whence_server.domain.paths import format_path, get_undecodable_bytes
 from whence_server.journal.sealing import command as key_command
 from whence_server.proof import command as signing_command
+from whence_server.proof.witness import arguments as witness_command
 from whence_server.training import weigh_heads
 from whence_server.training.attest import command as attest_command
 from whence_server.training.verify import command as verify_command
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config.add_arguments(serve)
     verify = commands.add_parser(
         "verify",
-        help="check the hash chain of a journal, and every column against the entries",
+        help="check the hash chain of a journal, its columns and its transparency log",
         description="Verify a journal in a directory that no server uses, or in a PostgreSQL "
         "database, also while servers use it. The command changes nothing: it writes, creates and "
         "removes no file, so the directory may be read-only.",
@@ -89,6 +90,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_place(verify)
     key_command.add_key_arguments(verify)
+    verify.add_argument(
+        "--checkpoint",
+        dest="checkpoints",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="checkpoint of the transparency log, or a bundle with one, kept elsewhere; may "
+        "be repeated. Entries that were cut off or changed since are found",
+    )
     verify.add_argument(
         "--rebuild",
         action="store_true",
@@ -143,6 +154,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(
             "signing-keys",
             help="list and rotate the keys that sign generations",
+            allow_abbrev=False,
+        )
+    )
+    witness_command.add_arguments(
+        commands.add_parser(
+            "witness",
+            help="cosign the checkpoints of transparency logs",
+            description=witness_command.DESCRIPTION,
+            epilog=witness_command.EPILOG,
             allow_abbrev=False,
         )
     )
@@ -261,16 +281,19 @@ def _find_verification(
     parsed: argparse.Namespace,
 ) -> "tuple[Callable[[KeysToVerify | None], VerifyReport], Callable[[], int]]":
     """Return the functions that verify a journal, and that rebuild its rows."""
+    from whence_server.journal.tree_verify import read_checkpoints
+
+    known = read_checkpoints(parsed.checkpoints)
     if parsed.journal is None:
         from whence_server.journal.rebuild import rebuild_journal
         from whence_server.journal.verify import verify_journal
 
         data_dir = parsed.data_dir
-        return partial(verify_journal, data_dir), partial(rebuild_journal, data_dir)
+        return partial(verify_journal, data_dir, known=known), partial(rebuild_journal, data_dir)
     url = _read_url(parsed)
     from whence_server.journal.postgres.verify import rebuild_database, verify_database
 
-    return partial(verify_database, url), partial(rebuild_database, url)
+    return partial(verify_database, url, known=known), partial(rebuild_database, url)
 
 
 def _compact(parsed: argparse.Namespace) -> int:
@@ -350,6 +373,12 @@ def _print_report(report: "VerifyReport") -> None:
         )
 
 
+def _run_witness(parsed: argparse.Namespace) -> int:
+    from whence_server.proof.witness.command import run
+
+    return run(parsed)
+
+
 def _manage_keys(parsed: argparse.Namespace) -> int:
     return key_command.run(parsed, copy_environment())
 
@@ -369,6 +398,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "verify": _verify,
     "verify-model": verify_command.run,
     "weigh-heads": weigh_heads.run,
+    "witness": _run_witness,
 }
 
 if __name__ == "__main__":

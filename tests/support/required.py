@@ -30,7 +30,7 @@ def find_program(name: str, remedy: str = "put it on the PATH", *, tool: str = "
         remedy: what a developer can do to have the program.
         tool: name of the program in TESTS_REQUIRE, if it is another one.
     """
-    variable = f"{name.upper()}_BINARY"
+    variable = f"{name.upper().replace('-', '_')}_BINARY"
     program = os.environ.get(variable) or shutil.which(name)
     if program is None:
         skip_without(

@@ -1,6 +1,6 @@
 """Verification of a journal that no server uses: files, chain and columns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,34 @@ from whence_server.journal.schema import MIGRATIONS
 from whence_server.journal.schema_check import check_schema, check_writers
 from whence_server.journal.sealing.content_check import ContentCheck, KeysToVerify
 from whence_server.journal.sql_reads import CHAIN
+from whence_server.journal.tree_verify import verify_tree
 
 _CHUNK = 1_024
 _MAX_MESSAGES = 100
 
 
-def verify_journal(data_dir: Path, keys: KeysToVerify | None = None) -> VerifyReport:
+def verify_journal(
+    data_dir: Path, keys: KeysToVerify | None = None, known: Sequence[bytes] = ()
+) -> VerifyReport:
     """Verify a journal on disk with its write-ahead log; change nothing.
 
     Args:
         data_dir: the journal's directory.
         keys: keys of the encrypted generations; None to leave their content encrypted.
+        known: checkpoints of its transparency log that were kept elsewhere.
 
     Raises:
         ConfigurationError: there is no journal, a server uses it, it cannot be read, a newer
-            version wrote it, or the keys are those of another journal.
+            version wrote it, the keys are those of another journal, or a known checkpoint is
+            malformed.
     """
     with open_evidence(data_dir) as evidence:
-        return verify_evidence(evidence, keys)
+        return verify_evidence(evidence, keys, known)
 
 
-def verify_evidence(evidence: Evidence, keys: KeysToVerify | None = None) -> VerifyReport:
+def verify_evidence(
+    evidence: Evidence, keys: KeysToVerify | None = None, known: Sequence[bytes] = ()
+) -> VerifyReport:
     """Verify an opened journal; raise as `verify_journal` does."""
     report = VerifyReport(notes=list(evidence.log.notes))
     for fault in evidence.log.faults:
@@ -65,6 +72,7 @@ def verify_evidence(evidence: Evidence, keys: KeysToVerify | None = None) -> Ver
     if keys is not None:
         run_stage(report, "writers", lambda: check_keys(connection, keys))
     verify_logs(connection, report, number, keys)
+    run_stage(report, "transparency log", lambda: verify_tree(connection, report, known))
     return report
 
 

@@ -1,9 +1,11 @@
 """Verification of a journal in PostgreSQL, also while servers write to it."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
 from whence_server.domain.errors import ConfigurationError, JournalError
+from whence_server.journal.audit import run_stage
 from whence_server.journal.findings import VerifyReport
 from whence_server.journal.postgres.connection import PostgresConnection
 from whence_server.journal.postgres.errors import explain_for_operators
@@ -11,6 +13,7 @@ from whence_server.journal.rebuild import rebuild_rows
 from whence_server.journal.schema import MIGRATIONS
 from whence_server.journal.schema_check import check_writers
 from whence_server.journal.sealing.content_check import KeysToVerify
+from whence_server.journal.tree_verify import verify_tree
 from whence_server.journal.verify import check_keys, verify_logs
 
 _DELETED = "SELECT deleted FROM generations WHERE generation_id = ?"
@@ -21,16 +24,19 @@ _LIVE = """
 _ANYTHING = "(SELECT 1 FROM writers LIMIT 1) UNION ALL (SELECT 1 FROM entries LIMIT 1)"
 
 
-def verify_database(url: str, keys: KeysToVerify | None = None) -> VerifyReport:
+def verify_database(
+    url: str, keys: KeysToVerify | None = None, known: Sequence[bytes] = ()
+) -> VerifyReport:
     """Verify every log in one state of a database; change nothing.
 
     Args:
         url: address of the database.
         keys: keys of the encrypted generations; None to leave their content encrypted.
+        known: checkpoints of its transparency log that were kept elsewhere.
 
     Raises:
         ConfigurationError: the database cannot be read, holds no journal, a newer version wrote
-            it, or the keys are those of another journal.
+            it, the keys are those of another journal, or a known checkpoint is malformed.
         JournalUnwritableError: the connection was lost.
     """
     with closing(_connect(url, snapshots=True)) as connection, closing(_connect(url)) as present:
@@ -39,7 +45,7 @@ def verify_database(url: str, keys: KeysToVerify | None = None) -> VerifyReport:
             keys.is_deleted = partial(_is_deleted, present)
             keys.patience_s = _PATIENCE_S
         with connection:
-            return verify_connection(connection, keys)
+            return verify_connection(connection, keys, known)
 
 
 def _is_deleted(connection: PostgresConnection, generation_id: str) -> bool:
@@ -48,7 +54,9 @@ def _is_deleted(connection: PostgresConnection, generation_id: str) -> bool:
 
 
 def verify_connection(
-    connection: PostgresConnection, keys: KeysToVerify | None = None
+    connection: PostgresConnection,
+    keys: KeysToVerify | None = None,
+    known: Sequence[bytes] = (),
 ) -> VerifyReport:
     """Verify every log that a transaction sees; raise as `verify_database` does."""
     version = check_version(connection)
@@ -58,6 +66,7 @@ def verify_connection(
         if keys is not None:
             check_keys(connection, keys)
         verify_logs(connection, report, version, keys)
+        run_stage(report, "transparency log", lambda: verify_tree(connection, report, known))
     return report
 
 
