@@ -201,6 +201,15 @@ PROMPTS ?= 300
 bench-sources: setup ## Measure how faithful the recorded sources are
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/benchmarks/sources.py --prompts $(PROMPTS)
 
+# The file of `make bench-verify`'s results, which a later run adds to, and the time of one run.
+VERIFY_STATE ?= build/verify-trials.jsonl
+VERIFY_MINUTES ?= 240
+
+.PHONY: bench-verify
+bench-verify: setup ## Count false rejects and false accepts of verification by replay; goes on where it stopped
+	mkdir -p $(dir $(VERIFY_STATE))
+	$(BIN)/python tests/benchmarks/verify.py --state $(VERIFY_STATE) --minutes $(VERIFY_MINUTES)
+
 # An old code generator on purpose: what it writes runs on every protobuf from 4.25 on, so that
 # the client forces no upgrade on its users. It wants an old runtime, hence its own environment.
 $(CODEGEN_VENV)/.ready: Makefile

@@ -17,6 +17,7 @@ from whence.backoff import Backoff, RetryPolicy
 from whence.bundles import make_bundle_stream
 from whence.errors import DeadlineExceededError, FailedPreconditionError, WhenceError
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
+from whence.once import add_event, make_record_stream, make_verification_stream
 from whence.options import FilterOptions, GenerateOptions, Prompt
 from whence.readiness import ReadyWait
 from whence.recovery import may_still_run
@@ -24,7 +25,14 @@ from whence.requests import make_filter
 from whence.resume import GenerationStream, WatchStream
 from whence.security import FilePath, choose_server
 from whence.tokens import Token
-from whence.v1 import audit_pb2, generation_pb2, model_pb2, proof_pb2, trace_pb2
+from whence.v1 import (
+    audit_pb2,
+    generation_pb2,
+    model_pb2,
+    proof_pb2,
+    trace_pb2,
+    verification_pb2,
+)
 from whence.vocabulary import Vocabulary, VocabularyBuilder, VocabularyStream
 
 CLOSE_TIMEOUT_S = 5.0
@@ -412,6 +420,39 @@ class AsyncGenerations:
             ValueError: an unknown part, or steps that are no range of indexes.
         """
         return self._calls.follow(make_bundle_stream(generation_id, hide, steps, self._policy))
+
+    async def record(self, generation_id: str) -> verification_pb2.GenerationRecord:
+        """Return a whole generation in one message, to be kept in a file and verified elsewhere.
+
+        Raises:
+            NotFoundError: the generation is unknown or was deleted.
+        """
+        whole = verification_pb2.GenerationRecord()
+        stream = make_record_stream(generation_id, self._policy)
+        async with self._calls.follow(stream) as events:
+            async for event in events:
+                add_event(whole, event)
+        return whole
+
+    def verify(
+        self, generation_id: str, *, every_step: bool = False
+    ) -> AsyncFollowing[verification_pb2.VerifyGenerationResponse]:
+        """Stream the findings of computing a generation again; the last one is `result`.
+
+        The call has no timeout; `close`, or the end of the with-block, ends the computation.
+
+        Args:
+            generation_id: id of a finished generation.
+            every_step: also stream the steps that are exact.
+
+        Raises:
+            NotFoundError: the generation is unknown or was deleted.
+            ResourceExhaustedError: too many verifications wait; retry after `retry_delay_s`.
+        """
+        request = verification_pb2.VerifyGenerationRequest(
+            generation_id=generation_id, every_step=every_step
+        )
+        return self._calls.follow(make_verification_stream(request, self._policy))
 
     async def delete(self, generation_id: str) -> None:
         """Destroy a generation's content irrecoverably; its id stays taken.

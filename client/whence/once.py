@@ -7,6 +7,7 @@ from whence.backoff import RetryPolicy
 from whence.errors import WhenceError
 from whence.readiness import LoadingWait
 from whence.resume import Request, Response, make_unreadable_error
+from whence.v1 import generation_pb2, verification_pb2
 from whence.v1 import training_pb2 as pb
 
 Item = TypeVar("Item")
@@ -95,3 +96,47 @@ def make_emergence_stream(
         lambda response: response if response.WhichOneof("result") else None,
         policy,
     )
+
+
+def make_verification_stream(
+    request: verification_pb2.VerifyGenerationRequest, policy: RetryPolicy
+) -> OneCallStream[verification_pb2.VerifyGenerationResponse]:
+    """Return the stream of a verification's findings.
+
+    A response without a finding only keeps the stream open.
+    """
+    return OneCallStream(
+        request,
+        verification_pb2.VerifyGenerationResponse,
+        lambda response: response if response.WhichOneof("event") else None,
+        policy,
+    )
+
+
+def make_record_stream(
+    generation_id: str, policy: RetryPolicy
+) -> OneCallStream[generation_pb2.GenerationEvent]:
+    """Return the stream of a recorded generation's events; progress is left out."""
+    return OneCallStream(
+        generation_pb2.ResumeGenerationRequest(generation_id=generation_id),
+        generation_pb2.ResumeGenerationResponse,
+        lambda response: None if response.event.HasField("progress") else response.event,
+        policy,
+    )
+
+
+def add_event(
+    record: verification_pb2.GenerationRecord, event: generation_pb2.GenerationEvent
+) -> None:
+    """Add an event of a generation to its record."""
+    match event.WhichOneof("event"):
+        case "started":
+            record.started.CopyFrom(event.started)
+        case "prompt_steps":
+            record.prompt_steps.extend(event.prompt_steps.steps)
+        case "steps":
+            record.steps.extend(event.steps.steps)
+        case "beam_round":
+            record.beam_rounds.append(event.beam_round)
+        case "finished":
+            record.finished.CopyFrom(event.finished)

@@ -28,6 +28,7 @@ from whence.v1.training_pb2 import (
     WatchTrainingRunRequest,
     WatchTrainingRunResponse,
 )
+from whence.v1.verification_pb2 import VerifyGenerationRequest, VerifyGenerationResponse
 
 Request: TypeAlias = (
     GenerateRequest
@@ -38,6 +39,7 @@ Request: TypeAlias = (
     | ReadDocumentRequest
     | TraceEmergenceRequest
     | ExportBundleRequest
+    | VerifyGenerationRequest
 )
 Response: TypeAlias = (
     GenerateResponse
@@ -48,6 +50,7 @@ Response: TypeAlias = (
     | ReadDocumentResponse
     | TraceEmergenceResponse
     | ExportBundleResponse
+    | VerifyGenerationResponse
 )
 
 Item_co = TypeVar("Item_co", covariant=True)

@@ -19,6 +19,8 @@ from whence.v1.training_pb2 import (
     WatchTrainingRunRequest,
 )
 from whence.v1.training_pb2_grpc import TrainingServiceStub
+from whence.v1.verification_pb2 import VerifyGenerationRequest
+from whence.v1.verification_pb2_grpc import VerificationServiceStub
 
 
 def make_stream_methods(followed: Any, others: Any) -> dict[type[Message], Callable[..., Any]]:
@@ -37,5 +39,6 @@ def make_stream_methods(followed: Any, others: Any) -> dict[type[Message], Calla
         ReadDocumentRequest: training.ReadDocument,
         TraceEmergenceRequest: training.TraceEmergence,
         ExportBundleRequest: ProofServiceStub(others).ExportBundle,
+        VerifyGenerationRequest: VerificationServiceStub(followed).VerifyGeneration,
         GetVocabularyRequest: ModelServiceStub(others).GetVocabulary,
     }

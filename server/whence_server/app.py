@@ -43,7 +43,6 @@ from whence_server.journal.recorded_vocabularies import RecordedVocabularies
 from whence_server.journal.rows import Durability
 from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.journal.vocabularies import Vocabularies
-from whence_server.lineage.emergence import EmergenceTracer
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
 from whence_server.proof.opening import Proof
@@ -56,6 +55,7 @@ from whence_server.rpc import (
     trace_servicer,
     training_servicer,
     transparency_servicer,
+    verification_servicer,
 )
 from whence_server.rpc.audit_servicer import AuditServicer
 from whence_server.rpc.calls import CallLog
@@ -70,11 +70,13 @@ from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
 from whence_server.rpc.training_servicer import TrainingServicer
 from whence_server.rpc.transparency_servicer import TransparencyLogServicer
+from whence_server.rpc.verification_servicer import VerificationServicer
 from whence_server.stopping import set_on_signals, wait_or_stop
 from whence_server.takeover import Takeovers
 from whence_server.telemetry.live import LiveServer
 from whence_server.text.tokenizer import TextTokenizer
 from whence_server.transparency import Transparency
+from whence_server.verification import open_analyses
 
 ServedEngine: TypeAlias = EngineSupervisor | UpstreamEngine | AbsentEngine
 
@@ -203,7 +205,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
 ) -> int:
     limits = make_limits(settings)
     serving = Serving(settings.served_name, journal, has_model=not settings.record_only)
-    tracer = EmergenceTracer()
+    analyses = open_analyses(settings, engine)
     library = RunLibrary(settings.training_runs, settings.model)
     forms = StoredForms(redaction.make_form)
     recorders = Recorders(
@@ -238,7 +240,10 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             generation_servicer.SERVICE: GenerationServicer(serving, limits).list_methods(),
             trace_servicer.SERVICE: TraceServicer(journal, closing).list_methods(),
             training_servicer.SERVICE: TrainingServicer(
-                library, serving, tracer, closing
+                library, serving, analyses.tracer, closing
+            ).list_methods(),
+            verification_servicer.SERVICE: VerificationServicer(
+                journal, analyses.host, closing
             ).list_methods(),
             proof_servicer.SERVICE: ProofServicer(
                 journal, None if proof is None else proof.keys, transparency.log
@@ -312,7 +317,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             await texts.close()
         library.close()
         await engine.stop()
-        await tracer.close()
+        await analyses.close()
 
 
 async def _report_parts(engine: ServedEngine, access: Access, readiness: Readiness) -> None:

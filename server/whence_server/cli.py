@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whence_server import config, logs
+from whence_server import config, logs, verify_generation
 from whence_server.access import command as token_command
 from whence_server.config.environment import copy_environment, use_passive_waiting
 from whence_server.domain.errors import ConfigurationError, JournalError, LineageError
@@ -118,6 +118,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     verify_command.add_arguments(verify_model)
+    verify_generation.add_arguments(
+        commands.add_parser(
+            "verify-generation",
+            help="compute a saved generation again, and compare every choice",
+            epilog=verify_generation.EPILOG,
+            allow_abbrev=False,
+        )
+    )
     weigh = commands.add_parser(
         "weigh-heads",
         help="compute the weights of attention heads in the recorded sources",
@@ -396,6 +404,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "token": token_command.run,
     "train": _train,
     "verify": _verify,
+    "verify-generation": verify_generation.run,
     "verify-model": verify_command.run,
     "weigh-heads": weigh_heads.run,
     "witness": _run_witness,

@@ -16,6 +16,7 @@ from whence.v1 import (
     trace_pb2,
     training_pb2,
     transparency_log_pb2,
+    verification_pb2,
 )
 from whence_server.access.scope_table import PUBLIC, ROUTES, RPCS, TABLE, Rule
 from whence_server.config.access import PUBLIC_SERVICES
@@ -39,6 +40,7 @@ CONTRACT = (
     trace_pb2,
     training_pb2,
     transparency_log_pb2,
+    verification_pb2,
 )
 FILES = (*CONTRACT, health_pb2, reflection_pb2)
 

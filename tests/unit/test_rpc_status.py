@@ -57,6 +57,8 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
             grpc.StatusCode.FAILED_PRECONDITION,
         ),
         (errors.EmergenceBusyError(2.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.VerificationBusyError(2.5), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.AnalysisFailedError("it ended"), grpc.StatusCode.INTERNAL),
         (errors.LineageError("broken"), grpc.StatusCode.INTERNAL),
         (errors.UpstreamError("it failed"), grpc.StatusCode.UNAVAILABLE),
         (errors.UpstreamAwayError("it is away", 2.5), grpc.StatusCode.UNAVAILABLE),

@@ -53,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         generations,
         model,
         training,
+        verify,
         verify_bundle,
     )
 
@@ -68,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     generate.add_command(commands, common)
     generations.add_commands(commands, common)
+    verify.add_command(commands, common)
     training.add_commands(commands, common)
     model.add_command(commands, common)
     audit.add_command(commands, common)

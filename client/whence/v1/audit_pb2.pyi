@@ -52,6 +52,8 @@ class _AuditActionEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """Was refused before its request was read: nobody knows who it is, or it lacks
     the scope.
     """
+    AUDIT_ACTION_VERIFY: _AuditAction.ValueType  # 20
+    """Verified a generation by computing it again."""
 
 class AuditAction(_AuditAction, metaclass=_AuditActionEnumTypeWrapper):
     """What a caller did."""
@@ -82,6 +84,8 @@ AUDIT_ACTION_REFUSED: AuditAction.ValueType  # 11
 """Was refused before its request was read: nobody knows who it is, or it lacks
 the scope.
 """
+AUDIT_ACTION_VERIFY: AuditAction.ValueType  # 20
+"""Verified a generation by computing it again."""
 global___AuditAction = AuditAction
 
 @typing.final

@@ -94,6 +94,9 @@ RPCS: Final[dict[str, Rule]] = {
     _SERVICE + "TransparencyLogService/GetCheckpoint": Rule(),
     _SERVICE + "TransparencyLogService/ProveInclusion": Rule(),
     _SERVICE + "TransparencyLogService/ProveConsistency": Rule(),
+    _SERVICE + "VerificationService/VerifyGeneration": Rule(
+        (Scope.READ_CONTENT,), "one's own; others' with `read:all`", action=AuditAction.VERIFY
+    ),
     _SERVICE + "AuditService/ListAudit": Rule((Scope.ADMIN,), action=AuditAction.READ_AUDIT),
     _SERVICE + "ProofService/GetKeys": Rule(public="keys"),
     _SERVICE + "ProofService/ExportBundle": _read_record(),

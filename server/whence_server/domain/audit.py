@@ -29,6 +29,7 @@ class AuditAction(IntEnum):
     CHANGE = 9
     READ_AUDIT = 10
     REFUSED = 11
+    VERIFY = 20
 
 
 READS = frozenset({AuditAction.READ, AuditAction.READ_CONTENT})

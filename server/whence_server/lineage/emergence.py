@@ -12,8 +12,9 @@ import logging
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from whence_server.domain.errors import (
     EmergenceBusyError,
@@ -44,15 +45,31 @@ class EmergenceRequest(NamedTuple):
     omit_groups: bool
 
 
+class AnalysisPlace(Protocol):
+    """Place of the one analysis process."""
+
+    @property
+    def is_busy(self) -> bool:
+        """True while another analysis has it."""
+
+    def keep_out(self) -> AbstractAsyncContextManager[None]:
+        """Hold the place."""
+
+
 class EmergenceTracer:
     """Runner of tracing processes, at most one at a time.
 
     Args:
         command: command line of the process; tests replace it.
+        place: place of the one analysis process, which a verification may have; None if nothing
+            else needs it.
     """
 
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self, command: Sequence[str] = COMMAND, place: AnalysisPlace | None = None
+    ) -> None:
         self._command = tuple(command)
+        self._place = place
         self._running = asyncio.Lock()
 
     async def close(self) -> None:
@@ -66,14 +83,15 @@ class EmergenceTracer:
         Closing the generator ends the process.
 
         Raises:
-            EmergenceBusyError: another text is being traced.
+            EmergenceBusyError: another text is being traced, or a generation verified.
             EmergenceRefusedError: this run cannot be traced.
             InvalidRequestError: this text cannot be traced.
             LineageError: the process failed.
         """
-        if self._running.locked():
+        if self._running.locked() or (self._place is not None and self._place.is_busy):
             raise EmergenceBusyError(RETRY_AFTER_S)
-        async with self._running:
+        place = nullcontext() if self._place is None else self._place.keep_out()
+        async with self._running, place:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
                 stdin=PIPE,

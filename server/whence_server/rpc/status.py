@@ -27,6 +27,7 @@ from whence_server.domain.errors import (
     TextQueueFullError,
     UpstreamAwayError,
     UpstreamBusyError,
+    VerificationBusyError,
     WhenceError,
 )
 from whence_server.rpc.fitting import (
@@ -73,6 +74,7 @@ _RETRYABLE = (
     QueueFullError,
     TextQueueFullError,
     EmergenceBusyError,
+    VerificationBusyError,
     JournalUnwritableError,
     ModelNotReadyError,
     DrainingError,

@@ -16,6 +16,8 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── DocumentChangedError        FAILED_PRECONDITION
 ├── EmergenceRefusedError       FAILED_PRECONDITION
 ├── EmergenceBusyError          RESOURCE_EXHAUSTED, gives a retry delay
+├── VerificationBusyError       RESOURCE_EXHAUSTED, gives a retry delay
+├── AnalysisFailedError         INTERNAL
 ├── GenerationExistsError       ALREADY_EXISTS
 ├── GenerationElsewhereError    FAILED_PRECONDITION: another server runs it
 ├── GenerationRunningError      FAILED_PRECONDITION
@@ -75,6 +77,7 @@ from whence_server.domain.errors.access import (
     StoredBytesError,
     UnauthenticatedError,
 )
+from whence_server.domain.errors.analysis import AnalysisFailedError, VerificationBusyError
 from whence_server.domain.errors.base import (
     Code,
     FieldViolation,
@@ -152,6 +155,7 @@ from whence_server.domain.errors.upstream import (
 )
 
 __all__ = [
+    "AnalysisFailedError",
     "CallerLimitError",
     "CheckpointPendingError",
     "Code",
@@ -217,6 +221,7 @@ __all__ = [
     "UpstreamModelError",
     "UpstreamRefusedError",
     "UpstreamUnfinishedError",
+    "VerificationBusyError",
     "VocabulariesFullError",
     "WhenceError",
 ]

@@ -53,7 +53,7 @@ class EmergenceBusyError(WhenceError):
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(
-            "another text's emergence is being traced, one at a time; "
+            "another text's emergence is being traced, or a generation verified, one at a time; "
             f"try again in {retry_after_s:g} s"
         )
         self.retry_after_s = retry_after_s

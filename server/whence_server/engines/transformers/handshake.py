@@ -40,6 +40,9 @@ class EngineOptions(NamedTuple):
     """Environment variables that choose kernels, with their values, sorted."""
     prefix_cache_tokens: int = 0
     """Positions in the prefix cache; 0 turns it off."""
+    maps_weights: bool = False
+    """True if tensors may stay in the mapped files, which a process that ends soon shares with
+    others; a write to a file then changes the model."""
 
 
 class Ready(NamedTuple):

@@ -153,7 +153,7 @@ def load_tokenizer(directory: Path, options: EngineOptions, gguf: str = "") -> A
 def load_model(
     directory: Path, config: Any, files: Collection[str], options: EngineOptions, gguf: str = ""
 ) -> Any:
-    """Load a model onto its device, in eval mode, with its tensors copied into memory.
+    """Load a model onto its device, in eval mode, with its tensors copied into memory or mapped.
 
     Args:
         directory: the model's directory.
@@ -189,7 +189,8 @@ def load_model(
     _check_tensors(directory, type(model).__name__, loading)
     with translate_errors(f"the model cannot be moved to {options.device}"):
         model.to(options.device)
-        copy_into_memory(model)
+        if not options.maps_weights:
+            copy_into_memory(model)
     return model.eval().requires_grad_(False)
 
 

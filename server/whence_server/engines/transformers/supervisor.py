@@ -33,6 +33,7 @@ class EngineSupervisor:
         stall_timeout_s: seconds without activity after which a process is killed; 0 for never.
 
     Attributes:
+        options: options of every process.
         on_change: called with False when the engine has died, and with True when it is back.
         state: state of the engine.
     """
@@ -42,7 +43,7 @@ class EngineSupervisor:
         options: EngineOptions,
         stall_timeout_s: float = 0.0,
     ) -> None:
-        self._options = options
+        self.options = options
         self.on_change: Callable[[bool], Awaitable[None]] = _ignore
         self._stall_timeout_s = stall_timeout_s
         self._process = EngineProcess(options, stall_timeout_s)
@@ -118,7 +119,7 @@ class EngineSupervisor:
         """
         delay_s = FIRST_BACKOFF_S
         while True:
-            self._process = EngineProcess(self._options, self._stall_timeout_s)
+            self._process = EngineProcess(self.options, self._stall_timeout_s)
             try:
                 return await self._process.start()
             except OSError as error:

@@ -102,6 +102,21 @@ class BeamSearch:
         self._can_improve = True
 
     @property
+    def num_rounds(self) -> int:
+        """Number of rounds made."""
+        return self._num_rounds
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """Sums of the beams' logprobs: float32 [beams]; not to be changed."""
+        return self._scores
+
+    @property
+    def places(self) -> list[int]:
+        """Index of each beam among the kept continuations of the last round."""
+        return self._places
+
+    @property
     def winners(self) -> list[Hypothesis]:
         """The best finished hypotheses, best first; at most the number that the request returns."""
         finished = self._finished[: self._num_winners]

@@ -54,7 +54,7 @@ class Row:
         decoding: Decoding,
         trace: TraceOptions,
         sequence_index: int,
-        prompt_token_ids: Sequence[int],
+        prompt_token_ids: Sequence[int] | npt.NDArray[np.int64],
         num_generated: int = 0,
         *,
         constraint: RowConstraint | None = None,

@@ -1,0 +1,229 @@
+"""The front's handle on the analysis process: started when needed, one question at a time."""
+
+import asyncio
+import logging
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NoReturn
+
+from whence_server.analysis.question import Done, Failed, Found, Question
+from whence_server.analysis.setup import AnalysisSetup
+from whence_server.domain.errors import AnalysisFailedError, VerificationBusyError
+from whence_server.processes import channel
+
+_log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-P", "-m", "whence_server.analysis.process")
+MAX_WAITING = 16
+"""Verifications that run or wait, of all callers."""
+MAX_OF_CALLER = 4
+"""Verifications of one caller that run or wait."""
+IDLE_S = 60.0
+"""Time for which the process keeps its model after an answer."""
+RETRY_AFTER_S = 5.0
+_KEPT_STDERR_BYTES = 1 << 14
+_GRACE_S = 2.0
+
+
+class AnalysisHost:
+    """Owner of the analysis process.
+
+    Args:
+        setup: returns the model to verify with; None if there is none here.
+        command: command line of the process; tests replace it.
+        idle_s: time for which an idle process keeps its model.
+    """
+
+    def __init__(
+        self,
+        setup: Callable[[], AnalysisSetup | None],
+        command: Sequence[str] = COMMAND,
+        idle_s: float = IDLE_S,
+    ) -> None:
+        self._setup = setup
+        self._command = tuple(command)
+        self._idle_s = idle_s
+        self._turn = asyncio.Lock()
+        self._of_callers: Counter[str] = Counter()
+        self._process: _Running | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    @property
+    def has_model(self) -> bool:
+        """True if there are weights to verify with."""
+        return self._setup() is not None
+
+    @property
+    def pid(self) -> int | None:
+        """Id of the process; None if none runs."""
+        return None if self._process is None else self._process.process.pid
+
+    async def ask(self, question: Question, caller_id: str) -> AsyncGenerator[bytes, None]:
+        """Yield the serialised responses to a question.
+
+        Closing the generator before its end kills the process.
+
+        Raises:
+            VerificationBusyError: too many verifications run or wait.
+            AnalysisFailedError: the process failed.
+        """
+        with self._count(caller_id):
+            async with self._turn:
+                running = await self._start()
+                is_done = False
+                try:
+                    running.send(question)
+                    async for message in running.read():
+                        yield message
+                    is_done = True
+                finally:
+                    if is_done:
+                        self._idle = asyncio.get_running_loop().call_later(
+                            self._idle_s, self._end_idle
+                        )
+                    else:
+                        self._process = None
+                        await running.kill()
+
+    @asynccontextmanager
+    async def keep_out(self) -> AsyncGenerator[None, None]:
+        """Hold the place of the one analysis process for another kind of analysis."""
+        async with self._turn:
+            await self._end()
+            yield
+
+    @property
+    def is_busy(self) -> bool:
+        """True while a question is answered."""
+        return self._turn.locked()
+
+    async def close(self) -> None:
+        """End the process; cancel every running `ask` first."""
+        async with self._turn:
+            await self._end()
+        await asyncio.gather(*self._ending)
+
+    @contextmanager
+    def _count(self, caller_id: str) -> Iterator[None]:
+        if self._of_callers.total() >= MAX_WAITING or self._of_callers[caller_id] >= MAX_OF_CALLER:
+            raise VerificationBusyError(RETRY_AFTER_S)
+        self._of_callers[caller_id] += 1
+        try:
+            yield
+        finally:
+            self._of_callers[caller_id] -= 1
+            if not self._of_callers[caller_id]:
+                del self._of_callers[caller_id]
+
+    async def _start(self) -> "_Running":
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._process is not None and self._process.process.returncode is None:
+            return self._process
+        setup = self._setup()
+        if setup is None:
+            raise AnalysisFailedError("this server has no weights to verify with")
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            # A Ctrl-C in the terminal is for the front, which ends the process itself.
+            start_new_session=True,
+        )
+        self._process = _Running(process)
+        self._process.send(setup)
+        return self._process
+
+    def _end_idle(self) -> None:
+        if self._turn.locked():
+            return
+        task = asyncio.get_running_loop().create_task(self._end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _end(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        running, self._process = self._process, None
+        if running is not None:
+            await running.kill()
+
+
+class _Running:
+    """A running process, and the end of what it writes to standard error."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._errors = asyncio.create_task(_read_end_of_stderr(process))
+
+    def send(self, message: Any) -> None:
+        """Send a message; its size is bounded by that of a record."""
+        assert self.process.stdin is not None  # noqa: S101 - a pipe was asked for
+        self.process.stdin.write(channel.encode(message))
+
+    async def read(self) -> AsyncGenerator[bytes, None]:
+        """Yield the messages of one answer.
+
+        Raises:
+            AnalysisFailedError: the process has failed.
+        """
+        assert self.process.stdout is not None  # noqa: S101 - a pipe was asked for
+        stdout, header = self.process.stdout, channel.HEADER
+        while True:
+            try:
+                (length,) = header.unpack(await stdout.readexactly(header.size))
+                answer = channel.decode(await stdout.readexactly(length))
+            except asyncio.IncompleteReadError:
+                await self._fail("it ended before its answer")
+            match answer:
+                case Found(message):
+                    yield message
+                case Done():
+                    return
+                case Failed(message):
+                    await self._fail(message)
+
+    async def _fail(self, what: str) -> NoReturn:
+        status = await self.process.wait()
+        told = (await self._errors).decode("utf-8", "replace").strip()
+        _log.error("the analysis process failed with status %s: %s\n%s", status, what, told)
+        raise AnalysisFailedError(f"the analysis process failed: {what}")
+
+    async def kill(self) -> None:
+        """End the process, and wait for its end, also if the caller is cancelled."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        ending = asyncio.ensure_future(self._end())
+        cancelled: asyncio.CancelledError | None = None
+        while not ending.done():
+            try:
+                await asyncio.wait((ending,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        ending.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _end(self) -> None:
+        try:
+            await asyncio.wait_for(self.process.wait(), _GRACE_S)
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+        await asyncio.gather(self._errors, return_exceptions=True)
+
+
+async def _read_end_of_stderr(process: Process) -> bytes:
+    """Read all of standard error, so that the process never blocks, and return its last bytes."""
+    assert process.stderr is not None  # noqa: S101 - a pipe was asked for
+    kept = b""
+    while chunk := await process.stderr.read(1 << 16):
+        kept = (kept + chunk)[-_KEPT_STDERR_BYTES:]
+    return kept

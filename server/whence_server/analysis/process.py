@@ -1,0 +1,87 @@
+"""Analysis process: `python -m whence_server.analysis.process`.
+
+Standard input has pickled frames: an `AnalysisSetup`, then questions. Standard output has the
+answers' frames: `Found` messages, then `Done`. The end of standard input ends the process at once,
+also during a forward pass: the answer is no longer wanted.
+"""
+
+import os
+import queue
+import sys
+import threading
+from typing import Any, BinaryIO
+
+from whence_server.analysis.question import Answer, Done, Failed, Found, Question, Unverifiable
+from whence_server.analysis.setup import AnalysisSetup
+from whence_server.domain.errors import ConfigurationError
+from whence_server.processes import channel
+
+EXIT_ABANDONED = 3
+"""Exit status after the end of standard input."""
+_NICENESS = 10
+
+
+def main() -> int:
+    """Answer questions until standard input ends."""
+    os.nice(_NICENESS)
+    # Other prints to standard output go to standard error.
+    output = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    # The front alone handles a Ctrl-C in its terminal: it starts this process in its own session.
+    messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(
+        target=_receive, args=(sys.stdin.buffer, messages), name="questions", daemon=True
+    ).start()
+    setup: AnalysisSetup = messages.get()
+    # Importing torch takes seconds, and so comes after the thread that watches the front's end.
+    from whence_server.analysis.replay.models import Models
+
+    models = Models(setup)
+    while True:
+        question: Question = messages.get()
+        try:
+            _answer(models, question, output)
+        except Exception as error:
+            _send(output, Failed(f"{type(error).__name__}: {error}"))
+            raise
+
+
+def _answer(models: Any, question: Question, output: BinaryIO) -> None:
+    from whence_server.analysis.replay.verifier import wrap
+
+    try:
+        verifier = models.get_verifier(question)
+    except ConfigurationError as error:
+        _send(output, Found(_refuse(error.message)))
+    else:
+        for event in verifier.verify(question):
+            _send(output, Found(wrap(event).SerializeToString()))
+    _send(output, Done())
+
+
+def _refuse(message: str) -> bytes:
+    from whence_server.analysis.results import make_refusal
+
+    return make_refusal(Unverifiable.NO_WEIGHTS, message)
+
+
+def _send(output: BinaryIO, answer: Answer) -> None:
+    output.write(channel.encode(answer))
+
+
+def _receive(stream: BinaryIO, messages: "queue.SimpleQueue[Any]") -> None:
+    """Queue messages from the front; exit the process when the front has closed its end."""
+    header = channel.HEADER
+    while True:
+        prefix = stream.read(header.size)
+        if len(prefix) < header.size:
+            os._exit(EXIT_ABANDONED)
+        (length,) = header.unpack(prefix)
+        payload = stream.read(length)
+        if len(payload) < length:
+            os._exit(EXIT_ABANDONED)
+        messages.put(channel.decode(payload))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Question to the analysis process, and the frames of its answer; no torch."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from whence_server.domain.chat import ChatRecord
+from whence_server.domain.decoding import Decoding, FinishReason, Strategy
+from whence_server.domain.generation import SequenceResult
+from whence_server.domain.steps import BeamRound, Decision, Step
+
+
+class Unverifiable(StrEnum):
+    """Causes for which nothing can be said about a generation; `VerificationResult.reason`."""
+
+    NOT_FINISHED = "NOT_FINISHED"
+    CONTENT_NOT_KEPT = "CONTENT_NOT_KEPT"
+    REDACTED = "REDACTED"
+    NO_TOKEN_IDS = "NO_TOKEN_IDS"  # noqa: S105 - a reason's name
+    NO_TOKENS = "NO_TOKENS"
+    NO_WEIGHTS = "NO_WEIGHTS"
+    OTHER_WEIGHTS = "OTHER_WEIGHTS"
+    OTHER_ADAPTER = "OTHER_ADAPTER"
+    RECORD_UNREADABLE = "RECORD_UNREADABLE"
+    TOO_LARGE = "TOO_LARGE"
+
+
+class RecordedIdentity(NamedTuple):
+    """Digests and environment that a record names."""
+
+    model_digest: str
+    tokenizer_digest: str
+    weights_digest: str
+    environment: dict[str, str]
+    """Values of `Environment` by their names in the contract, without the weights digest."""
+    adapter: str = ""
+    """Name of the adapter that the request chose; "" for none."""
+    adapter_weights_digest: str = ""
+
+
+class Question(NamedTuple):
+    """A recorded generation to verify.
+
+    `decoding` has neither the model's end-of-sequence tokens nor the ids of `bad_words`: the
+    analysis process takes them from the model and its tokenizer.
+    """
+
+    generation_id: str
+    identity: RecordedIdentity
+    decoding: Decoding
+    logprobs_only: bool
+    """True if another program drew the tokens."""
+    prompt: str | None
+    """Text of the prompt; None if it is not on record."""
+    chat: ChatRecord | None
+    is_token_input: bool
+    """True if the request gave token ids, whose text is not tokenized."""
+    prompt_token_ids: list[int]
+    processor_names: tuple[str, ...]
+    keeps_text: bool
+    """True if the record holds texts."""
+    prompt_decisions: list[Decision]
+    """Decisions of the prompt's own tokens, if they were traced."""
+    steps: list[Step]
+    rounds: list[BeamRound]
+    results: tuple[SequenceResult, ...]
+    finish_reason: FinishReason
+    num_candidates: int
+    every_step: bool = False
+
+    @property
+    def strategy(self) -> Strategy:
+        """Strategy of the choice of tokens."""
+        return self.decoding.strategy
+
+    def list_sequences(self) -> list[list[Step]]:
+        """Return the steps of each sequence, by ascending index of sequence and step."""
+        by_sequence: dict[int, list[Step]] = {}
+        for step in self.steps:
+            by_sequence.setdefault(step.sequence_index, []).append(step)
+        return [
+            sorted(by_sequence[index], key=lambda step: step.index) for index in sorted(by_sequence)
+        ]
+
+
+class Found(NamedTuple):
+    """A finding: a serialised VerifyGenerationResponse."""
+
+    message: bytes
+
+
+class Done(NamedTuple):
+    """End of the findings of one question."""
+
+
+class Failed(NamedTuple):
+    """Failure of the analysis process itself."""
+
+    message: str
+
+
+Answer = Found | Done | Failed
+"""A message from the analysis process."""

@@ -1,0 +1,94 @@
+"""Comparison of what a record names with the model that is loaded here."""
+
+from collections.abc import Iterator
+
+from whence.v1 import verification_pb2 as pb
+from whence_server.analysis.question import Question, Unverifiable
+from whence_server.analysis.replay.texts import make_check
+from whence_server.domain.model import ModelInfo
+
+_COMPARED = (
+    "torch_version",
+    "transformers_version",
+    "dtype",
+    "device",
+    "attention_implementation",
+    "step_kernels",
+)
+"""Parts of the environment on which the numbers depend; the noise covers numbers of threads."""
+
+
+def check_identity(
+    question: Question, info: ModelInfo
+) -> Iterator[tuple[pb.VerificationCheck, Unverifiable | None]]:
+    """Yield the checks of digests and environment, each with the cause to give up, if it is one."""
+    recorded = question.identity
+    yield _check_weights(recorded.weights_digest or recorded.model_digest, question, info)
+    if recorded.adapter:
+        yield _check_adapter(question, info)
+    if recorded.tokenizer_digest:
+        same = recorded.tokenizer_digest == info.tokenizer_digest
+        yield (
+            make_check(
+                pb.VERIFICATION_SUBJECT_TOKENIZER,
+                same=same,
+                recorded=recorded.tokenizer_digest,
+                found=info.tokenizer_digest,
+                message="" if same else "the tokenizer here is another one than on record",
+            ),
+            None,
+        )
+    yield _check_environment(question, info), None
+
+
+def _check_weights(
+    digest: str, question: Question, info: ModelInfo
+) -> tuple[pb.VerificationCheck, Unverifiable | None]:
+    found = info.weights_digest if question.identity.weights_digest else info.model_digest
+    same = bool(digest) and digest == found
+    message = ""
+    if not digest:
+        message = "the record names no weights"
+    elif not same:
+        message = "the weights here are others than on record: verify with --model DIR of those"
+    check = make_check(
+        pb.VERIFICATION_SUBJECT_WEIGHTS,
+        same=same if digest else None,
+        recorded=digest,
+        found=found,
+        message=message,
+    )
+    return check, None if same else Unverifiable.OTHER_WEIGHTS
+
+
+def _check_adapter(
+    question: Question, info: ModelInfo
+) -> tuple[pb.VerificationCheck, Unverifiable | None]:
+    named = {adapter.name: adapter for adapter in info.adapters}
+    adapter = named.get(question.identity.adapter)
+    digest = question.identity.adapter_weights_digest
+    same = adapter is not None and adapter.weights_digest == digest
+    check = make_check(
+        pb.VERIFICATION_SUBJECT_WEIGHTS,
+        same=same,
+        recorded=digest,
+        found="" if adapter is None else adapter.weights_digest,
+        message=""
+        if same
+        else f"adapter {question.identity.adapter!r} is not here, or is another one",
+    )
+    return check, None if same else Unverifiable.OTHER_ADAPTER
+
+
+def _check_environment(question: Question, info: ModelInfo) -> pb.VerificationCheck:
+    recorded = question.identity.environment
+    differences = []
+    for name in _COMPARED:
+        ours, theirs = str(getattr(info.environment, name)), recorded.get(name, "")
+        if theirs and ours != theirs:
+            differences.append(f"{name} {theirs} on record, {ours} here")
+    return make_check(
+        pb.VERIFICATION_SUBJECT_ENVIRONMENT,
+        same=not differences,
+        message="; ".join(differences),
+    )

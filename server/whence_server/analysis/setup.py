@@ -1,0 +1,17 @@
+"""First message to the analysis process."""
+
+from typing import Any, NamedTuple
+
+
+class AnalysisSetup(NamedTuple):
+    """Model that generations are verified with.
+
+    Attributes:
+        options: the engine's `EngineOptions`, which the front passes on unread.
+        noise_file: path of a JSON file that keeps measured noise; "" for none.
+        num_threads: number of torch's threads.
+    """
+
+    options: Any
+    noise_file: str
+    num_threads: int
