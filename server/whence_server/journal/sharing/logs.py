@@ -6,6 +6,7 @@ from functools import partial
 from whence_server.domain.entries import Entry
 from whence_server.journal.patience import Patience
 from whence_server.journal.readers import Readers
+from whence_server.journal.sharing.log_ends import LogEnds
 from whence_server.journal.sharing.store import SharedStore
 
 _BATCH_ENTRIES = 1_024
@@ -13,17 +14,19 @@ _BATCH_ENTRIES = 1_024
 
 async def follow_logs(
     store: SharedStore,
+    ends: LogEnds,
     readers: Readers,
     patience: Patience,
     wait: Callable[[], Awaitable[object]],
-    reached: Mapping[bytes, int],
     *,
+    reached: Mapping[bytes, int],
     max_batch_bytes: int,
 ) -> AsyncGenerator[tuple[bytes, list[Entry]], None]:
     """Yield a log's id with its next committed entries, for every log and without an end.
 
     Args:
         store: the database.
+        ends: look-ups of the ends of its logs.
         readers: threads for look-ups.
         patience: patience with a database that is away.
         wait: waits until a log may have grown.
@@ -36,7 +39,7 @@ async def follow_logs(
     places = dict(reached)
     while True:
         has_grown = False
-        for log in await patience.read(partial(readers.run_heavy, store.list_logs)):
+        for log in await patience.read(ends.read):
             after = places.get(log.log_id, 0)
             if log.position > after:
                 read = partial(store.read_log, limit=_BATCH_ENTRIES, max_bytes=max_batch_bytes)

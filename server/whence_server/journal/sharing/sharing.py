@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import ConfigurationError
@@ -12,6 +13,7 @@ from whence_server.journal.readers import Readers
 from whence_server.journal.sealing.sealed_store import SealedStore
 from whence_server.journal.sharing.elsewhere import Elsewhere
 from whence_server.journal.sharing.errands import Delete, Errands
+from whence_server.journal.sharing.log_ends import LogEnds
 from whence_server.journal.sharing.logs import follow_logs
 from whence_server.journal.sharing.reservations import Reservations
 from whence_server.journal.sharing.store import Change, SharedStore
@@ -42,6 +44,7 @@ class Sharing:
         self._reservations = Reservations(log, self._store, readers)
         self._elsewhere = Elsewhere(self._store)
         self._errands = Errands(self._store, readers, self._elsewhere, delete)
+        self._ends = LogEnds(partial(readers.run_heavy, self._store.list_logs))
         self._tasks = [
             asyncio.create_task(keep_lease(self._store, log.writer), name="journal-lease"),
             asyncio.create_task(self._errands.run(), name="journal-errands"),
@@ -162,7 +165,7 @@ class Sharing:
         """Return the position of the newest committed entry of each log but this, by its id."""
         if self._store is None:
             return {}
-        logs = await self._readers.run_heavy(self._store.list_logs)
+        logs = await self._ends.read()
         return {log.log_id: log.position for log in logs if log.writer != self._store.writer}
 
     def follow_logs(
@@ -173,10 +176,11 @@ class Sharing:
             return None
         return follow_logs(
             self._store,
+            self._ends,
             self._readers,
             Patience(self._log.writer),
             self._wait_for_any,
-            reached,
+            reached=reached,
             max_batch_bytes=max_batch_bytes,
         )
 
@@ -202,6 +206,7 @@ class Sharing:
         """End everything but the lease, which the store gives back."""
         await self._end_tasks()
         if self._store is not None:
+            await self._ends.close()
             await self._elsewhere.close()
 
     async def _end_tasks(self) -> None:
