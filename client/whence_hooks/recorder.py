@@ -25,6 +25,8 @@ MAX_MESSAGE_BYTES = 3 << 20
 """Maximum size of a message: a server takes 4 MiB, unless its settings say otherwise."""
 
 Messages: TypeAlias = Iterable[RecordGenerationsRequest]
+Work: TypeAlias = tuple[Callable[[], Messages], int]
+"""Maker of messages, and the number of bytes that are reserved for them."""
 
 
 class Recorder:
@@ -45,11 +47,10 @@ class Recorder:
         self._outbox = Outbox(max_bytes)
         self._models: dict[int, SentModel] = {}
         self._batch_numbers = itertools.count(1)
-        self._work: queue.SimpleQueue[tuple[Callable[[], Messages], int] | None] = (
-            queue.SimpleQueue()
-        )
+        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._hurried = threading.Event()
         self._lock = threading.Lock()
-        self._num_open = 0
+        self._open: dict[int, Callable[[], None]] = {}
         self._is_closing = False
         self._process_id = os.getpid()
         self._untold_loss = 0
@@ -74,9 +75,20 @@ class Recorder:
             return number
 
     def begin(
-        self, make_messages: Callable[[int], Messages], num_generations: int, num_bytes: int
+        self,
+        make_messages: Callable[[int], Messages],
+        num_generations: int,
+        num_bytes: int,
+        submit_rest: Callable[[], None] = lambda: None,
     ) -> int:
-        """Submit the start of a batch; return its number, 0 if there is no room for it."""
+        """Submit the start of a batch; return its number, 0 if there is no room for it.
+
+        Args:
+            make_messages: makes the messages from the batch's number.
+            num_generations: number of the batch's generations.
+            num_bytes: estimated size of the messages.
+            submit_rest: submits what the batch keeps back; `flush` calls it, in any thread.
+        """
         if not self.is_usable:
             obstacle = "the recorder belongs to the process that this one was forked from"
         elif self._outbox.refusal:
@@ -90,9 +102,9 @@ class Recorder:
         if obstacle:
             self._note_lost(num_generations, obstacle)
             return 0
-        with self._lock:
-            self._num_open += 1
         number = next(self._batch_numbers)
+        with self._lock:
+            self._open[number] = submit_rest
         self._work.put((lambda: make_messages(number), num_bytes))
         return number
 
@@ -103,7 +115,7 @@ class Recorder:
         self._work.put((make_messages, num_bytes))
         return True
 
-    def end(self, make_messages: Callable[[], Messages], num_lost: int) -> None:
+    def end(self, number: int, make_messages: Callable[[], Messages], num_lost: int) -> None:
         """Submit the end of a batch, for which there is always room."""
         if num_lost:
             with self._lock:
@@ -119,8 +131,8 @@ class Recorder:
         self._outbox.reserve(0, is_needed=True)
         self._work.put((make_messages, 0))
         with self._lock:
-            self._num_open -= 1
-            is_last = self._is_closing and self._num_open == 0
+            del self._open[number]
+            is_last = self._is_closing and not self._open
         if is_last:
             threading.Thread(target=self._stop, args=(_LATE_FLUSH_S,), daemon=True).start()
 
@@ -129,6 +141,10 @@ class Recorder:
         if not self.is_usable:
             return False
         until_s = time.monotonic() + timeout_s
+        with self._lock:
+            open_batches = list(self._open.values())
+        for submit_rest in open_batches:
+            submit_rest()
         encoded = threading.Event()
 
         def note_encoded() -> Messages:
@@ -136,6 +152,7 @@ class Recorder:
             return ()
 
         self._work.put((note_encoded, 0))
+        self._hurried.set()
         if not encoded.wait(timeout_s):
             return False
         outbox = self._outbox
@@ -149,7 +166,7 @@ class Recorder:
         """Flush, and end the threads; with batches that still run, their end ends the threads."""
         with self._lock:
             self._is_closing = True
-            is_idle = self._num_open == 0
+            is_idle = not self._open
         if not self.is_usable:
             return
         if is_idle:
@@ -166,6 +183,7 @@ class Recorder:
             )
         atexit.unregister(self._flush_at_exit)
         self._work.put(None)
+        self._hurried.set()
         self._connection.close(_JOIN_S)
         self._worker.join(_JOIN_S)
 
@@ -182,17 +200,28 @@ class Recorder:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            make_messages, num_bytes = work
-            try:
-                for message in make_messages():
-                    needs = message.begun.model_number if message.HasField("begun") else 0
-                    self._outbox.append(message, needs)
-                self._tell_loss()
-            except Exception:  # noqa: BLE001 - see below
-                # The service goes on; the batch misses a step, which the server notices.
-                _log.exception("a message for the whence server cannot be made")
-            finally:
-                self._outbox.release(num_bytes)
+            # The thread wakes up a few times a second, and not at each step: a forward pass waits
+            # for each of its threads, so a core that is taken from one of them stops all.
+            self._hurried.wait(_PACE_S)
+            self._hurried.clear()
+            self._make(work)
+            while not self._work.empty():
+                if (work := self._work.get()) is None:
+                    return
+                self._make(work)
+
+    def _make(self, work: Work) -> None:
+        make_messages, num_bytes = work
+        try:
+            for message in make_messages():
+                needs = message.begun.model_number if message.HasField("begun") else 0
+                self._outbox.append(message, needs)
+            self._tell_loss()
+        except Exception:  # noqa: BLE001 - see below
+            # The service goes on; the batch misses a step, which the server notices.
+            _log.exception("a message for the whence server cannot be made")
+        finally:
+            self._outbox.release(num_bytes)
 
     def _tell_loss(self) -> None:
         with self._lock:
@@ -202,5 +231,7 @@ class Recorder:
             self._outbox.append(RecordGenerationsRequest(loss=loss))
 
 
+_PACE_S = 0.05
+"""Time for which work is collected before messages are made of it."""
 _LATE_FLUSH_S = 5.0
 _JOIN_S = 2.0

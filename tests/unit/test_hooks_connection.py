@@ -163,7 +163,7 @@ async def test_recorder_that_is_refused_gives_up_and_says_so_once(
     assert recorder.num_lost_generations == num_lost + 3
     assert not recorder.submit(list, 1)
     if number:
-        recorder.end(lambda: [RecordGenerationsRequest()], 1)
+        recorder.end(number, lambda: [RecordGenerationsRequest()], 1)
     begin_s = time.monotonic()
     recorder.close(WAIT_S)
     assert time.monotonic() - begin_s < WAIT_S / 2, "nothing is waited for"

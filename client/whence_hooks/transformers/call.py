@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from whence_hooks.recorder import Recorder
 from whence_hooks.transformers import beams
 from whence_hooks.transformers.identity import IdentifiedModel
 from whence_hooks.transformers.measure import Layout, Scratch, StepMeter
+from whence_hooks.transformers.pending import PendingSteps
 from whence_hooks.transformers.refusals import NotRecordableError, check_input
 from whence_hooks.transformers.settings import (
     describe_configured,
@@ -102,6 +104,9 @@ class RecordedCall:
         self._last_ns = self._logits_ns = 0
         self._layout = Layout(destination.num_candidates, 0)
         self._scratch = Scratch()
+        self._pending = PendingSteps(self._layout)
+        self._can_wait = False
+        self._lock = threading.Lock()
         self._meter: StepMeter | None = None
         self._messages: StepMessages | beams.BeamMessages | None = None
         self._reasons: list[FinishReason.ValueType] = []
@@ -163,6 +168,9 @@ class RecordedCall:
         self._layout = Layout(self._find_num_candidates(), len(names))
         self._shape = (num_prompts, config.num_return_sequences, config.num_beams)
         self._num_prompt_tokens = length
+        self._pending = PendingSteps(self._layout)
+        # A service that is given the scores can change them.
+        self._can_wait = not (config.output_scores or config.output_logits)
         prompts = _list_prompts(input_ids, mask)
         trace_context = dict(add_trace_context({}))
         begun = BatchBegun(
@@ -188,6 +196,7 @@ class RecordedCall:
             lambda number: self._make_begun(begun, number, version),
             num_prompts,
             begun.ByteSize() + _MESSAGE_BYTES,
+            self.submit_pending,
         )
 
     def _find_num_candidates(self) -> int:
@@ -248,6 +257,12 @@ class RecordedCall:
             return
         chosen, found = input_ids[:, -1], self._continuations
         rows = None if found is None else found.parents.reshape(-1)
+        if found is None and self._can_wait and meter.is_on_host:
+            with self._lock:
+                self._pending.add(meter, chosen, done, self._make_timing(len(chosen)))
+            if self._pending.is_due:
+                self.submit_pending()
+            return
         columns = meter.measure(chosen, rows)
         columns += [flags.to(torch.float32).reshape(-1, 1) for flags in done]
         if found is not None and rows is not None:
@@ -273,7 +288,8 @@ class RecordedCall:
         sequences, scores, beam_indices, _ = result
         self._outcome = beams.Outcome(sequences, scores, beam_indices)
 
-    def _submit(self, table: HostTable, kept: HostTable | None, batch_size: int) -> None:
+    def _make_timing(self, batch_size: int) -> StepTiming:
+        """Return the durations of the step that ends now."""
         ready_ns = time.monotonic_ns()
         timing = StepTiming(
             elapsed_ns=ready_ns - self._start_ns,
@@ -282,13 +298,42 @@ class RecordedCall:
             batch_size=batch_size,
         )
         self._last_ns = ready_ns
+        return timing
+
+    def submit_pending(self) -> None:
+        """Measure the steps that wait, and hand them to the recorder; any thread may call."""
+        try:
+            self._submit_pending()
+        except Exception:  # noqa: BLE001 - whatever fails here, the service goes on
+            _log.exception("the record of a generation ends, as its steps cannot be measured")
+            self.is_broken = True
+
+    def _submit_pending(self) -> None:
+        with self._lock:
+            tables = self._pending.take()
+            if not tables:
+                return
+
+            def make() -> Iterator[RecordGenerationsRequest]:
+                messages = self._messages
+                if isinstance(messages, StepMessages):
+                    for table, timing in tables:
+                        yield from messages.make(table, timing)
+
+            num_bytes = sum(table.nbytes + _MESSAGE_BYTES for table, _ in tables)
+            if self._num_lost or not self._destination.recorder.submit(make, num_bytes):
+                self._num_lost += len(tables)
+            self._last_ns = time.monotonic_ns()
+
+    def _submit(self, table: HostTable, kept: HostTable | None, batch_size: int) -> None:
+        timing = self._make_timing(batch_size)
 
         def make() -> Iterator[RecordGenerationsRequest]:
             messages = self._messages
             if isinstance(messages, beams.BeamMessages) and kept is not None:
                 yield from messages.make_round(table, kept, timing)
             elif isinstance(messages, StepMessages):
-                yield from messages.make(table, timing)
+                yield from messages.make(table.read(), timing)
 
         num_bytes = table.num_bytes + _MESSAGE_BYTES
         if not self._destination.recorder.submit(make, num_bytes):
@@ -300,6 +345,7 @@ class RecordedCall:
         """End the batch, with the error that `generate` raised if it did."""
         if self._batch_number == 0:
             return
+        self.submit_pending()
         outcome = None
         if not self._num_lost and error is None:
             try:
@@ -315,7 +361,9 @@ class RecordedCall:
             num_lost=self._num_lost,
         )
         self._describe_end(ended, error)
-        self._destination.recorder.end(lambda: self._make_end(ended, outcome), self._num_lost)
+        self._destination.recorder.end(
+            self._batch_number, lambda: self._make_end(ended, outcome), self._num_lost
+        )
 
     def _describe_end(self, ended: BatchEnded, error: BaseException | None) -> None:
         if self.is_broken:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from whence_hooks.transformers.host_measure import Floats, make_table, measure_scores
+
 NUM_FIXED = 6
 """Columns before the candidates: token, logprob, sampling logprob, rank, both entropies."""
 _BLOCK = 64
@@ -66,6 +68,15 @@ class StepMeter:
         self._scores = scores
         self._after: list[torch.Tensor] = []
 
+    @property
+    def is_on_host(self) -> bool:
+        """True if the scores lie in the host's memory."""
+        return self._scores.device.type == "cpu"
+
+    def list_on_host(self) -> list[Floats]:
+        """Return all noted scores, which lie in the host's memory: the model's own come first."""
+        return [scores.detach().numpy() for scores in (self._scores, *self._after)]
+
     def note(self, scores: torch.Tensor) -> None:
         """Note the scores [R, V] after the next processor, read until `measure` returns."""
         self._after.append(scores)
@@ -88,6 +99,8 @@ class StepMeter:
         Returns:
             Parts of the table, float32 [C, n], `Layout.width` columns together.
         """
+        if self.is_on_host:
+            return [self._measure_on_host(token_ids, rows)]
         chosen = token_ids.unsqueeze(-1)
         own = self._compute_logprobs("own", self._scores)
         own_entropies = self._compute_entropies(self._scores, own)
@@ -103,7 +116,9 @@ class StepMeter:
             chosen.to(torch.float32),
             _gather(own, chosen, rows),
             _gather(final, chosen, rows),
-            _count(_take(self._scores, rows) > _gather(self._scores, chosen, rows)),
+            (_take(self._scores, rows) > _gather(self._scores, chosen, rows))
+            .sum(-1, keepdim=True)
+            .to(torch.float32),
             _take(own_entropies, rows),
             _take(entropies, rows),
         ]
@@ -114,8 +129,20 @@ class StepMeter:
                 _take(own.gather(-1, ids), rows),
                 _take(final.gather(-1, ids), rows),
             ]
-        columns += [_take(_count(scores > -torch.inf), rows) for scores in self._after]
+        columns += [
+            _take((scores > -torch.inf).sum(-1, keepdim=True).to(torch.float32), rows)
+            for scores in self._after
+        ]
         return columns + effects
+
+    def _measure_on_host(self, token_ids: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        stages = self.list_on_host()
+        measured = measure_scores(stages, self._find_num_candidates())
+        of = np.arange(len(stages[0])) if rows is None else rows.numpy()
+        return torch.from_numpy(make_table(measured, stages, token_ids.numpy(), of))
+
+    def _find_num_candidates(self) -> int:
+        return min(self._layout.num_candidates, self._scores.shape[-1])
 
     def _compute_logprobs(self, name: str, scores: torch.Tensor) -> torch.Tensor:
         """Return the logprobs of scores, [R, V], in the memory of this name."""
@@ -147,15 +174,6 @@ class StepMeter:
             rest = self._scratch.count_up(num_blocks * _BLOCK, num_tokens, scores.device)
             ids = torch.cat([ids, rest.expand(num_rows, -1)], dim=-1)
         return ids.gather(-1, scores.gather(-1, ids).topk(num_candidates).indices)
-
-
-def _count(flags: torch.Tensor) -> torch.Tensor:
-    """Return the number of true values in each row: float32 [R, 1]."""
-    if flags.device.type != "cpu":
-        return flags.sum(-1, keepdim=True).to(torch.float32)
-    # torch takes ten times as long to add up bytes.
-    counts = [[float(np.count_nonzero(row))] for row in flags.numpy()]
-    return torch.tensor(counts, dtype=torch.float32, device="cpu")
 
 
 def _gather(scores: torch.Tensor, chosen: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:

@@ -8,7 +8,7 @@ from whence.v1.generation_pb2 import FinishReason
 from whence.v1.record_pb2 import BatchStep, RecordGenerationsRequest
 from whence.v1.step_pb2 import StepTiming
 from whence_hooks.transformers.measure import NUM_FIXED, Layout
-from whence_hooks.transformers.transfer import HostTable, Table
+from whence_hooks.transformers.transfer import Table
 
 _UNENDED = FinishReason.FINISH_REASON_UNSPECIFIED
 _ORDER = (
@@ -43,9 +43,8 @@ class StepMessages:
         self._reasons = reasons
         self._index = 0
 
-    def make(self, host: HostTable, timing: StepTiming) -> Iterator[RecordGenerationsRequest]:
+    def make(self, table: Table, timing: StepTiming) -> Iterator[RecordGenerationsRequest]:
         """Yield the message of the next step, unless all rows have ended before it."""
-        table = host.read()
         rows = self._running
         if not rows:
             return
