@@ -1,7 +1,8 @@
 """Streams and watches of another server's generation wait while the database is away."""
 
 import asyncio
-from contextlib import asynccontextmanager
+import subprocess
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from journal_cases import append_steps, collect, create, finish
@@ -32,7 +33,8 @@ async def pair(request, postgres, tmp_path):
         open_journal(url, tmp_path / "b", patience_s) as b,
     ):
         yield a, b
-        await asyncio.to_thread(postgres.stop, "immediate")
+        with suppress(subprocess.CalledProcessError):  # it is stopped already
+            await asyncio.to_thread(postgres.stop, "immediate")
         await asyncio.to_thread(postgres.start)
 
 
