@@ -143,10 +143,13 @@ def test_waiting_generation_tells_its_place_and_the_restart_of_the_engine(
 ) -> None:
     stub = GenerationServiceStub(channel)
     calls, generation_ids = [], []
-    for _ in range(3):
-        # One after the other: calls that are made at once are admitted in any order.
+    # One after the other: calls that are made at once are admitted in any order. The first has left
+    # the queue once it has a step.
+    for kind in ("steps", "started", "started"):
         calls.append(stub.Generate(endless()))
-        generation_ids.append(read_until(calls[-1], "started")[-1].started.generation_id)
+        events = read_until(calls[-1], kind)
+        (started,) = (event.started for event in events if event.HasField("started"))
+        generation_ids.append(started.generation_id)
     waiting = calls[2]
     progress = read_until(waiting, "progress")[-1].progress
     assert progress.phase == g.GENERATION_PHASE_QUEUED

@@ -115,11 +115,10 @@ class RuledServer:
 
     def list_addresses(self) -> dict[str, Address]:
         """Return the addresses of gRPC, HTTP and the page of metrics."""
-        page = next(line for line in self.server.log if "metrics are on" in line)
         urls = {
             "gRPC": self.server.target,
             "HTTP": self.server.http_url,
-            "metrics": page.split("metrics are on ")[1].split()[0],
+            "metrics": self.server.find_metrics(),
         }
         parts = {name: urlsplit(url) for name, url in urls.items()}
         return {name: (part.hostname or "", part.port or 0) for name, part in parts.items()}
