@@ -73,7 +73,9 @@ def run(parsed: argparse.Namespace) -> int:
 
     from whence.summary.verifications import describe_event
     from whence.v1 import verification_pb2 as pb
+    from whence_server.config.environment import use_passive_waiting
 
+    use_passive_waiting()
     status = 1
     for event in _verify(parsed, read_record(parsed.file)):
         if parsed.json:

@@ -268,7 +268,7 @@ def run(arguments: argparse.Namespace) -> None:
                 if time.monotonic() > end:
                     return
                 bench.open()
-                with arguments.state.open("a") as file:
+                with arguments.state.open("a", buffering=1) as file:
                     for result in slice_of(number):
                         line = result | {"slice": name, "number": number}
                         file.write(json.dumps(line) + "\n")

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from whence_server.analysis.question import Answer, Done, Failed, Found, Question, Unverifiable
 from whence_server.analysis.setup import AnalysisSetup
+from whence_server.config.environment import use_passive_waiting
 from whence_server.domain.errors import ConfigurationError
 from whence_server.processes import channel
 
@@ -33,6 +34,8 @@ def main() -> int:
         target=_receive, args=(sys.stdin.buffer, messages), name="questions", daemon=True
     ).start()
     setup: AnalysisSetup = messages.get()
+    # Threads that wait actively would take the cores on which the server decodes.
+    use_passive_waiting()
     # Importing torch takes seconds, and so comes after the thread that watches the front's end.
     from whence_server.analysis.replay.models import Models
 
