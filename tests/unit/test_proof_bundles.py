@@ -24,7 +24,11 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 
 from whence.cli.main import main
+from whence.proof.bundle import Bundle, OpenLeaf
+from whence.proof.entries_check import check_entries
 from whence.proof.faults import ProofError
+from whence.proof.leaves import KINDS
+from whence.proof.statement import Statement
 from whence.proof.verification import Report, verify_bundle
 from whence_server.proof.signer import PrivateKey
 from whence_server.proof.signing_keys import make_entry
@@ -354,6 +358,16 @@ def test_deep_and_repeating_json_is_refused() -> None:
     twice = make_bundle(SIGNER).replace(b'"keys":', b'"keys":[],"keys":', 1)
     for data in (deep, twice, b"[]", b"", b"\xff", b'{"mediaType":NaN}', b"{" + b"1" * 5_000):
         assert find_fault(verify(data))[0] == "format"
+
+
+@pytest.mark.parametrize("seconds", [-(2**62), 2**62])
+def test_start_at_an_impossible_time_is_refused(seconds: int) -> None:
+    started = make_started()
+    started.start_time.seconds = seconds
+    leaf = OpenLeaf(KINDS["started"], bytes(32), started.SerializeToString())
+    bundle = Bundle(b"", [], [leaf], bytes(32), None)
+    with pytest.raises(ProofError, match="no server writes"):
+        check_entries(bundle, Statement("g", bytes(32), 1, {}))
 
 
 def test_start_of_another_generation_is_refused() -> None:

@@ -57,7 +57,11 @@ def _compare_start(
     started: generation_pb2.GenerationStarted, prompt_key: bytes, statement: Statement
 ) -> None:
     said = statement.predicate
-    for name, implied in describe_start(started, prompt_key).items():
+    try:
+        parts = describe_start(started, prompt_key)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ProofError(f"leaves[0] has a value that no server writes: {error}") from None
+    for name, implied in parts.items():
         if said.get(name) != implied:
             raise ProofError(
                 f"the statement's {name} differs from the start on record: it says "
