@@ -1,10 +1,13 @@
 """The settings of proxies in deploy/README.md are those of the configurations that tests run."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from proxies import REMEDY
+from required import find_program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 FILES = ("nginx.conf", "haproxy.cfg", "envoy.yaml")
@@ -33,3 +36,13 @@ def test_envoys_file_is_yaml_with_one_listener_before_one_server() -> None:
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     (route,) = manager["route_config"]["virtual_hosts"][0]["routes"]
     assert route["route"]["cluster"] == cluster["name"]
+
+
+@pytest.mark.parametrize("file", ["haproxy.cfg", "haproxy-replicas.cfg"])
+def test_haproxy_accepts_its_files(file: str) -> None:
+    program = find_program("haproxy", REMEDY)
+    path = DEPLOY / "proxies" / file
+    done = subprocess.run(
+        [program, "-c", "-f", str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
