@@ -120,8 +120,10 @@ class SqliteStore(SqlReads, SqlRetention):
 
     def change_tree(self, change: Callable[[Any], T]) -> T:
         """Call a function with the write connection, in one transaction, as `Store` says."""
-        with translate_transient_errors(), self._reach_disk(), self._connection:
-            return change(self._connection)
+        with translate_transient_errors():
+            self._shorten_log()
+            with self._reach_disk(), self._connection:
+                return change(self._connection)
 
     @contextmanager
     def _reach_disk(self) -> Iterator[None]:
