@@ -336,7 +336,9 @@ def report(state: Path) -> None:
             if (other, of_dtype) == (model, dtype) and name == "honest: sample"
             for line in each
         ]
-        auc = "" if kind.startswith("honest") else f"{compute_auc(honest, lines, kind):.3f}"
+        # Of false claims as recorded, draws and tokens tell, which have no score.
+        scored = kind.startswith("weights") or kind.endswith("(tokens alone)")
+        auc = f"{compute_auc(honest, lines, kind):.3f}" if scored else ""
         print(
             f"| {model} | {dtype} | {kind} | {len(lines)} | {len(rejected)} | "
             f"{describe_first(lines, kind)} | {auc} |"
