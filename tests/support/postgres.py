@@ -20,6 +20,8 @@ max_connections = 60
 shared_buffers = 32MB
 log_min_messages = fatal
 """
+# The `user` of Python's subprocess has the process forked, and gRPC's threads can abort the child.
+_AS_USER = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
 
 
 def find_programs() -> Path:
@@ -59,10 +61,10 @@ class PostgresServer:
         programs = find_programs()
         self._programs = programs
         # PostgreSQL refuses to run as root, and pytest's folders are root's alone.
-        self._user = {"user": "nobody", "group": "nogroup"} if os.geteuid() == 0 else {}
+        self._as_user = _AS_USER if os.geteuid() == 0 else ()
         self._folder = Path(tempfile.mkdtemp(prefix="whence-postgres-"))
-        if self._user:
-            shutil.chown(self._folder, self._user["user"], self._user["group"])
+        if self._as_user:
+            shutil.chown(self._folder, "nobody", "nogroup")
             self._programs = _make_accessible(programs, self._folder)
         self._data = self._folder / "data"
         self._run("initdb", "--auth=trust", "--no-sync", "--username=whence", "--encoding=UTF8")
@@ -113,13 +115,12 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            [self._programs / program, f"--pgdata={self._data}", *arguments],
+            [*self._as_user, self._programs / program, f"--pgdata={self._data}", *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=None if program == "initdb" else subprocess.DEVNULL,
             timeout=120,
             env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
-            **self._user,
         )
 
     def make_journal_url(self, name: str) -> str:
