@@ -69,7 +69,8 @@ class PendingSteps:
             self._since_ns = time.monotonic_ns()
         stages = meter.list_on_host()
         self._num_bytes += sum(scores.nbytes for scores in stages)
-        flags = torch.cat([flags.reshape(-1, 1) for flags in done], -1)
+        nobody = torch.zeros((len(token_ids), 0), dtype=torch.bool, device="cpu")
+        flags = torch.cat([nobody, *(flags.reshape(-1, 1) for flags in done)], -1)
         # The sequences and the flags may be changed when the step is over.
         self._steps.append(Pending(stages, token_ids.clone(), flags, timing))
 
