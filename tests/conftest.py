@@ -39,7 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Collect garbage from now on."""
+    """Collect garbage from now on, of what comes from now on.
+
+    A million objects of modules and tests stay to the end. Looking through them took 0.8 s each
+    time, several times a training.
+    """
+    gc.freeze()
     gc.enable()
 
 
