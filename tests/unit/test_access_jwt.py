@@ -295,6 +295,11 @@ async def test_source_of_keys_must_be_usable(tmp_path: Path) -> None:
     for content in (b"", b"{}", b'{"keys": []}', json.dumps({"keys": JWKS["keys"][3:]}).encode()):
         with pytest.raises(ValueError, match="holds no"):
             parse_keys(content)
+    key_with_a_list = json.dumps({"keys": [{**JWKS["keys"][0], "kid": ["rsa"]}]}).encode()
+    deep = b"[" * 200_000
+    for content in (b"[]", b"null", b'"maintenance"', b"5", b'{"keys": 5}', deep, key_with_a_list):
+        with pytest.raises(ValueError, match="holds no"):
+            parse_keys(content)
     empty = Provider()
     empty.keys = []
     with pytest.raises(ConfigurationError, match="holds no"):
@@ -341,6 +346,39 @@ async def test_provider_that_is_away_at_the_start_is_asked_until_it_answers(
     assert "holds no JWK set" in said[8]
     assert "the keys are there" in said[-1]
     await keys.close()
+
+
+async def test_no_answer_of_a_provider_ends_the_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    jwks_of_provider = json.dumps({"keys": [make_jwk(RSA_KEY, RSAAlgorithm, "rsa")]}).encode()
+    answers = [OSError("refused"), b"[]", RuntimeError("a bug"), jwks_of_provider]
+
+    async def fetch(_url: str) -> bytes:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(jwks, "_sleep", lambda _seconds: asyncio.sleep(0))
+    keys = KeySet("https://issuer.example/jwks", fetch)
+    await keys.start()
+    assert keys._refreshing is not None
+    await asyncio.wait_for(keys._refreshing, 60)
+    assert answers == []
+    assert await keys.find("rsa") is not None
+
+
+async def test_keys_that_come_while_their_absence_is_told_make_the_server_ready() -> None:
+    provider = Provider()
+    keys = provider.make_keys()
+    parts: list[bool] = []
+
+    async def on_ready(is_ready: bool) -> None:
+        if not parts:
+            await keys.start()
+        parts.append(is_ready)
+
+    await keys.report(on_ready)
+    assert parts == [False, True]
 
 
 async def test_server_that_ends_stops_asking_the_provider() -> None:

@@ -1,6 +1,10 @@
 """Numbers of a recorded step on the host, against torch in float64."""
 
+import threading
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +17,9 @@ from transformers.generation import (
 )
 
 from whence.v1.step_pb2 import StepTiming
+from whence_hooks.transformers import call as call_module
 from whence_hooks.transformers import pending
+from whence_hooks.transformers.call import RecordedCall
 from whence_hooks.transformers.measure import Layout, Scratch, StepMeter
 from whence_hooks.transformers.pending import PendingSteps
 
@@ -152,3 +158,79 @@ def test_steps_wait_no_longer_than_their_bounds(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(pending, "_MAX_BYTES", 1 << 30)
     monkeypatch.setattr(pending, "_MAX_WAIT_NS", 0)
     assert add(PendingSteps(Layout(0, 0))).is_due
+
+
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_odd_scores_warn_nobody(value: float) -> None:
+    # The service may make numpy's warnings errors.
+    steps = PendingSteps(Layout(NUM_CANDIDATES, 1))
+    scores = torch.randn(2, 777)
+    changed = scores.clone()
+    changed[0] = value
+    with np.errstate(all="raise"):
+        steps.add(make_meter([scores, changed]), torch.tensor([3, 7]), [], StepTiming())
+        ((table, _),) = steps.take()
+    assert table[1, 0] == 7
+
+
+class Outbox:
+    """A recorder that counts what it is given, and calls a function meanwhile."""
+
+    def __init__(self, on_submit: Callable[[], None] = lambda: None) -> None:
+        self.num_submitted = 0
+        self._on_submit = on_submit
+
+    def submit(self, _make: Any, _num_bytes: int) -> bool:
+        self.num_submitted += 1
+        self._on_submit()
+        return True
+
+
+def make_call(outbox: Outbox) -> RecordedCall:
+    destination: Any = SimpleNamespace(recorder=outbox, num_candidates=NUM_CANDIDATES)
+    call = RecordedCall(destination)
+    call._batch_number, call._can_wait = 1, True
+    call._layout = Layout(NUM_CANDIDATES, 0)
+    call._pending = PendingSteps(call._layout)
+    call._last_ns = time.monotonic_ns()
+    return call
+
+
+def choose_one(call: RecordedCall) -> None:
+    call.note_chosen(torch.tensor([[1, 2]]), [torch.tensor([False])])
+
+
+def test_a_flush_between_two_notes_of_a_step_leaves_its_times_positive() -> None:
+    outbox = Outbox()
+    call = make_call(outbox)
+    call.note_logits(torch.randn(1, 777))
+    choose_one(call)
+    call.note_logits(torch.randn(1, 777))
+    call.submit_pending()  # as another thread's flush does
+    assert outbox.num_submitted == 1
+    choose_one(call)
+    (step,) = call._pending._steps
+    assert step.timing.forward_ns >= 0
+    assert step.timing.select_ns >= 0
+
+
+def test_a_flush_in_a_signal_handler_does_not_wait_for_its_own_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(call_module, "_LONGEST_WAIT_S", 0.05)
+    calls: list[RecordedCall] = []
+
+    def handle_signal() -> None:
+        calls[0].submit_pending()
+
+    outbox = Outbox(handle_signal)
+    call = make_call(outbox)
+    calls.append(call)
+    call.note_logits(torch.randn(1, 777))
+    choose_one(call)
+    flushing = threading.Thread(target=call.submit_pending, daemon=True)
+    flushing.start()
+    flushing.join(60)
+    assert not flushing.is_alive()
+    assert outbox.num_submitted == 1
+    assert call.is_active

@@ -48,6 +48,8 @@ _log = logging.getLogger("whence_hooks")
 _MESSAGE_BYTES = 200
 """Estimated size of a message besides its numbers."""
 _INTERNAL, _UNKNOWN = 13, 2
+_LONGEST_WAIT_S = 2.0
+"""Time for which a flush waits for a thread that measures, in seconds."""
 
 P = ParamSpec("P")
 
@@ -261,7 +263,9 @@ class RecordedCall:
             with self._lock:
                 self._pending.add(meter, chosen, done, self._make_timing(len(chosen)))
             if self._pending.is_due:
-                self.submit_pending()
+                self._submit_pending()
+                # Measuring is no part of the next forward pass.
+                self._last_ns = time.monotonic_ns()
             return
         columns = meter.measure(chosen, rows)
         columns += [flags.to(torch.float32).reshape(-1, 1) for flags in done]
@@ -301,29 +305,40 @@ class RecordedCall:
         return timing
 
     def submit_pending(self) -> None:
-        """Measure the steps that wait, and hand them to the recorder; any thread may call."""
+        """Measure the steps that wait, and hand them to the recorder; any thread may call.
+
+        They stay where they are if another thread measures for longer than some seconds. It may
+        be the same thread: a signal's handler can run while it measures.
+        """
+        if not self._lock.acquire(timeout=_LONGEST_WAIT_S):
+            return
         try:
-            self._submit_pending()
+            self._submit_locked()
         except Exception:  # noqa: BLE001 - whatever fails here, the service goes on
             _log.exception("the record of a generation ends, as its steps cannot be measured")
             self.is_broken = True
+        finally:
+            self._lock.release()
 
     def _submit_pending(self) -> None:
+        """Measure and submit the steps that wait, in the thread that generates."""
         with self._lock:
-            tables = self._pending.take()
-            if not tables:
-                return
+            self._submit_locked()
 
-            def make() -> Iterator[RecordGenerationsRequest]:
-                messages = self._messages
-                if isinstance(messages, StepMessages):
-                    for table, timing in tables:
-                        yield from messages.make(table, timing)
+    def _submit_locked(self) -> None:
+        tables = self._pending.take()
+        if not tables:
+            return
 
-            num_bytes = sum(table.nbytes + _MESSAGE_BYTES for table, _ in tables)
-            if self._num_lost or not self._destination.recorder.submit(make, num_bytes):
-                self._num_lost += len(tables)
-            self._last_ns = time.monotonic_ns()
+        def make() -> Iterator[RecordGenerationsRequest]:
+            messages = self._messages
+            if isinstance(messages, StepMessages):
+                for table, timing in tables:
+                    yield from messages.make(table, timing)
+
+        num_bytes = sum(table.nbytes + _MESSAGE_BYTES for table, _ in tables)
+        if self._num_lost or not self._destination.recorder.submit(make, num_bytes):
+            self._num_lost += len(tables)
 
     def _submit(self, table: HostTable, kept: HostTable | None, batch_size: int) -> None:
         timing = self._make_timing(batch_size)
@@ -345,7 +360,11 @@ class RecordedCall:
         """End the batch, with the error that `generate` raised if it did."""
         if self._batch_number == 0:
             return
-        self.submit_pending()
+        try:
+            self._submit_pending()
+        except Exception:  # noqa: BLE001 - whatever fails here, the service goes on
+            _log.exception("the record of a generation ends, as its steps cannot be measured")
+            self.is_broken = True
         outcome = None
         if not self._num_lost and error is None:
             try:

@@ -130,6 +130,7 @@ class HostMeter:
             measured.candidates[:] = _find_largest(stages[0], measured.candidates.shape[1])
 
 
+@np.errstate(all="ignore")  # scores of -inf
 def make_table(measured: Measured, stages: list[Floats], token_ids: Ids, rows: Ids) -> Floats:
     """Return the table of some choices: float32 [C, n], in the order of the layout's columns.
 

@@ -1,6 +1,7 @@
 """Public keys of an identity provider (RFC 7517), from a file or over HTTPS."""
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -92,6 +93,8 @@ class KeySet:
         if not self._keys:
             self._on_ready = on_ready
             await on_ready(False)
+            if self._keys:  # They came meanwhile, and True may have been told before False.
+                await on_ready(True)
 
     async def find(self, key_id: str) -> jwt.PyJWK | None:
         """Return a key; None if the provider has none of this id.
@@ -137,6 +140,9 @@ class KeySet:
                 self._keys = await self._read()
             except ConfigurationError as again:
                 error = again
+            except Exception as unexpected:  # noqa: BLE001 - without keys, the server would stay NOT_SERVING
+                _log.exception("%s %s: the keys cannot be read", FLAG, self._source)
+                error = ConfigurationError(f"{FLAG} {self._source}: {unexpected!r}")
         self._fetched_s = self._clock()
         _log.warning("%s %s: the keys are there", FLAG, self._source)
         if self._on_ready is not None:
@@ -178,11 +184,13 @@ def parse_keys(content: bytes) -> Keys:
         ValueError: no key is left.
     """
     try:
-        found = jwt.PyJWKSet.from_json(content.decode())
-    except (ValueError, jwt.PyJWTError):
+        found = jwt.PyJWKSet.from_dict(json.loads(content.decode()))
+    except (ValueError, TypeError, AttributeError, RecursionError, jwt.PyJWTError):
         raise ValueError("holds no JWK set with usable keys (RFC 7517)") from None
     keys = {
-        key.key_id: key for key in found.keys if key.key_id and key.algorithm_name in ALGORITHMS
+        key.key_id: key
+        for key in found.keys
+        if isinstance(key.key_id, str) and key.key_id and key.algorithm_name in ALGORITHMS
     }
     if not keys:
         raise ValueError(
