@@ -31,6 +31,7 @@ from whence_server.domain.errors import (
 from whence_server.journal.journal import Journal
 from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.rows import ListFilter
+from whence_server.journal.sealing.key_copies import copy_keys
 from whence_server.journal.sealing.key_database import KeyDatabase
 from whence_server.journal.verify import verify_journal
 
@@ -250,6 +251,16 @@ async def test_key_that_cannot_be_destroyed_yet_is_destroyed_later_or_at_the_nex
     await (await Journal.open(crashed, sealing=options)).close()
     assert list_keys(crashed).keys() == {SECOND, RUNNING}
     assert find(crashed) == []
+
+
+async def test_copied_keys_keep_the_marks_of_deletions(data_dir, tmp_path):
+    database = KeyDatabase(data_dir / "keys.db")
+    database.doom([FIRST])
+    database.close()
+    assert copy_keys(data_dir / "keys.db", tmp_path / "copied.db") == 3
+    database = KeyDatabase(tmp_path / "copied.db")
+    assert database.list_doomed() == [FIRST]
+    database.close()
 
 
 async def test_crash_before_the_deletion_is_on_record_keeps_the_key(data_dir, options):

@@ -252,25 +252,6 @@ async def test_statistics_sample_neither_keys_nor_content(filled):
     assert not sampled & {"wrapped", "value", "payload", "secret", "prompt_preview", "text_preview"}
 
 
-async def test_compact_removes_destroyed_keys_from_the_tables_files(postgres, pair, url, capsys):
-    a, _ = pair
-    for number in range(20):
-        whole(a, f"g {number}", 1)
-    await a.flush()
-    wrapped = dict(ask(url, "SELECT convert_from(generation_id, 'UTF8'), wrapped FROM data_keys"))
-    await a.delete("g 7")
-    ask_nothing(url, "CHECKPOINT")
-    assert wrapped["g 7"][12:28] in postgres.read_files("base")
-    assert await asyncio.to_thread(main, ["compact", "--journal", url]) == 0
-    ask_nothing(url, "CHECKPOINT")
-    files = postgres.read_files("base")
-    assert wrapped["g 7"][12:28] not in files
-    assert wrapped["g 8"][12:28] in files
-    assert " before, " in capsys.readouterr().out
-    assert await asyncio.to_thread(main, ["compact", "--journal", url, "--full"]) == 2
-    assert "is using database" in capsys.readouterr().err
-
-
 def ask_nothing(url, statement):
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement)

@@ -1,10 +1,17 @@
 """Retention's commands on a journal in PostgreSQL: the plan of a policy, and VACUUM."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from whence_server.domain.errors import ConfigurationError, JournalError
+from psycopg.errors import Diagnostic, LockNotAvailable
+
+from whence_server.domain.errors import (
+    ConfigurationError,
+    JournalError,
+    JournalUnwritableError,
+)
 from whence_server.domain.retention import RetentionPolicy, spell_size
 from whence_server.journal.moving.tables import list_tables
 from whence_server.journal.postgres.connection import PostgresConnection
@@ -18,6 +25,13 @@ from whence_server.journal.sealing.content_check import KeysToVerify
 _SIZE = "SELECT coalesce(sum(pg_total_relation_size(to_regclass(it::text))), 0)::bigint FROM "
 _LOGS = "SELECT writer, encode(writer_id, 'hex') FROM writers ORDER BY writer"
 _KEYS = ("data_keys", "facts")
+_USERS = """
+    SELECT DISTINCT l.pid::bigint, a.application_name FROM pg_locks l
+    JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.relation = to_regclass(convert_from(?, 'UTF8')) AND l.granted
+        AND l.pid <> pg_backend_pid()
+"""
+_LONGEST_WAIT_S, _PAUSE_S = 60.0, 1.0
 
 
 def plan_database(
@@ -53,10 +67,19 @@ class VacuumReport:
 
     size_before: int
     size_after: int
+    has_keys: bool
+    """True if the tables of keys are in this database; they were written anew."""
 
     def describe(self) -> Iterator[str]:
         """Yield the lines for people."""
         yield f"{spell_size(self.size_before)} before, {spell_size(self.size_after)} after"
+        if self.has_keys:
+            yield "the tables of keys are written anew: no file of them holds a destroyed key"
+        else:
+            yield (
+                "no keys are in this database: if --journal-keys names another one, run `VACUUM "
+                "FULL data_keys` there"
+            )
 
 
 def compact_database(url: str, *, full: bool = False) -> VacuumReport:
@@ -68,8 +91,9 @@ def compact_database(url: str, *, full: bool = False) -> VacuumReport:
             are written anew in any case: they are small, and old files hold destroyed keys.
 
     Raises:
-        ConfigurationError: the database cannot be used, belongs to another user, or a server uses
-            it and `full` is set.
+        ConfigurationError: the database cannot be used, PostgreSQL leaves a table as it is
+            because it belongs to another user, another session keeps the tables of keys in use,
+            or a server uses the database and `full` is set.
     """
     with _connected(url) as connection:
         check_version(connection)
@@ -78,11 +102,60 @@ def compact_database(url: str, *, full: bool = False) -> VacuumReport:
         tables = [table.name for table in list_tables()] + ["leases", "errands", "taken_ids"]
         keys = [name for name in _KEYS if _exists(connection, name)]
         size_before = _measure(connection, tables + keys)
+        warnings = _collect_warnings(connection)
         for name in tables:
             connection.execute(f"VACUUM ({'FULL, ' if full else ''}ANALYZE) {name}")
         for name in keys:
+            _rewrite(connection, name)
+        # PostgreSQL skips the tables of others, and calls that a success.
+        if warnings:
+            raise ConfigurationError(
+                f"the database is not compacted: {warnings[0]}; run this command as the owner of "
+                "the journal's tables"
+            )
+        return VacuumReport(size_before, _measure(connection, tables + keys), bool(keys))
+
+
+def _collect_warnings(connection: PostgresConnection) -> list[str]:
+    """Return a list to which the texts of PostgreSQL's warnings are added from now on."""
+    warnings: list[str] = []
+
+    def note(diagnostic: Diagnostic) -> None:
+        if diagnostic.severity_nonlocalized == "WARNING":
+            warnings.append(diagnostic.message_primary or "")
+
+    connection.execute("SELECT set_config('client_min_messages', 'warning', false)")
+    connection.raw.add_notice_handler(note)
+    return warnings
+
+
+def _rewrite(connection: PostgresConnection, name: str) -> None:
+    """Write a table anew; servers that use it wait for a moment at most.
+
+    Who waits for the table's lock lets nobody pass, so a long transaction of a third session, a
+    backup's for example, would stop every server.
+
+    Raises:
+        ConfigurationError: another session keeps the table in use.
+    """
+    give_up_s = time.monotonic() + _LONGEST_WAIT_S
+    connection.execute("SELECT set_config('lock_timeout', '2s', false)")
+    while True:
+        try:
             connection.execute(f"VACUUM (FULL, ANALYZE) {name}")
-        return VacuumReport(size_before, _measure(connection, tables + keys))
+        except JournalUnwritableError as error:
+            if not isinstance(error.__cause__, LockNotAvailable):
+                raise
+            if time.monotonic() >= give_up_s:
+                users = connection.execute(_USERS, (name,)).fetchall()
+                listed = ", ".join(f"{pid} ({who or 'without a name'})" for pid, who in users)
+                raise ConfigurationError(
+                    f"table {name} cannot be written anew while other sessions use it: "
+                    f"{listed or 'they have just ended'}; run this command again after them"
+                ) from None
+            time.sleep(_PAUSE_S)
+        else:
+            return
 
 
 def _exists(connection: PostgresConnection, name: str) -> bool:

@@ -1,12 +1,14 @@
 """Tables of a journal in PostgreSQL: those of every journal, and those for several servers."""
 
-from contextlib import suppress
+import logging
 
 from whence_server.domain.entries import EntryKind
-from whence_server.domain.errors import JournalError
+from whence_server.domain.errors import JournalError, JournalUnreachableError
 from whence_server.journal.postgres.connection import PostgresConnection
-from whence_server.journal.postgres.errors import translate_errors
+from whence_server.journal.postgres.errors import explain_for_operators, translate_errors
 from whence_server.journal.schema import migrate
+
+_log = logging.getLogger(__name__)
 
 # Any fixed number: servers that start at the same time take their turns.
 _LOCK = 0x77686E6365
@@ -54,6 +56,13 @@ _SAMPLED = """
         AND attname IN ('payload', 'secret', 'prompt_preview', 'text_preview', 'labels')
         AND coalesce(attstattarget, -1) <> 0
 """
+_SAMPLES = """
+    SELECT c.oid::regclass::text, s.attname::text FROM pg_stats s
+    JOIN pg_class c ON c.relname = s.tablename
+    JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = s.schemaname
+    WHERE c.oid IN ('entries'::regclass, 'generations'::regclass)
+        AND s.attname IN ('payload', 'secret', 'prompt_preview', 'text_preview', 'labels')
+"""
 
 
 def prepare_schema(connection: PostgresConnection) -> None:
@@ -84,7 +93,23 @@ def _index_audit(connection: PostgresConnection) -> None:
 
 
 def _keep_content_out_of_statistics(connection: PostgresConnection) -> None:
-    for table, column in connection.execute(_SAMPLED).fetchall():
-        # The tables may belong to another role.
-        with suppress(JournalError):
+    """Let the planner sample no content, and drop the samples of earlier versions."""
+    # Servers wait behind a statement that waits for a table, for example behind a backup.
+    connection.execute("SELECT set_config('lock_timeout', '2s', false)")
+    try:
+        for table, column in connection.execute(_SAMPLED).fetchall():
             connection.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS 0")
+        for table, column in connection.execute(_SAMPLES).fetchall():
+            # The type stays the same: no row is written anew, and the samples go.
+            connection.execute(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE BYTEA")
+    except JournalUnreachableError:
+        raise
+    except JournalError as error:
+        # The tables may belong to another role, or be in use.
+        _log.warning(
+            "PostgreSQL's statistics may hold samples of content: %s; the next start tries again, "
+            "and the tables' owner can run ALTER TABLE ... SET STATISTICS 0",
+            explain_for_operators(error),
+        )
+    if not connection.is_broken:
+        connection.execute("SELECT set_config('lock_timeout', '0', false)")

@@ -13,6 +13,8 @@ _FACTS = (MASTER, JOURNAL, LABEL_KEY)
 def copy_keys(source: KeyPlace, target: KeyPlace) -> int:
     """Copy all keys as they are, wrapped, to a database without keys; return their number.
 
+    The marks of deletions that were interrupted are copied too: the next start ends these.
+
     Raises:
         ConfigurationError: a place cannot be used, the target has keys, or a generation has
             several.
@@ -21,9 +23,11 @@ def copy_keys(source: KeyPlace, target: KeyPlace) -> int:
     read = open_keys(source, read_only=True)
     try:
         facts, keys = _read(read)
+        # Later than the keys: a mark that is set meanwhile is not missed.
+        doomed = set(read.list_doomed())
         written = open_keys(target, create=True)
         try:
-            _write(written, facts, keys)
+            _write(written, facts, keys, doomed)
         finally:
             written.close()
     finally:
@@ -48,13 +52,16 @@ def _read(database: KeyStore) -> tuple[dict[str, bytes], list[WrappedKey]]:
     return facts, keys
 
 
-def _write(database: KeyStore, facts: dict[str, bytes], keys: list[WrappedKey]) -> None:
+def _write(
+    database: KeyStore, facts: dict[str, bytes], keys: list[WrappedKey], doomed: set[str]
+) -> None:
     def change(rows: KeyRows) -> bool:
         if rows.get_fact(MASTER) is not None:
             raise ConfigurationError(f"{database.name} has keys already: choose another place")
         for name, value in facts.items():
             rows.set_fact(name, value)
         rows.insert(keys)
+        rows.set_doomed(doomed, doomed=True)
         return True
 
     database.write(change, exclusive=True)
