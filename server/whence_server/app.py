@@ -41,7 +41,7 @@ from whence_server.journal.journal import Journal
 from whence_server.journal.open_store import choose_store
 from whence_server.journal.recorded_vocabularies import RecordedVocabularies
 from whence_server.journal.rows import Durability
-from whence_server.journal.sealing.opening import SealingOptions
+from whence_server.journal.sealing.opening import KEYS_BESIDE_JOURNAL, SealingOptions
 from whence_server.journal.vocabularies import Vocabularies
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
@@ -123,8 +123,11 @@ async def _serve_with(
         settings.data_dir,
         durability=durability,
         patience_s=patience_s,
+        read_patience_s=settings.journal_patience,
         sealing=_make_sealing(settings),
         open_store=choose_store(settings.journal, settings.journal_lease),
+        # From the first moment: other servers may have left deletions to do.
+        holds=settings.retention_policy.holds,
     )
     try:
         proof = sign_generations(settings, journal)
@@ -182,6 +185,8 @@ def _make_sealing(settings: ServeConfig) -> SealingOptions | None:
     if settings.journal_key is None:
         return None
     place = settings.journal_keys or settings.journal
+    if place is not None and place == settings.journal:
+        _log.warning(KEYS_BESIDE_JOURNAL)
     return SealingOptions(settings.journal_key, place, copy_environment())
 
 

@@ -64,6 +64,7 @@ class Takeovers:
         self._policy = policy
         self._sweeper = sweeper
         self._sweep_at_s = time.monotonic() + _FIRST_SWEEP_S
+        self._sweep: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._finishing: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -86,9 +87,7 @@ class Takeovers:
                 while (taken := await self._journal.take_over()) is not None:
                     _log.warning("took over log %s, which its server left", taken.id.hex())
                     self._begin(self._finish(taken), "takeover")
-                if self._policy.deletes and time.monotonic() >= self._sweep_at_s:
-                    self._sweep_at_s = time.monotonic() + _SWEEP_S
-                    self._begin(self._sweep_idle(), "idle-sweep")
+                self._sweep_if_due()
             except JournalUnwritableError as error:
                 _log.debug("no log can be taken over at present: %s", error)
             except WhenceError as error:
@@ -98,20 +97,36 @@ class Takeovers:
                 async with asyncio.timeout(lease_s / _LOOKS_PER_LEASE):
                     await self._stopping.wait()
 
+    def _sweep_if_due(self) -> None:
+        """Begin a sweep, unless the one before still runs: it may wait for a collector."""
+        is_running = self._sweep is not None and not self._sweep.done()
+        if self._policy.deletes and not is_running and time.monotonic() >= self._sweep_at_s:
+            self._sweep_at_s = time.monotonic() + _SWEEP_S
+            self._sweep = self._begin(self._sweep_idle(), "idle-sweep")
+
     async def _sweep_idle(self) -> None:
         """Take the logs that no server holds, one after the other: each needs connections."""
         try:
-            for writer in await self._journal.sharing.list_idle_logs():
-                taken = None if self._stopping.is_set() else await self._journal.take_idle(writer)
-                if taken is not None:
-                    await self._finish(taken)
+            writers = await self._journal.sharing.list_idle_logs()
         except WhenceError as error:
-            _log.error("a log that no server holds cannot be swept: %s", error)
+            _log.error("the logs that no server holds cannot be listed: %s", error)
+            return
+        for writer in writers:
+            if self._stopping.is_set():
+                return
+            try:
+                taken = await self._journal.take_idle(writer)
+            except WhenceError as error:
+                _log.error("a log that no server holds cannot be swept: %s", error)
+                continue
+            if taken is not None:
+                await self._finish(taken)
 
-    def _begin(self, work: Coroutine[None, None, None], name: str) -> None:
+    def _begin(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
+        return task
 
     async def _finish(self, journal: Journal) -> None:
         """Finish a log until the server stops, and close it in any case."""
@@ -142,7 +157,6 @@ class Takeovers:
     async def _export(self, journal: Journal) -> None:
         """Close what is open in a log, do its errands, and export it to its end."""
         followers = self._make_followers(journal)
-        # Before the errands, which must not delete what is held.
         clock = None if self._sweeper is None else self._sweeper.clock
         sweeper = journal.make_sweeper(self._policy, followers, clock)
         try:

@@ -35,7 +35,7 @@ class Database:
 
 
 def make_patience(patience_s=3_600.0, check=lambda: None):
-    return Patience(SimpleNamespace(patience_s=patience_s, check=check))
+    return Patience(SimpleNamespace(check=check), patience_s)
 
 
 async def test_a_read_waits_for_the_database():
@@ -90,3 +90,45 @@ async def test_nobody_waits_for_a_journal_that_is_lost():
     is_lost = True
     with pytest.raises(JournalLostError):
         await reading
+
+
+async def test_nobody_asks_beside_the_stream_that_asks():
+    patience, database = make_patience(), Database()
+    first = asyncio.ensure_future(patience.read(database.read))
+    await wait_until(lambda: database.num_reads > 1)
+    database.most_at_once = 0
+    asked = database.num_reads
+    # Streams that look for the first time too.
+    readings = [asyncio.ensure_future(patience.read(database.read)) for _ in range(20)]
+    await wait_until(lambda: database.num_reads >= asked + 3)
+    assert database.most_at_once == 1
+    assert database.num_reads < asked + 10
+    database.is_away = False
+    assert await asyncio.gather(first, *readings) == ["read"] * 21
+
+
+async def test_streams_read_at_once_when_the_database_is_back():
+    patience, database = make_patience(), Database()
+    readings = [asyncio.ensure_future(patience.read(database.read)) for _ in range(10)]
+    await wait_until(lambda: database.num_reads > 10)
+    waiting = asyncio.Event()
+
+    async def read():
+        waiting.set()
+        await asyncio.Event().wait()
+
+    database.is_away = False
+    await asyncio.gather(*readings)
+    # A read that takes long holds no other up.
+    long = asyncio.ensure_future(patience.read(read))
+    await waiting.wait()
+    assert await patience.read(database.read) == "read"
+    long.cancel()
+
+
+async def test_a_database_without_patience_is_asked_each_time():
+    patience, database = make_patience(0.0), Database()
+    with pytest.raises(JournalUnreachableError):
+        await patience.read(database.read)
+    database.is_away = False
+    assert await patience.read(database.read) == "read"

@@ -2,11 +2,15 @@
 
 import asyncio
 import gc
+from types import SimpleNamespace
 
 import pytest
 
-from whence_server.domain.errors import JournalUnreachableError
+from whence_server.domain.errors import JournalError, JournalUnreachableError
+from whence_server.journal.patience import Patience
+from whence_server.journal.readers import Readers
 from whence_server.journal.sharing.log_ends import LogEnds
+from whence_server.journal.sharing.logs import follow_logs
 from whence_server.journal.store import LogEnd
 
 
@@ -80,3 +84,25 @@ async def test_the_end_leaves_no_look_up_behind():
     assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2
     gc.collect()  # A task that nobody awaited would be reported here.
     assert len(look.answers) == 1
+
+
+async def test_a_watch_ends_with_words_when_a_log_is_shorter_than_it_was():
+    async def read_ends():
+        return [LogEnd(1, bytes(16), 7)]
+
+    def read_log(_writer, _after, *, limit, max_bytes):
+        return []  # A standby that lacks the newest entries has become the primary.
+
+    readers = Readers()
+    batches = follow_logs(
+        SimpleNamespace(read_log=read_log),
+        SimpleNamespace(read=read_ends),
+        readers,
+        Patience(SimpleNamespace(check=lambda: None), 60.0),
+        asyncio.Event().wait,
+        reached={bytes(16): 5},
+        max_batch_bytes=1,
+    )
+    with pytest.raises(JournalError, match="ended at entry 7 and ends before it now"):
+        await anext(batches)
+    await readers.close()

@@ -1,6 +1,7 @@
 """Streams and watches of another server's generation wait while the database is away."""
 
 import asyncio
+import math
 import subprocess
 from contextlib import asynccontextmanager, suppress
 
@@ -14,9 +15,12 @@ from whence_server.rpc.watch_positions import read_positions
 
 
 @asynccontextmanager
-async def open_journal(url, directory, patience_s):
+async def open_journal(url, directory, patience_s, read_patience_s):
     journal = await Journal.open(
-        directory, patience_s=patience_s, open_store=lambda *_: PostgresStore(url, 60.0)
+        directory,
+        patience_s=patience_s,
+        read_patience_s=read_patience_s,
+        open_store=lambda *_: PostgresStore(url, 60.0),
     )
     try:
         yield journal
@@ -27,10 +31,10 @@ async def open_journal(url, directory, patience_s):
 @pytest.fixture
 async def pair(request, postgres, tmp_path):
     """Two servers' journals; the database runs again after the test."""
-    url, patience_s = postgres.make_journal_url(str(tmp_path)), request.param
+    url, patience = postgres.make_journal_url(str(tmp_path)), request.param
     async with (
-        open_journal(url, tmp_path / "a", patience_s) as a,
-        open_journal(url, tmp_path / "b", patience_s) as b,
+        open_journal(url, tmp_path / "a", *patience) as a,
+        open_journal(url, tmp_path / "b", *patience) as b,
     ):
         yield a, b
         with suppress(subprocess.CalledProcessError):  # it is stopped already
@@ -38,7 +42,7 @@ async def pair(request, postgres, tmp_path):
         await asyncio.to_thread(postgres.start)
 
 
-@pytest.mark.parametrize("pair", [3_600.0], indirect=True)
+@pytest.mark.parametrize("pair", [(3_600.0, None)], indirect=True)
 async def test_a_stream_and_a_watch_wait_and_go_on(postgres, pair):
     a, b = pair
     create(a, "g")
@@ -61,7 +65,8 @@ async def test_a_stream_and_a_watch_wait_and_go_on(postgres, pair):
     await watch.aclose()
 
 
-@pytest.mark.parametrize("pair", [0.5], indirect=True)
+# The second pair is that of `--record-failure open`, whose engine waits for nothing.
+@pytest.mark.parametrize("pair", [(0.5, None), (math.inf, 0.5)], indirect=True)
 async def test_a_stream_and_a_watch_end_after_the_patience(postgres, pair):
     a, b = pair
     create(a, "g")

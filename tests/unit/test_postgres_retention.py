@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from contextlib import asynccontextmanager
 
 import psycopg
@@ -36,9 +37,9 @@ def url(postgres, tmp_path):
 
 
 @asynccontextmanager
-async def server(url, directory, lease_s=60.0, sealing=None):
+async def server(url, directory, lease_s=60.0, sealing=None, holds=()):
     journal = await Journal.open(
-        directory, open_store=lambda *_: PostgresStore(url, lease_s), sealing=sealing
+        directory, open_store=lambda *_: PostgresStore(url, lease_s), sealing=sealing, holds=holds
     )
     try:
         yield journal
@@ -105,6 +106,42 @@ async def test_a_hold_binds_who_asks_at_another_server_and_a_log_without_a_serve
             await a.delete(name(5))
         await takeovers.close()
         assert await list_kept(a, [2, 5]) == [2, 5]
+
+
+@pytest.mark.parametrize("form", ["clear", "sealed"])
+async def test_a_hold_binds_an_errand_that_waits_for_the_start_of_its_logs_server(
+    url, tmp_path, form
+):
+    sealing = make_options(tmp_path / "key", JournalUrl(url)) if form == "sealed" else None
+    await fill_two_logs(url, tmp_path, sealing)
+    async with server(url, tmp_path / "a", sealing=sealing) as a:
+        ask_deletion, outcome = a._store.ask_deletion, None
+        writers = {await a.sharing.find_other_writer(name(5))}
+        number = await asyncio.to_thread(ask_deletion, *writers, name(5), "bob")
+        async with server(url, tmp_path / "b", sealing=sealing, holds=POLICY.holds):
+            async with asyncio.timeout(60):
+                while outcome is None:
+                    outcome = await asyncio.to_thread(a._store.read_outcome, number)
+        assert outcome == "GENERATION_HELD matter=*"
+        assert await list_kept(a, [2, 5]) == [2, 5]
+
+
+async def test_a_new_replica_with_a_wrong_clock_deletes_nothing_of_the_others(
+    url, tmp_path, monkeypatch
+):
+    await fill_two_logs(url, tmp_path, days=100)
+    monkeypatch.setattr(takeover_module, "_FIRST_SWEEP_S", 0.0)
+    async with server(url, tmp_path / "a") as a, server(url, tmp_path / "b") as b:
+        async with server(url, tmp_path / "c") as c:
+            for journal in (a, b):
+                await journal.sharing.give_back()
+            sweeper = c.make_sweeper(POLICY)
+            sweeper._wall = lambda: time.time_ns() + 365 * DAY_S * 10**9
+            await sweeper.sweep()
+            takeovers = Takeovers(c, lambda _: {}, POLICY, sweeper)
+            await takeovers._sweep_idle()
+            # Two are older than 180 days by the right clock too, and one of them is held.
+            assert await list_kept(c, range(1, 7)) == [2, 3, 5, 6]
 
 
 @pytest.mark.parametrize("form", ["clear", "sealed"])
@@ -190,7 +227,9 @@ async def test_compact_gives_space_back(url, tmp_path, capsys):
     ((before,),) = ask(url, size)
     assert before > 20 * 50 * 2_000
     assert await asyncio.to_thread(main, [*compact, "--full"]) == 0
-    assert capsys.readouterr().out.count(" before, ") == 2
+    said = capsys.readouterr().out
+    assert said.count(" before, ") == 2
+    assert said.count("no keys are in this database: if --journal-keys names another one") == 2
     ((after,),) = ask(url, size)
     assert after < before / 2
     assert ask(url, "SELECT count(*) FROM generations WHERE deleted = 0") == [(1,)]

@@ -201,3 +201,57 @@ async def test_a_generation_in_a_log_without_a_server_is_deleted(url, tmp_path):
         with pytest.raises(GenerationNotFoundError, match="deleted"):
             await b.get(FIRST)
         await takeovers.close()
+
+
+def fail_for(monkeypatch, *writers):
+    """Let the logs of some writers be damaged."""
+    load_state = PostgresStore.load_state
+
+    def load(self):
+        if self.writer in writers:
+            raise ConfigurationError(f"the journal of writer {self.writer} is damaged")
+        return load_state(self)
+
+    monkeypatch.setattr(PostgresStore, "load_state", load)
+
+
+async def test_a_damaged_log_does_not_keep_others_from_being_taken_over(
+    url, tmp_path, monkeypatch, caplog
+):
+    async with server(url, tmp_path / "a", LEASE_S) as a:
+        async with server(url, tmp_path / "b") as b, server(url, tmp_path / "c") as c:
+            for journal, generation in ((b, "g"), (c, "h")):
+                whole(journal, generation)
+                await journal.flush()
+            first, second = b._store.writer, c._store.writer
+        assert first < second
+        fail_for(monkeypatch, first)
+        takeovers = Takeovers(a, lambda _: {})
+        takeovers.start()
+        with psycopg.connect(url, autocommit=True) as connection:
+            free = "SELECT writer FROM leases WHERE holder IS NULL"
+            await wait_until(lambda: connection.execute(free).fetchall() == [(second,)])
+        await takeovers.close()
+    assert f"log number {first} cannot be taken over" in caplog.text
+
+
+async def test_a_server_starts_beside_a_damaged_log(url, tmp_path, monkeypatch, caplog):
+    async with server(url, tmp_path / "a") as a, server(url, tmp_path / "b") as b:
+        writers = [journal._store.writer for journal in (a, b)]
+    fail_for(monkeypatch, writers[0])
+    async with server(url, tmp_path / "c") as c:
+        assert c._store.writer == writers[1]
+        whole(c, "g")
+        async with server(url, tmp_path / "d") as d:
+            assert d._store.writer > writers[1]
+    assert f"log number {writers[0]}: the journal of writer" in caplog.text
+
+
+async def test_a_server_does_not_make_logs_without_an_end(url, tmp_path, monkeypatch):
+    fail_for(monkeypatch, *range(1, 100))
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        async with server(url, tmp_path / "a"):
+            pass
+    with psycopg.connect(url) as connection:
+        ((number,),) = connection.execute("SELECT count(*) FROM writers").fetchall()
+    assert number < 20

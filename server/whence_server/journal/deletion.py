@@ -41,9 +41,14 @@ class Deletion:
     """
 
     def __init__(
-        self, log: Log, store: Store, readers: Readers, find_key_id: Callable[[str], bytes]
+        self,
+        log: Log,
+        store: Store,
+        readers: Readers,
+        find_key_id: Callable[[str], bytes],
+        holds: tuple[LabelPattern, ...] = (),
     ) -> None:
-        self.holds: tuple[LabelPattern, ...] = ()
+        self.holds = holds
         self._log = log
         self._store = store
         self._readers = readers

@@ -21,12 +21,14 @@ BATCH_ENTRIES = 1_024
 class Following:
     """Readers that follow one log; its methods are those of `Journal`."""
 
-    def __init__(self, log: Log, store: Store, readers: Readers, sharing: Sharing) -> None:
+    def __init__(
+        self, log: Log, store: Store, readers: Readers, sharing: Sharing, patience: Patience
+    ) -> None:
         self._log = log
         self._store = store
         self._readers = readers
         self._sharing = sharing
-        self._patience = Patience(log.writer)
+        self._patience = patience
 
     def follow(
         self, generation_id: str, after_offset: int = 0, max_batch_bytes: int = BATCH_BYTES

@@ -1,7 +1,7 @@
 """The journal's interface for the event loop: append, follow, read, delete, verify."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from whence_server.domain.errors import (
     GenerationRunningError,
     JournalError,
 )
-from whence_server.domain.retention import RetentionPolicy
+from whence_server.domain.retention import LabelPattern, RetentionPolicy
 from whence_server.journal.attesting import Signing
 from whence_server.journal.audit_log import AuditLog
 from whence_server.journal.chain import ChainReport, ChainWalk, Origin
@@ -21,9 +21,10 @@ from whence_server.journal.following import BATCH_BYTES, BATCH_ENTRIES, Followin
 from whence_server.journal.log import Log
 from whence_server.journal.lookup import Lookup
 from whence_server.journal.opening import open_directory
+from whence_server.journal.patience import Patience
 from whence_server.journal.readers import Readers
 from whence_server.journal.retention.clock import RetentionClock
-from whence_server.journal.retention.spelling import spell_policy
+from whence_server.journal.retention.spelling import spell_holds, spell_policy
 from whence_server.journal.retention.store import RetentionStore
 from whence_server.journal.retention.sweeper import Sweeper, SweptJournal
 from whence_server.journal.rows import (
@@ -77,6 +78,8 @@ class Journal:
         patience_s: float,
         release: Callable[[], None],
         forms: Forms = CLEAR_FORMS,
+        holds: Sequence[LabelPattern] = (),
+        read_patience_s: float | None = None,
     ) -> None:
         """Join a store and its state; call `release` after the journal is closed."""
         self._store = store
@@ -94,11 +97,16 @@ class Journal:
         self.forms = forms
         self._cursors = dict(state.cursors)
         self._readers = Readers()
-        self.sharing = Sharing(store, self._log, self._readers, self.delete)
-        self._following = Following(self._log, store, self._readers, self.sharing)
         self._lookup = Lookup(self._log, store, self._readers)
         self.signing = Signing(self._log, self._lookup)
-        self._deletion = Deletion(self._log, store, self._readers, forms.find_key_id)
+        stored_holds = spell_holds(holds, forms.spell_label)
+        self._deletion = Deletion(self._log, store, self._readers, forms.find_key_id, stored_holds)
+        # It does errands, which are deletions, from now on.
+        patience = Patience(
+            self._log.writer, patience_s if read_patience_s is None else read_patience_s
+        )
+        self.sharing = Sharing(store, self._log, self._readers, self.delete, patience)
+        self._following = Following(self._log, store, self._readers, self.sharing, patience)
         self.audit = AuditLog(self._log, store, self._readers)
         self.tree = Tree(self._log, store, self._readers)
         self.stored = StoredBytes(store, self._readers, self._lookup.flush_pending)
@@ -112,6 +120,8 @@ class Journal:
             tail_entries=tail_entries,
             patience_s=patience_s,
             forms=forms,
+            holds=holds,
+            read_patience_s=read_patience_s,
         )
 
     @classmethod
@@ -126,6 +136,8 @@ class Journal:
         patience_s: float = DEFAULT_PATIENCE_S,
         open_store: Callable[[Path, Durability], Store] | None = None,
         sealing: SealingOptions | None = None,
+        holds: Sequence[LabelPattern] = (),
+        read_patience_s: float | None = None,
     ) -> "Journal":
         """Open the log in a directory; create both if they do not exist.
 
@@ -139,6 +151,9 @@ class Journal:
                 generation get an error.
             open_store: opens the database at a path; called in a thread. None: SQLite.
             sealing: keys by which content is encrypted; None to store it in clear.
+            holds: labels of generations that nothing deletes, in this log or one that is taken.
+            read_patience_s: seconds for which streams wait for the database if it cannot be read;
+                None for `patience_s`.
 
         Raises:
             ConfigurationError: another server uses the directory, its database is not a journal or
@@ -157,6 +172,8 @@ class Journal:
             patience_s=patience_s,
             release=lock.release,
             forms=forms,
+            holds=holds,
+            read_patience_s=read_patience_s,
         )
 
     async def take_over(self) -> "Journal | None":
@@ -390,7 +407,7 @@ class Journal:
         if is_idle or not isinstance(store, RetentionStore):
             return None
         stored_policy = spell_policy(policy, self.forms.spell_label)
-        self._deletion.holds = tuple(dict.fromkeys((*policy.holds, *stored_policy.holds)))
+        self._deletion.holds = spell_holds(policy.holds, self.forms.spell_label)
         swept = SweptJournal(
             self._log,
             store,

@@ -143,7 +143,8 @@ def parse_url(url: str) -> dict[str, Any]:
         given = psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.Error:
         raise ConfigurationError(
-            "--journal is not a URL of PostgreSQL: write postgresql://USER@HOST:PORT/DATABASE"
+            "the address of a database is no URL of PostgreSQL: write "
+            "postgresql://USER@HOST:PORT/DATABASE in --journal, --journal-keys, --from or --to"
         ) from None
     return {name: value for name, value in given.items() if value is not None}
 

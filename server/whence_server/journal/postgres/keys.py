@@ -7,6 +7,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from whence_server.domain.errors import ConfigurationError, JournalError, JournalUnreachableError
 from whence_server.journal.postgres.connection import PostgresConnection, close_on_error
 from whence_server.journal.postgres.errors import explain_for_operators, translate_errors
+from whence_server.journal.postgres.reachability import Reachability
 from whence_server.journal.sealing.key_store import KeyRows, KeyWrites, WrappedKey
 
 P = ParamSpec("P")
@@ -54,6 +55,7 @@ class PostgresKeys(KeyWrites):
         self._url = url
         self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
         self._reading: PostgresConnection | None = None
+        self._reachability = Reachability()
         try:
             connection = self._connect_to_write()
             with close_on_error(connection):
@@ -115,7 +117,7 @@ class PostgresKeys(KeyWrites):
 
     def _get_rows(self) -> KeyRows:
         if self._reading is None or self._reading.is_broken:
-            self._reading = PostgresConnection(self._url)
+            self._reading = self._reachability.connect(lambda: PostgresConnection(self._url))
         return KeyRows(self._reading, _UNIQUE)
 
     # ---- writing ----
@@ -146,7 +148,7 @@ class PostgresKeys(KeyWrites):
         return self._writing
 
     def _connect_to_write(self) -> PostgresConnection:
-        connection = PostgresConnection(self._url)
+        connection = self._reachability.connect(lambda: PostgresConnection(self._url))
         with close_on_error(connection):
             # A key must survive whatever the entries that it encrypts survive.
             connection.execute(

@@ -37,7 +37,7 @@ _LIST_EXPIRED = """
 # A row that is locked belongs to a server that is writing.
 _FIND_FREE = """
     SELECT w.writer, w.writer_id FROM writers w JOIN leases l ON l.writer = w.writer
-    WHERE l.expires_at < clock_timestamp() AND w.writer <> ? AND (
+    WHERE l.expires_at < clock_timestamp() AND w.writer <> ALL(?::bigint[]) AND (
         l.expires_at = '-infinity' AND (l.holder IS NOT NULL OR ? = 1)
         OR l.holder = ANY(?::bytea[])
         OR l.holder IS NULL AND EXISTS (
@@ -172,18 +172,22 @@ def take_lease(connection: PostgresConnection, duration_s: float) -> Lease:
 
 
 def take_over(
-    connection: PostgresConnection, own: int, duration_s: float, silent: Sequence[bytes]
+    connection: PostgresConnection,
+    skipped: Sequence[int],
+    duration_s: float,
+    silent: Sequence[bytes],
 ) -> Lease | None:
     """Take the lease of a log whose server died or left something to do; None if there is none.
 
     Args:
         connection: writes to the database.
-        own: number of this server's own writer, which it never takes over.
+        skipped: writers whose logs it does not take: this server's own, and those that it could
+            not read.
         duration_s: seconds for which the lease holds.
         silent: holders that `Silence` lists.
     """
     with connection:
-        return _take_free(connection, duration_s, idle=False, own=own, silent=silent)
+        return _take_free(connection, duration_s, idle=False, skipped=skipped, silent=silent)
 
 
 def list_idle(connection: PostgresConnection, own: int) -> list[int]:
@@ -225,10 +229,10 @@ def _take_free(
     duration_s: float,
     *,
     idle: bool,
-    own: int = 0,
+    skipped: Sequence[int] = (),
     silent: Sequence[bytes] = (),
 ) -> Lease | None:
-    found = connection.execute(_FIND_FREE, (own, int(idle), list(silent))).fetchall()
+    found = connection.execute(_FIND_FREE, (list(skipped), int(idle), list(silent))).fetchall()
     if not found:
         return None
     ((writer, writer_id),) = found

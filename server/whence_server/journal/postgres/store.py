@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -32,7 +32,9 @@ from whence_server.journal.postgres.lease import (
 )
 from whence_server.journal.postgres.listening import Listener
 from whence_server.journal.postgres.log_use import LogUse
+from whence_server.journal.postgres.reachability import Reachability
 from whence_server.journal.postgres.schema import prepare_schema
+from whence_server.journal.retention.sql_queries import find_newest_start_anywhere
 from whence_server.journal.retention.sql_retention import SqlRetention
 from whence_server.journal.sharing.store import Change, Errand
 from whence_server.journal.sql_lookup import find_place
@@ -108,6 +110,7 @@ class PostgresStore(SqlReads, SqlRetention):
         self._local = threading.local()
         self._readers: list[PostgresConnection] = []
         self._readers_lock = threading.Lock()
+        self._reachability = Reachability()
         self._connection: PostgresConnection | None = None
         self._size = 0
         try:
@@ -362,8 +365,8 @@ class PostgresStore(SqlReads, SqlRetention):
         """Read entries of all kinds of one log by position, up to either bound."""
         return self._read(read_log, writer, after_position, limit, max_bytes)
 
-    def take_over(self) -> "PostgresStore | None":
-        """Take a log whose server died or left something to do; None if there is none."""
+    def take_over(self, skipped: Collection[int] = ()) -> "PostgresStore | None":
+        """Take a log whose server died or left something to do, but for some writers."""
         session = self._get_session()
         silent = self._silence.list_silent(session)
         try:
@@ -372,7 +375,7 @@ class PostgresStore(SqlReads, SqlRetention):
             raise
         except JournalError as error:
             _log.warning("the session of a paused server cannot be ended: %s", error)
-        return self._join(take_over(session, self.writer, self.lease_s, silent))
+        return self._join(take_over(session, (self.writer, *skipped), self.lease_s, silent))
 
     def list_idle_logs(self) -> list[int]:
         """Return the writers of logs that no server holds and that have entries."""
@@ -384,6 +387,13 @@ class PostgresStore(SqlReads, SqlRetention):
 
     def _join(self, lease: Lease | None) -> "PostgresStore | None":
         return None if lease is None else PostgresStore(self._url, self.lease_s, lease)
+
+    def find_newest_start(self) -> int | None:
+        """Return the newest start time of a generation in all logs: that of a new server is empty.
+
+        A server judges the ages of generations in the logs of others too.
+        """
+        return self._read(find_newest_start_anywhere)
 
     def measure_use(self) -> int:
         """Return the size of this log's rows, in bytes."""
@@ -417,7 +427,9 @@ class PostgresStore(SqlReads, SqlRetention):
         name = "snapshots" if snapshots else "statements"
         connection: PostgresConnection | None = getattr(self._local, name, None)
         if connection is None or connection.is_broken:
-            connection = PostgresConnection(self._url, snapshots=snapshots)
+            connection = self._reachability.connect(
+                lambda: PostgresConnection(self._url, snapshots=snapshots)
+            )
             if not snapshots:
                 with close_on_error(connection):
                     # An id that a crash of the database forgets could begin in two logs.

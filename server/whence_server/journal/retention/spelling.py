@@ -1,6 +1,6 @@
 """Policies for labels as a store has them: in clear, or as digests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from whence_server.domain.retention import ANY_VALUE, LabelPattern, RetentionPolicy
 from whence_server.journal.sealing.forms import StoredLabel
@@ -24,3 +24,11 @@ def spell_policy(
         ]
 
     return policy.respell(spell)
+
+
+def spell_holds(
+    holds: Sequence[LabelPattern], spell_label: Callable[[str, str | None], list[StoredLabel]]
+) -> tuple[LabelPattern, ...]:
+    """Return holds in both spellings: as callers give labels, and as the store has them."""
+    stored = spell_policy(RetentionPolicy(holds=tuple(holds)), spell_label).holds
+    return tuple(dict.fromkeys((*holds, *stored)))

@@ -116,6 +116,15 @@ def find_newest_start(connection: Any, writer: int) -> int | None:
     return int(found[0][0]) if found else None
 
 
+def find_newest_start_anywhere(connection: Any) -> int | None:
+    """Return the newest start time of the generations of all logs; None without one."""
+    found = connection.execute(
+        "SELECT start_time_ns FROM generations INDEXED BY generations_by_start "
+        "WHERE deleted = 0 ORDER BY start_time_ns DESC LIMIT 1"
+    ).fetchall()
+    return int(found[0][0]) if found else None
+
+
 def count_matching(connection: Any, writer: int, patterns: tuple[LabelPattern, ...]) -> int:
     """Return the number of a log's generations that match one of the patterns."""
     if not patterns:

@@ -57,7 +57,10 @@ class RetentionStore(Protocol):
         """Return whether start time, id and labels are those of the generation's STARTED entry."""
 
     def find_newest_start(self) -> int | None:
-        """Return the newest start time of a generation, in Unix nanoseconds; None without one."""
+        """Return the newest start time of a generation, in Unix nanoseconds; None without one.
+
+        In a shared database, of a generation in any log.
+        """
 
     def count_matching(self, patterns: tuple[LabelPattern, ...]) -> int:
         """Return the number of generations that match a pattern."""

@@ -61,6 +61,12 @@ def seal_store(store: Store, data_dir: Path, options: SealingOptions | None) -> 
     return shared, keys
 
 
+KEYS_BESIDE_JOURNAL = (
+    "the keys are in the journal's database: its backups and archives have them beside the "
+    "content, also after a deletion; --journal-keys names another database (docs/encryption.md)"
+)
+
+
 @contextmanager
 def _opened(place: KeyPlace) -> Iterator[KeyStore]:
     """Yield the database of keys; after an error, leave no file that was not there before."""

@@ -1,6 +1,6 @@
 """A store that several servers share, whose entries are encrypted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from whence_server.domain.entries import Entry
 from whence_server.journal.sealing.keyring import Keyring
@@ -51,9 +51,9 @@ class SealedSharedStore(SealedStore):
         """Give the log back, in which nothing is left to do."""
         self._shared.end_lease()
 
-    def take_over(self) -> "SealedSharedStore | None":
-        """Take a log whose server died or left something to do; None if there is none."""
-        return self._seal(self._shared.take_over())
+    def take_over(self, skipped: Collection[int] = ()) -> "SealedSharedStore | None":
+        """Take a log whose server died or left something to do, but for some writers."""
+        return self._seal(self._shared.take_over(skipped))
 
     def list_idle_logs(self) -> list[int]:
         """Return the writers of logs that no server holds and that have entries."""

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
 
 from whence_server.domain.entries import Entry
+from whence_server.domain.errors import JournalError
 from whence_server.journal.patience import Patience
 from whence_server.journal.readers import Readers
 from whence_server.journal.sharing.log_ends import LogEnds
@@ -35,6 +36,7 @@ async def follow_logs(
 
     Raises:
         JournalUnreachableError: the database has been away for longer than the patience.
+        JournalError: a log is shorter than before.
     """
     places = dict(reached)
     while True:
@@ -44,6 +46,12 @@ async def follow_logs(
             if log.position > after:
                 read = partial(store.read_log, limit=_BATCH_ENTRIES, max_bytes=max_batch_bytes)
                 entries = await patience.read(partial(readers.run_heavy, read, log.writer, after))
+                if not entries:
+                    raise JournalError(
+                        f"log {log.log_id.hex()} ended at entry {log.position} and ends before it "
+                        "now: the database has lost entries, as an asynchronous standby or an old "
+                        "backup has; begin the watch anew"
+                    )
                 yield log.log_id, entries
                 places[log.log_id] = entries[-1].position
                 has_grown = True

@@ -1,12 +1,17 @@
 """The parts of a journal whose database several servers share."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 
 from whence_server.domain.entries import Entry
-from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.errors import (
+    ConfigurationError,
+    JournalUnwritableError,
+    WhenceError,
+)
 from whence_server.journal.log import Log
 from whence_server.journal.patience import Patience
 from whence_server.journal.readers import Readers
@@ -15,10 +20,13 @@ from whence_server.journal.sharing.elsewhere import Elsewhere
 from whence_server.journal.sharing.errands import Delete, Errands
 from whence_server.journal.sharing.log_ends import LogEnds
 from whence_server.journal.sharing.logs import follow_logs
+from whence_server.journal.sharing.refused import RefusedLogs
 from whence_server.journal.sharing.reservations import Reservations
 from whence_server.journal.sharing.store import Change, SharedStore
 from whence_server.journal.sharing.upkeep import keep_lease
 from whence_server.journal.store import State, Store
+
+_log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.5
 
@@ -31,19 +39,24 @@ class Sharing:
         log: the log of this server.
         readers: threads for look-ups.
         delete: deletes a generation of this log, for a caller.
+        patience: patience of streams with a database that is away.
     """
 
-    def __init__(self, store: Store, log: Log, readers: Readers, delete: Delete) -> None:
+    def __init__(
+        self, store: Store, log: Log, readers: Readers, delete: Delete, patience: Patience
+    ) -> None:
         """Begin in the running event loop."""
         self._store = store if isinstance(store, SharedStore) else None
         self._log = log
         self._readers = readers
+        self._patience = patience
         self._tasks: list[asyncio.Task[None]] = []
         if self._store is None:
             return
         self._reservations = Reservations(log, self._store, readers)
         self._elsewhere = Elsewhere(self._store)
         self._errands = Errands(self._store, readers, self._elsewhere, delete)
+        self._refused = RefusedLogs(self._store.lease_s)
         self._ends = LogEnds(partial(readers.run_heavy, self._store.list_logs))
         self._tasks = [
             asyncio.create_task(keep_lease(self._store, log.writer), name="journal-lease"),
@@ -64,7 +77,8 @@ class Sharing:
         """
         if self._store is None:
             return None
-        return await self._load(await self._readers.run_heavy(self._store.take_over))
+        skipped = self._refused.list_paused()
+        return await self._load(await self._readers.run_heavy(self._store.take_over, skipped))
 
     async def list_idle_logs(self) -> list[int]:
         """Return the writers of logs that no server holds and that have entries.
@@ -90,9 +104,17 @@ class Sharing:
             state = await self._readers.run_heavy(store.load_state)
             # Reading a large log may have taken longer than the lease.
             await self._readers.run_heavy(store.renew)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, WhenceError) and not isinstance(error, JournalUnwritableError):
+                pause_s = self._refused.add(store.writer)
+                _log.error(
+                    "log number %d cannot be taken over; this server tries again in %.0f s",
+                    store.writer,
+                    pause_s,
+                )
             await asyncio.to_thread(store.close)
             raise
+        self._refused.forget(store.writer)
         return store, state
 
     async def _check_keys(self, store: SharedStore) -> None:
@@ -178,7 +200,7 @@ class Sharing:
             self._store,
             self._ends,
             self._readers,
-            Patience(self._log.writer),
+            self._patience,
             self._wait_for_any,
             reached=reached,
             max_batch_bytes=max_batch_bytes,

@@ -1,6 +1,6 @@
 """Interface of a database that several servers share, each with a log of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -83,8 +83,12 @@ class SharedStore(Store, Protocol):
     ) -> list[Entry]:
         """Read entries of all kinds of one log by position, up to either bound."""
 
-    def take_over(self) -> "SharedStore | None":
-        """Take a log whose server died or left something to do; None if there is none."""
+    def take_over(self, skipped: Collection[int] = ()) -> "SharedStore | None":
+        """Take a log whose server died or left something to do; None if there is none.
+
+        Args:
+            skipped: writers whose logs it leaves alone.
+        """
 
     def list_idle_logs(self) -> list[int]:
         """Return the writers of logs that no server holds and that have entries."""
