@@ -157,7 +157,7 @@ def test_document_is_followed_to_a_generation_with_nothing_but_files(
         assert client_main(["training", "proof", "0", "--json", *target]) == 0
         proof.write_text(capsys.readouterr().out)
     document = made.directory.parent / "texts" / "00-fact.txt"
-    keys = ("--key", str(server), "--key", str(trainer))
+    keys = ("--key", str(server), "--training-key", str(trainer))
     origin = ("--training", str(made.directory / RECORD_SIGNATURE))
     given = ["verify-bundle", str(bundle), *keys, *origin, "--document"]
     assert client_main([*given, str(document), str(proof)]) == 0

@@ -1,12 +1,16 @@
 """Signed generations and their bundles, made without a server."""
 
+import base64
+import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from whence.proof.bundle_format import spell_head, spell_hidden_leaf, spell_open_leaf, spell_tail
+from whence.proof.envelope import STATEMENT_TYPE
 from whence.proof.leaves import derive_prompt_key, derive_salt, hash_entry
 from whence.v1 import generation_pb2, proof_pb2, step_pb2
 from whence_server.domain.entries import EntryKind
-from whence_server.proof.signer import PrivateKey, Signer
+from whence_server.proof.signer import PrivateKey, Signer, seal
 from whence_server.proof.signing_keys import make_entry
 from whence_server.proof.statements import Statements
 
@@ -109,3 +113,16 @@ def make_bundle(
     statement = sign(entries, make_finished(num_steps), signer)
     listed = [make_entry(signer, now_ns=1_770_000_000_000_000_000)] if keys else []
     return spell(statement, entries, listed, hidden=hidden)
+
+
+def change_statement(
+    data: bytes, edit: Callable[[dict[str, Any]], object], signer: PrivateKey
+) -> bytes:
+    """Return a bundle whose statement was changed and signed again by its owner."""
+    bundle = json.loads(data)
+    envelope = json.loads(base64.b64decode(bundle["envelope"]))
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    edit(statement)
+    sealed = seal(STATEMENT_TYPE, json.dumps(statement).encode(), signer)
+    bundle["envelope"] = base64.b64encode(sealed).decode()
+    return json.dumps(bundle).encode()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from bundles import (
+    change_statement,
     make_bundle,
     make_entries,
     make_finished,
@@ -56,27 +57,11 @@ def change(data: bytes, edit: Callable[[dict[str, Any]], object]) -> bytes:
     return json.dumps(bundle).encode()
 
 
-def change_statement(
-    edit: Callable[[dict[str, Any]], object], signer: PrivateKey = SIGNER
-) -> bytes:
-    """Return a bundle whose statement was changed and signed again by its owner."""
-    from whence.proof.envelope import STATEMENT_TYPE
-    from whence_server.proof.signer import seal
-
-    bundle = json.loads(make_bundle(SIGNER))
-    envelope = json.loads(base64.b64decode(bundle["envelope"]))
-    statement = json.loads(base64.b64decode(envelope["payload"]))
-    edit(statement)
-    sealed = seal(STATEMENT_TYPE, json.dumps(statement).encode(), signer)
-    bundle["envelope"] = base64.b64encode(sealed).decode()
-    return json.dumps(bundle).encode()
-
-
 def test_whole_bundle_is_verified() -> None:
     report = verify(make_bundle(SIGNER))
     assert report.verified
     names = [check.name for check in report.checks]
-    assert names == ["format", "signature", "record", "entries", "log"]
+    assert names == ["format", "signature", "record", "entries", "origin", "log"]
     assert report.checks[-1].passed is None
     assert report.statement is not None
     said = report.statement.predicate
@@ -196,7 +181,7 @@ def test_changed_bundle_is_refused_by_name(edit: Any, check: str, words: str) ->
     ],
 )
 def test_statement_that_its_signer_made_false_is_refused(edit: Any, check: str, words: str) -> None:
-    name, detail = find_fault(verify(change_statement(edit)))
+    name, detail = find_fault(verify(change_statement(make_bundle(SIGNER), edit, SIGNER)))
     assert name == check
     assert words in detail
 
@@ -204,7 +189,7 @@ def test_statement_that_its_signer_made_false_is_refused(edit: Any, check: str, 
 def test_statement_of_another_key_is_refused() -> None:
     stranger = PrivateKey.generate()
     assert find_fault(verify(make_bundle(stranger)))[0] == "signature"
-    renamed = change_statement(lambda statement: None, stranger)
+    renamed = change_statement(make_bundle(SIGNER), lambda statement: None, stranger)
     assert "no valid signature of a trusted key" in find_fault(verify(renamed))[1]
 
 

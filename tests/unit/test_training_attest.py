@@ -177,9 +177,10 @@ def tell(attested: Path, **training: str) -> Story:
     }
     return Story(
         spell(sign(entries, make_finished(), signer), entries),
-        [signer.public.pem, (attested / "public.pem").read_text()],
+        [signer.public.pem],
         Origin(
             (attested / "model" / RECORD_SIGNATURE).read_bytes(),
+            [(attested / "public.pem").read_text()],
             documents[1],
             json.dumps(proof).encode(),
         ),
@@ -210,7 +211,8 @@ def test_generation_of_another_training_is_refused(
 
 def test_training_that_nobody_trusted_has_signed_is_refused(attested: Path) -> None:
     story = tell(attested)
-    report = verify_bundle(story.bundle, story.keys[:1], story.origin)
+    origin = story.origin._replace(keys=story.keys)
+    report = verify_bundle(story.bundle, story.keys, origin)
     assert "no valid signature" in report.checks[-1].detail
     assert not report.verified
 

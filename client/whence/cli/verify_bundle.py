@@ -6,14 +6,18 @@ It imports no gRPC: an auditor needs the client's package and `cryptography` alo
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whence.proof.bundle_format import MAX_BYTES
 from whence.proof.faults import ProofError
-from whence.proof.verification import LogKeys, Origin, Report, verify_bundle
-from whence.summary import escape
+from whence.proof.key_list import parse_saved_list
+from whence.proof.verification import Demands, LogKeys, Origin, Report, verify_bundle
+from whence.summary import escape, quote
+
+if TYPE_CHECKING:
+    from whence.proof.content import Content
 
 VERIFIED, REFUSED, UNUSABLE = 0, 1, 2
 
@@ -55,10 +59,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="public key of the server that you trust, PEM; may be repeated, and one suffices",
     )
     parser.add_argument(
+        "--only-given-keys",
+        action="store_true",
+        help="trust no key that rotations join to a given one: an old key that was stolen vouches "
+        "for nothing any more",
+    )
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        metavar="LIST",
+        help="the server's list of keys as you saved it (/keys.json, or what `whence keys --json` "
+        "printed): rotations count also if the bundle leaves them out",
+    )
+    parser.add_argument(
+        "--text",
+        type=Path,
+        metavar="TEXT",
+        help="a text that you were given, UTF-8: check that it is this generation's output",
+    )
+    parser.add_argument(
         "--training",
         type=Path,
         metavar="SIG",
         help="signature of the training that made the weights (lineage.sig): go on to it",
+    )
+    parser.add_argument(
+        "--training-key",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PUB",
+        help="with --training: public key of those whose trainings you trust, PEM; may be "
+        "repeated, and one suffices. It signs no generations, and --key no trainings",
     )
     parser.add_argument(
         "--document",
@@ -102,8 +134,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the bundle, and print what was checked."""
     try:
         data = _read(arguments.bundle, MAX_BYTES)
-        keys = [_read(path, 64 << 10).decode(errors="replace") for path in arguments.key]
-        report = verify_bundle(data, keys, _read_origin(arguments), _read_log_keys(arguments))
+        report = verify_bundle(
+            data,
+            _read_keys(arguments.key),
+            _read_origin(arguments),
+            _read_log_keys(arguments),
+            _read_demands(arguments),
+        )
     except (OSError, ProofError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         where = f"{error.filename}: " if isinstance(error, OSError) else ""
@@ -117,18 +154,44 @@ def _read_origin(arguments: argparse.Namespace) -> Origin | None:
     """Read the files about the training of the weights; None if none are given.
 
     Raises:
-        ProofError: a document is given without a training.
+        ProofError: a document or a key is given without a training, or a training without a key.
         OSError: a file cannot be read.
     """
     if arguments.training is None:
-        if arguments.document:
-            raise ProofError("--document needs --training: give the training's signature too")
+        if arguments.document or arguments.training_key:
+            raise ProofError(
+                "--document and --training-key need --training: give the training's signature too"
+            )
         return None
-    training = _read(arguments.training, MAX_BYTES)
+    if not arguments.training_key:
+        raise ProofError("--training needs --training-key: give the public key of its signer")
+    training, keys = _read(arguments.training, MAX_BYTES), _read_keys(arguments.training_key)
     if not arguments.document:
-        return Origin(training)
+        return Origin(training, keys)
     document, proof = (_read(path, MAX_BYTES) for path in arguments.document)
-    return Origin(training, document, proof)
+    return Origin(training, keys, document, proof)
+
+
+def _read_keys(paths: Sequence[Path]) -> list[str]:
+    return [_read(path, 64 << 10).decode(errors="replace") for path in paths]
+
+
+def _read_demands(arguments: argparse.Namespace) -> Demands:
+    """Read what else the bundle has to hold.
+
+    Raises:
+        ProofError: a file is not what it should be.
+        OSError: a file cannot be read.
+    """
+    text, known = None, list[bytes]()
+    if arguments.text is not None:
+        try:
+            text = _read(arguments.text, MAX_BYTES).decode()
+        except UnicodeDecodeError:
+            raise ProofError("--text: the file is no text in UTF-8") from None
+    if arguments.keys is not None:
+        known = parse_saved_list(_read(arguments.keys, MAX_BYTES))
+    return Demands(text, known, arguments.only_given_keys)
 
 
 def _read_log_keys(arguments: argparse.Namespace) -> LogKeys | None:
@@ -151,42 +214,72 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _format(report: Report) -> str:
-    lines = [
-        f"{_MARKS[check.passed]:<6} {check.name:<10} {escape(check.detail)}"
-        for check in report.checks
-    ]
+    rows = [(_MARKS[check.passed], check.name, check.detail) for check in report.checks]
     if report.verified and report.statement is not None:
-        lines += [
-            f"       {name:<10} {escape(value)}"
-            for name, value in _list_claims(report.statement.predicate)
-        ]
+        rows += [("", *claim) for claim in _list_claims(report.statement.predicate)]
+        rows += [("", *line) for line in _list_content(_read_content(report))]
+    lines = [f"{mark:<6} {name:<10} {_escape_line(text)}" for mark, name, text in rows]
     lines.append("verified" if report.verified else "NOT VERIFIED")
     return "\n".join(lines)
 
 
-def _list_claims(predicate: Any) -> list[tuple[str, str]]:
+def _escape_line(text: str) -> str:
+    # A name with line breaks could otherwise look like lines of this command.
+    return escape(text).replace("\n", "\\n")
+
+
+def _list_claims(predicate: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what the statement says, in a few lines."""
-    model, results = predicate.get("model", {}), predicate.get("results", {})
+    model = predicate["model"]
     rows = {
         "generation": predicate.get("generationId"),
         "model": f"{model.get('name')} ({model.get('digest', 'digest unknown')})",
         "weights": model.get("weightsDigest"),
+        "told by": predicate.get("recordedBy"),
+        "upstream": _spell(predicate, "upstream"),
+        "grades": _spell(predicate, "grades"),
         "time": f"{predicate.get('startTime')} to {predicate.get('endTime')}",
-        "decoding": json.dumps(predicate.get("decoding")),
-        "results": json.dumps(results),
-        "training": json.dumps(predicate["trainingRun"]) if "trainingRun" in predicate else None,
+        "decoding": _spell(predicate, "decoding"),
+        "results": _spell(predicate, "results"),
+        "training": _spell(predicate, "trainingRun"),
+        "policy": predicate.get("contentPolicy"),
         "caller": predicate.get("caller"),
+        "closed by": predicate.get("closedBy"),
     }
     return [(name, str(value)) for name, value in rows.items() if value]
 
 
+def _spell(predicate: Mapping[str, Any], name: str) -> str:
+    return json.dumps(predicate[name]) if name in predicate else ""
+
+
+def _list_content(content: "Content") -> list[tuple[str, str]]:
+    """Return prompt and output, as far as they are shown."""
+    missing = "hidden" if content.keeps_text else "not on record"
+    rows = [("prompt", missing if content.prompt is None else quote(content.prompt))]
+    if not content.keeps_text or not content.sequences:
+        return [*rows, ("text", missing)]
+    return rows + [(f"text {one.sequence_index}", quote(one.text)) for one in content.sequences]
+
+
+def _read_content(report: Report) -> "Content":
+    if report.bundle is None or report.statement is None:
+        raise ValueError("the content of a refused bundle is not read")
+    # It parses messages: nothing is imported for a bundle that fails before.
+    from whence.proof.content import read_content
+
+    return read_content(report.bundle, report.statement)
+
+
 def _describe(report: Report) -> str:
     statement = report.statement
-    return json.dumps(
-        {
-            "verified": report.verified,
-            "checks": [check._asdict() for check in report.checks],
-            "statement": None if statement is None else statement.predicate,
-        },
-        separators=(",", ":"),
-    )
+    described: dict[str, Any] = {
+        "verified": report.verified,
+        "checks": [check._asdict() for check in report.checks],
+        "statement": None if statement is None else statement.predicate,
+    }
+    if report.verified:
+        content = _read_content(report)
+        described["prompt"] = content.prompt
+        described["sequences"] = [sequence._asdict() for sequence in content.sequences]
+    return json.dumps(described, separators=(",", ":"))

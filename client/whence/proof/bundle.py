@@ -1,5 +1,6 @@
 """Reading of bundles; nothing in one is to be believed before `verify_bundle` has checked it."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +11,15 @@ from whence.proof.key_list import MAX_ENTRIES
 from whence.proof.leaves import KIND_NAMES, KINDS, SALT_BYTES, hash_entry
 from whence.proof.merkle_tree import HASH_BYTES
 from whence.proof.strict_json import Fields, decode_base64, parse_object
+
+_BEGIN = re.compile(rb'\s*\{\s*"mediaType"\s*:')
+_SPARE = 10_000
+_MOST = (
+    (b"{", MAX_LEAVES + _SPARE, "objects"),
+    (b"[", _SPARE, "lists"),
+    (b",", 3 * MAX_LEAVES + _SPARE, "commas"),
+)
+"""Most marks of JSON in a bundle: a shown leaf has three fields. Base64 and hex have none."""
 
 
 class OpenLeaf(NamedTuple):
@@ -73,6 +83,8 @@ def read_bundle(data: bytes) -> Bundle:
     Raises:
         FormatError: it is no bundle, of an unknown version, or larger than allowed.
     """
+    if len(data) <= MAX_BYTES:
+        _check_numbers(data)
     fields = Fields(parse_object(data, "the bundle", MAX_BYTES), "the bundle")
     media_type = fields.take("mediaType", str)
     if media_type != MEDIA_TYPE:
@@ -97,6 +109,25 @@ def read_bundle(data: bytes) -> Bundle:
         decode_base64(prompt_key, "the bundle.promptKey"),
         log or None,
     )
+
+
+def is_bundle(data: bytes) -> bool:
+    """Return whether data begins as a bundle, of this version or another; nothing is parsed."""
+    return _BEGIN.match(data) is not None
+
+
+def _check_numbers(data: bytes) -> None:
+    """Check how many values a bundle can have; a parser would need 70 bytes for each of them.
+
+    Raises:
+        FormatError: it has more than a bundle of the largest number of leaves.
+    """
+    for mark, most, what in _MOST:
+        if (found := data.count(mark)) > most:
+            raise FormatError(
+                f"the bundle has {found:,} {what}; a bundle of {MAX_LEAVES:,} leaves, the most "
+                f"that are allowed, has fewer than {most:,}"
+            )
 
 
 def _read_key(found: Any, number: int) -> bytes:

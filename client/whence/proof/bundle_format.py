@@ -19,7 +19,8 @@ from whence.proof.leaves import KIND_NAMES
 MEDIA_TYPE = "application/vnd.whence.bundle+json;version=1"
 MAX_BYTES = 256 << 20
 """Limit of a bundle's size, which is checked before it is parsed."""
-MAX_LEAVES = 4_000_000
+MAX_LEAVES = 400_000
+"""Limit of the number of entries, which is checked before a bundle is parsed."""
 
 
 def spell_head(envelope: bytes, keys: Sequence[bytes]) -> str:

@@ -1,6 +1,7 @@
 """Comparison of a bundle's shown entries with what its statement says."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -13,6 +14,8 @@ from whence.proof.statement import Statement
 from whence.v1 import generation_pb2, step_pb2
 
 _STARTED, _PROMPT_STEP, _STEP = KINDS["started"], KINDS["prompt_step"], KINDS["step"]
+_OPTIONAL = ("rng", "trainingRun", "grades", "upstream", "recordedBy", "caller")
+"""Names that a statement has only if the start implies them."""
 _MESSAGES: dict[int, type[Message]] = {
     KINDS["started"]: generation_pb2.GenerationStarted,
     KINDS["prompt_step"]: step_pb2.Step,
@@ -61,18 +64,38 @@ def _compare_start(
         parts = describe_start(started, prompt_key)
     except (ValueError, OverflowError, OSError) as error:
         raise ProofError(f"leaves[0] has a value that no server writes: {error}") from None
-    for name, implied in parts.items():
-        if said.get(name) != implied:
+    for name in (*parts, *(name for name in _OPTIONAL if name not in parts)):
+        if said.get(name) != parts.get(name):
             raise ProofError(
                 f"the statement's {name} differs from the start on record: it says "
-                f"{_shorten(said.get(name))}, and the start implies {_shorten(implied)}"
+                f"{_shorten(said.get(name))}, and the start implies {_shorten(parts.get(name))}"
             )
+    if "grades" not in parts:
+        _compare_results(parts, said)
+
+
+def _compare_results(parts: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """Compare the results' numbers with the start's, where the server itself computed."""
+    results = said.get("results", {})
+    num_tokens, counted = parts["prompt"]["numTokens"], results.get("numPromptTokens")
+    # A start from before the field counts nothing.
+    if num_tokens and counted != num_tokens:
+        raise ProofError(
+            f"the statement's results count {_shorten(counted)} prompt tokens, and the start "
+            f"{num_tokens}"
+        )
+    most = max(parts["decoding"].get("num_return_sequences", 1), 1)
+    sequences = results.get("sequences")
+    if not isinstance(sequences, list) or len(sequences) > most:
+        raise ProofError(
+            f"the statement's results name the sequences {_shorten(sequences)}, and the start "
+            f"implies at most {most}"
+        )
 
 
 def _compare_number(num_steps: int, statement: Statement) -> None:
     """Compare the number of steps with the statement's, where each step is a token."""
-    results = statement.predicate.get("results")
-    said = results.get("numGeneratedTokens") if isinstance(results, dict) else None
+    said = statement.predicate.get("results", {}).get("numGeneratedTokens")
     # An upstream counts its own tokens, and steps may be pieces of text.
     if "grades" not in statement.predicate and said != num_steps:
         raise ProofError(f"the statement says {said} generated tokens, and {num_steps} are shown")

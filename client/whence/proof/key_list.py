@@ -9,6 +9,7 @@ An entry of the list is a DSSE envelope. Its payload is JSON:
 
 The first entry has no "previous", and is signed by its own key alone. Every other entry is signed
 by both keys. So trust goes from any key of a list to those after it, and to those before it.
+The time of a first entry is that of the list, not of the key: it bounds nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,10 @@ from whence.proof.times import read_time
 
 TYPE = "whence signing key 1"
 MAX_ENTRIES = 64
+GIVEN = "which you trust"
+AFTER = "which follows from the key that you trust"
+BEFORE = "which came before the key that you trust"
+_MAX_SAVED_BYTES = 8 << 20
 _MAX_PAYLOAD_BYTES = 32 << 10
 
 
@@ -38,9 +43,10 @@ class KeyEntry:
 
 @dataclass(frozen=True, slots=True)
 class KeySpan:
-    """A trusted key, and the time in which its signatures count."""
+    """A trusted key, and the time in which its signatures count; `trust` is why, in words."""
 
     key: PublicKey
+    trust: str = GIVEN
     not_before: datetime | None = None
     not_after: datetime | None = None
 
@@ -71,52 +77,91 @@ def parse_entry(data: bytes, what: str = "the key's entry") -> KeyEntry:
     return KeyEntry(key, not_before, previous, not_after)
 
 
-def find_trusted(trusted: Iterable[PublicKey], entries: Sequence[bytes]) -> Mapping[str, KeySpan]:
+def parse_saved_list(data: bytes) -> list[bytes]:
+    """Return the entries of a saved list: of `/keys.json`, or of `whence keys --json`.
+
+    Raises:
+        FormatError: it is no list of keys.
+    """
+    what = "the saved list of keys"
+    try:
+        found: object = [parse_object(data, what, _MAX_SAVED_BYTES)]
+    except FormatError:
+        lines = data[:_MAX_SAVED_BYTES].splitlines()[: MAX_ENTRIES + 1]
+        found = [parse_object(line, what, _MAX_SAVED_BYTES) for line in lines]
+    if isinstance(found, list) and len(found) == 1 and "keys" in found[0]:
+        found = found[0]["keys"]
+    if not isinstance(found, list) or not found:
+        raise FormatError(f"{what} has no keys")
+    return [Fields(one, f"{what}[{n}]").take_bytes("entry") for n, one in enumerate(found)]
+
+
+def find_trusted(
+    trusted: Iterable[PublicKey],
+    entries: Sequence[bytes],
+    known: Sequence[bytes] = (),
+    *,
+    only_given: bool = False,
+) -> Mapping[str, KeySpan]:
     """Return all keys that follow from trusted ones by a key list, by their ids.
 
     Args:
         trusted: keys that the caller trusts.
-        entries: entries of key lists, in any order.
+        entries: entries of a key list, in any order.
+        known: entries of a list from elsewhere, which may have the same ones.
+        only_given: True to return no others than the trusted keys; the lists bound their time.
 
     Raises:
         FormatError: an entry is none, or there are too many.
         ProofError: a signature is wrong, or two keys follow one key.
     """
-    if len(entries) > MAX_ENTRIES:
-        raise FormatError(f"{len(entries)} keys are listed; at most {MAX_ENTRIES} are allowed")
-    parsed = [parse_entry(data, f"keys[{number}]") for number, data in enumerate(entries)]
+    parsed = _parse_entries(entries, "keys")
+    listed = {entry.key.key_id: (entry, data) for entry, data in zip(parsed, entries, strict=True)}
+    for entry, data in zip(_parse_entries(known, "known keys"), known, strict=True):
+        same = listed.get(entry.key.key_id)
+        # Servers with one key each begin a list with it.
+        both_first = same is not None and entry.previous is None and same[0].previous is None
+        if not both_first and (same is None or same[1] != data):
+            parsed.append(entry)
     by_key = {entry.key.key_id: entry for entry in parsed}
     after = {entry.previous.key_id: entry for entry in parsed if entry.previous is not None}
     if len(by_key) != len(parsed) or len(after) != sum(e.previous is not None for e in parsed):
         raise ProofError("a key is listed twice, or two keys follow one key")
     found: dict[str, KeySpan] = {}
     for key in trusted:
-        _follow(key, by_key, after, found)
+        for one, trust in [(key, GIVEN)] if only_given else _follow(key, by_key, after):
+            if trust == GIVEN or one.key_id not in found:
+                found[one.key_id] = _make_span(one, trust, by_key, after)
     return found
 
 
+def _parse_entries(entries: Sequence[bytes], where: str) -> list[KeyEntry]:
+    if len(entries) > MAX_ENTRIES:
+        raise FormatError(f"{len(entries)} {where} are listed; at most {MAX_ENTRIES} are allowed")
+    return [parse_entry(data, f"{where}[{number}]") for number, data in enumerate(entries)]
+
+
 def _follow(
-    key: PublicKey,
-    by_key: Mapping[str, KeyEntry],
-    after: Mapping[str, KeyEntry],
-    found: dict[str, KeySpan],
-) -> None:
-    """Add a key, the keys after it, and the keys before it, but none that follow those."""
-    chain, seen = [key], {key.key_id}
-    while (entry := after.get(chain[-1].key_id)) is not None and entry.key.key_id not in seen:
-        chain.append(entry.key)
+    key: PublicKey, by_key: Mapping[str, KeyEntry], after: Mapping[str, KeyEntry]
+) -> list[tuple[PublicKey, str]]:
+    """Return a key, the keys after it, and the keys before it, but none that follow those."""
+    chain, seen = [(key, GIVEN)], {key.key_id}
+    while (entry := after.get(chain[-1][0].key_id)) is not None and entry.key.key_id not in seen:
+        chain.append((entry.key, AFTER))
         seen.add(entry.key.key_id)
     before: PublicKey | None = key
     while before is not None and (entry := by_key.get(before.key_id)) is not None:
         before = entry.previous
         if before is None or before.key_id in seen:
             break
-        chain.append(before)
+        chain.append((before, BEFORE))
         seen.add(before.key_id)
-    for one in chain:
-        own, next_entry = by_key.get(one.key_id), after.get(one.key_id)
-        found[one.key_id] = KeySpan(
-            one,
-            None if own is None else own.not_before,
-            None if next_entry is None else next_entry.previous_not_after,
-        )
+    return chain
+
+
+def _make_span(
+    key: PublicKey, trust: str, by_key: Mapping[str, KeyEntry], after: Mapping[str, KeyEntry]
+) -> KeySpan:
+    own, next_entry = by_key.get(key.key_id), after.get(key.key_id)
+    begin = None if own is None or own.previous is None else own.not_before
+    return KeySpan(key, trust, begin, None if next_entry is None else next_entry.previous_not_after)

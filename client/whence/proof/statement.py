@@ -1,5 +1,6 @@
 """Reading of signed statements about generations (in-toto Statement v1)."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -54,10 +55,20 @@ def parse_statement(payload: bytes) -> Statement:
     _expect(record.take("tree", str), TREE, f"{what}.predicate.record.tree")
     _expect(record.take("root", str), root.hex(), f"{what}.predicate.record.root")
     num_leaves = record.take("numLeaves", int)
+    _check_types(predicate)
     generation_id = predicate.get("generationId")
     if not isinstance(generation_id, str) or name != f"generation:{generation_id}":
         raise FormatError(f"{what}.subject names {name[:60]!r}, not the predicate's generation")
     return Statement(generation_id, root, num_leaves, predicate)
+
+
+def find_teller(predicate: Mapping[str, Any]) -> str:
+    """Return who told the server the tokens, in words; "" if it says that it computed them."""
+    if "recordedBy" in predicate:
+        return f"told by another process ({json.dumps(predicate['recordedBy'])[:80]})"
+    if "upstream" in predicate:
+        return f"told by another engine ({json.dumps(predicate['upstream'])[:80]})"
+    return ""
 
 
 class Signed(NamedTuple):
@@ -66,10 +77,12 @@ class Signed(NamedTuple):
     Attributes:
         statement: the statement.
         key_id: id of the key that signed it.
+        trust: why the key is trusted, in words.
     """
 
     statement: Statement
     key_id: str
+    trust: str
 
 
 def open_statement(envelope: bytes, trusted: Mapping[str, KeySpan]) -> Signed:
@@ -98,13 +111,22 @@ def open_statement(envelope: bytes, trusted: Mapping[str, KeySpan]) -> Signed:
     for span in signers:
         begin, end = span.not_before, span.not_after
         if (begin is None or begin <= moment) and (end is None or moment <= end):
-            return Signed(statement, span.key.key_id)
+            return Signed(statement, span.key.key_id, span.trust)
     span = signers[0]
     limits = f"from {span.not_before or 'its beginning'} to {span.not_after or 'now'}"
     raise ProofError(
         f"the statement was signed at {signed_at}, and signatures of the key "
         f"{span.key.key_id[:16]} count {limits}"
     )
+
+
+def _check_types(predicate: Mapping[str, Any]) -> None:
+    where = "the statement.predicate"
+    fields = Fields(predicate, where)
+    for name in ("model", "prompt", "decoding", "results"):
+        fields.take(name, dict)
+    for name in ("startTime", "endTime"):
+        read_time(fields.take(name, str), f"{where}.{name}")
 
 
 def _expect(found: str, expected: str, where: str) -> None:

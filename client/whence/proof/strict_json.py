@@ -3,12 +3,14 @@
 import base64
 import binascii
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from whence.proof.faults import FormatError
 
 T = TypeVar("T")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_object(data: bytes, what: str, max_bytes: int) -> dict[str, Any]:
@@ -31,6 +33,9 @@ def parse_object(data: bytes, what: str, max_bytes: int) -> dict[str, Any]:
             parse_constant=_refuse,
             parse_float=_refuse_float,
         )
+        if _SURROGATE.search(data):
+            # Half of a pair is no text: whoever encodes it later would fail.
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is no valid JSON: {error}") from None
     if not isinstance(found, dict):

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from whence.proof.envelope import STATEMENT_TYPE as PAYLOAD_TYPE
 from whence.proof.envelope import parse_envelope
@@ -11,7 +11,7 @@ from whence.proof.merkle import verify_inclusion
 from whence.proof.merkle_tree import HASH_BYTES, hash_leaf
 from whence.proof.predicate import STATEMENT_TYPE
 from whence.proof.public_key import PublicKey
-from whence.proof.statement import Statement
+from whence.proof.statement import Statement, find_teller
 from whence.proof.strict_json import Fields, decode_base64, decode_hex, parse_object
 
 PREDICATE_TYPE = "urn:whence:training:1"
@@ -19,10 +19,20 @@ _MAX_BYTES = 1 << 20
 _MAX_PATH = 64
 
 
-def check_training(
-    data: bytes, trusted: Iterable[PublicKey], statement: Statement
-) -> Mapping[str, Any]:
-    """Check that a signed training made the weights of a generation; return what it says.
+class Training(NamedTuple):
+    """A signed training that made the weights of a generation.
+
+    Attributes:
+        said: what its statement says.
+        key_id: id of the key that signed it.
+    """
+
+    said: Mapping[str, Any]
+    key_id: str
+
+
+def check_training(data: bytes, trusted: Iterable[PublicKey], statement: Statement) -> Training:
+    """Check that a signed training made the weights of a generation.
 
     Args:
         data: the training's signature, `lineage.sig`: a DSSE envelope.
@@ -31,12 +41,18 @@ def check_training(
 
     Raises:
         FormatError: it is no statement about a training, or of an unknown version.
-        ProofError: no trusted key has signed it, or it is about other weights.
+        ProofError: no trusted key has signed it, it is about other weights, or another engine or
+            process told the generation.
     """
     what = "the training's statement"
+    if teller := find_teller(statement.predicate):
+        raise ProofError(
+            f"the tokens were {teller}, and nobody vouches for the weights that it names"
+        )
     envelope = parse_envelope(data, PAYLOAD_TYPE, what)
-    if not any(key.has_signed(envelope) for key in trusted):
-        raise ProofError(f"{what} has no valid signature of a trusted key")
+    signer = next((key for key in trusted if key.has_signed(envelope)), None)
+    if signer is None:
+        raise ProofError(f"{what} has no valid signature of a key that you trust for trainings")
     fields = Fields(parse_object(envelope.payload, what, _MAX_BYTES), what)
     kinds = fields.take("_type", str), fields.take("predicateType", str)
     if kinds != (STATEMENT_TYPE, PREDICATE_TYPE):
@@ -59,7 +75,7 @@ def check_training(
         for ours, theirs in pairs
     ):
         raise ProofError("the signed training made other weights than the generation's")
-    return training
+    return Training(training, signer.key_id)
 
 
 def check_document(document: bytes, proof: bytes, training: Mapping[str, Any]) -> str:

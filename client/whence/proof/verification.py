@@ -1,7 +1,7 @@
 """Verification of bundles: who made a generation, with which weights, and what is on record."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 from whence.proof.bundle import Bundle, OpenLeaf, read_bundle
 from whence.proof.faults import ProofError
@@ -10,7 +10,7 @@ from whence.proof.log_check import check_log
 from whence.proof.merkle_tree import compute_root
 from whence.proof.notes import VerifierKey
 from whence.proof.public_key import PublicKey
-from whence.proof.statement import Signed, Statement, open_statement
+from whence.proof.statement import Signed, Statement, find_teller, open_statement
 
 T = TypeVar("T")
 
@@ -19,7 +19,8 @@ class Check(NamedTuple):
     """One thing that was checked.
 
     Attributes:
-        name: "format", "signature", "record", "entries", "training" or "document".
+        name: "format", "signature", "record", "entries", "origin", "log", "text", "training" or
+            "document".
         passed: True if it is as it should be; None if there was nothing to check.
         detail: what was found, in words.
     """
@@ -35,10 +36,12 @@ class Report(NamedTuple):
     Attributes:
         checks: what was checked, in order; nothing after the first fault.
         statement: what is proven; None if the signature was not valid.
+        bundle: what was checked; None if a check of the bundle itself failed.
     """
 
     checks: Sequence[Check]
     statement: Statement | None
+    bundle: Bundle | None = None
 
     @property
     def verified(self) -> bool:
@@ -53,11 +56,13 @@ class Origin(NamedTuple):
 
     Attributes:
         training: the training's signature, `lineage.sig`.
+        keys: public keys, PEM, of those who may sign trainings; each suffices.
         document: a document of the training set; None to check none.
         proof: output of `whence training proof --json` for it.
     """
 
     training: bytes
+    keys: Sequence[str]
     document: bytes | None = None
     proof: bytes = b""
 
@@ -74,44 +79,66 @@ class LogKeys(NamedTuple):
     witnesses: Sequence[str] = ()
 
 
+class Demands(NamedTuple):
+    """Further demands on a bundle.
+
+    Attributes:
+        text: text that one of its sequences has to have; None for any.
+        known_keys: entries of a key list that was saved elsewhere (`parse_saved_list`).
+        only_given_keys: True to trust no key that is only joined to a trusted one by rotations.
+    """
+
+    text: str | None = None
+    known_keys: Sequence[bytes] = ()
+    only_given_keys: bool = False
+
+
+_NONE = Demands()
+
+
 def verify_bundle(
     data: bytes,
     keys: Sequence[str],
     origin: Origin | None = None,
     log: LogKeys | None = None,
+    demands: Demands = _NONE,
 ) -> Report:
     """Check a bundle without its server.
 
     Args:
         data: content of the bundle's file.
-        keys: trusted public keys, PEM, each of which suffices.
+        keys: public keys, PEM, of those who may sign generations; each suffices.
         origin: files about the training of the weights; None to check the generation alone.
         log: keys of the transparency log; None to check no log.
+        demands: further demands; none by default.
 
     Raises:
         ProofError: a given key is none.
     """
     trusted = [PublicKey(pem, "--key") for pem in keys]
+    trainers = [] if origin is None else [PublicKey(pem, "--training-key") for pem in origin.keys]
     log_key = None if log is None else VerifierKey.parse(log.log)
     witnesses = [] if log is None else [VerifierKey.parse(text) for text in log.witnesses]
     checks: list[Check] = []
+    signed: Signed | None = None
     try:
         bundle = _run(checks, "format", lambda: _read(data))
-        signed = _run(checks, "signature", lambda: _open(bundle, trusted))
-    except _StoppedError:
-        return Report(checks, None)
-    try:
-        _run(checks, "record", lambda: _check_record(bundle, signed.statement))
-        _run(checks, "entries", lambda: _check_entries(bundle, signed.statement))
+        signed = _run(checks, "signature", lambda: _open(bundle, trusted, demands))
+        statement = signed.statement
+        _run(checks, "record", lambda: _check_record(bundle, statement))
+        _run(checks, "entries", lambda: _check_entries(bundle, statement))
+        checks.append(Check("origin", None, _describe_origin(statement)))
         if log_key is None:
             checks.append(Check("log", None, _describe_log(bundle)))
         else:
             _run(checks, "log", lambda: _check_log(bundle, log_key, witnesses))
+        if (text := demands.text) is not None:
+            _run(checks, "text", lambda: _check_text(bundle, statement, text))
         if origin is not None:
-            _check_origin(checks, origin, trusted, signed.statement)
+            _check_origin(checks, origin, trainers, statement)
     except _StoppedError:
-        pass
-    return Report(checks, signed.statement)
+        return Report(checks, None if signed is None else signed.statement)
+    return Report(checks, signed.statement, bundle)
 
 
 class _StoppedError(Exception):
@@ -133,11 +160,12 @@ def _read(data: bytes) -> tuple[Bundle, str]:
     return read_bundle(data), f"a bundle of {len(data):,} bytes"
 
 
-def _open(bundle: Bundle, trusted: Sequence[PublicKey]) -> tuple[Signed, str]:
-    signed = open_statement(bundle.envelope, find_trusted(trusted, bundle.keys))
-    is_given = signed.key_id in {key.key_id for key in trusted}
-    how = "which you trust" if is_given else "which follows from the key that you trust"
-    return signed, f"signed by key {signed.key_id[:16]}, {how}"
+def _open(bundle: Bundle, trusted: Sequence[PublicKey], demands: Demands) -> tuple[Signed, str]:
+    spans = find_trusted(
+        trusted, bundle.keys, demands.known_keys, only_given=demands.only_given_keys
+    )
+    signed = open_statement(bundle.envelope, spans)
+    return signed, f"signed by key {signed.key_id[:16]}, {signed.trust}"
 
 
 def _check_record(bundle: Bundle, statement: Statement) -> tuple[None, str]:
@@ -162,21 +190,37 @@ def _check_entries(bundle: Bundle, statement: Statement) -> tuple[None, str]:
     return None, "the start is hidden: the statement alone says model, decoding and times"
 
 
-def _check_origin(
-    checks: list[Check], origin: Origin, trusted: Sequence[PublicKey], statement: Statement
-) -> None:
-    from whence.proof.training_check import check_document, check_training
+def _describe_origin(statement: Statement) -> str:
+    if teller := find_teller(statement.predicate):
+        return f"{teller}: the server did not compute it"
+    return "the server says that it computed the tokens itself"
 
-    def check() -> tuple[Mapping[str, Any], str]:
-        found = check_training(origin.training, trusted, statement)
-        return found, f"the weights are those of step {found.get('step')} of the signed training"
+
+def _check_text(bundle: Bundle, statement: Statement, text: str) -> tuple[None, str]:
+    from whence.proof.content import find_text, read_content
+
+    index = find_text(read_content(bundle, statement), text)
+    return None, f"the text is that of sequence {index}"
+
+
+def _check_origin(
+    checks: list[Check], origin: Origin, trainers: Sequence[PublicKey], statement: Statement
+) -> None:
+    from whence.proof.training_check import Training, check_document, check_training
+
+    def check() -> tuple[Training, str]:
+        found = check_training(origin.training, trainers, statement)
+        step, key_id = str(found.said.get("step"))[:20], found.key_id[:16]
+        return found, (
+            f"the weights are those of step {step} of the training that was signed by key {key_id}"
+        )
 
     training = _run(checks, "training", check)
     if (document := origin.document) is not None:
         _run(
             checks,
             "document",
-            lambda: (None, check_document(document, origin.proof, training)),
+            lambda: (None, check_document(document, origin.proof, training.said)),
         )
 
 
