@@ -7,17 +7,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whence_server.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from whence.proof.verification import Report
     from whence.v1 import verification_pb2 as pb
 
-EPILOG = """exit status: 0 verified, also within the margin; 1 divergent; 2 the file or the model
-cannot be read; 3 not verifiable, the reason is told"""
+EPILOG = """exit status: 0 verified, also within the margin; 1 divergent, or a bundle that is
+refused; 2 the file, a key or the model cannot be read; 3 not verifiable, the reason is told"""
+_REFUSED = 1
 _EXIT_STATUSES = {
     "VERDICT_VERIFIED": 0,
     "VERDICT_VERIFIED_WITHIN_MARGIN": 0,
@@ -30,10 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.description = (
         "Compute a recorded generation again with weights on this machine, and compare every "
-        "choice. The file is a GenerationRecord of the contract, in protobuf's binary or JSON "
-        "form, as `whence verify ID --save FILE` writes it."
+        "choice. The file is a bundle of `whence generations export` that shows everything, whose "
+        "signature is checked first; or a GenerationRecord of the contract, in protobuf's binary "
+        "or JSON form, as `whence verify ID --save FILE` writes it, which nobody has signed."
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="saved generation")
+    parser.add_argument("file", type=Path, metavar="FILE", help="bundle or saved generation")
+    parser.add_argument(
+        "--key",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PUB",
+        help="for a bundle: public key of the server that you trust, PEM; may be repeated, and one "
+        "suffices",
+    )
     parser.add_argument(
         "--model",
         type=Path,
@@ -67,17 +79,31 @@ def run(parsed: argparse.Namespace) -> int:
     """Verify a saved generation; return the exit status.
 
     Raises:
-        ConfigurationError: the file or the model cannot be read.
+        ConfigurationError: the file, a key or the model cannot be read.
     """
     from google.protobuf import json_format
 
+    from whence.proof.bundle import is_bundle
     from whence.summary.verifications import describe_event
     from whence.v1 import verification_pb2 as pb
     from whence_server.config.environment import use_passive_waiting
+    from whence_server.rpc.bundled_record import make_record
 
     use_passive_waiting()
+    read = _read_file(parsed.file)
+    if is_bundle(read):
+        report = _check_bundle(read, parsed)
+        if report.bundle is None or report.statement is None:
+            return _REFUSED
+        bundle, statement = report.bundle, report.statement
+        events = _verify(parsed, lambda: make_record(bundle, statement))
+    elif parsed.key:
+        raise ConfigurationError(f"{parsed.file} is no bundle: --key checks bundles alone")
+    else:
+        record = read_record(read, parsed.file)
+        events = _verify(parsed, lambda: record)
     status = 1
-    for event in _verify(parsed, read_record(parsed.file)):
+    for event in events:
         if parsed.json:
             print(json.dumps(json_format.MessageToDict(event, preserving_proto_field_name=True)))
         else:
@@ -89,16 +115,7 @@ def run(parsed: argparse.Namespace) -> int:
     return status
 
 
-def read_record(path: Path) -> "pb.GenerationRecord":
-    """Read a saved generation.
-
-    Raises:
-        ConfigurationError: it cannot be read.
-    """
-    from google.protobuf import json_format
-    from google.protobuf.message import DecodeError
-
-    from whence.v1 import verification_pb2 as pb
+def _read_file(path: Path) -> bytes:
     from whence_server.rpc.verification_record import MAX_RECORD_BYTES
 
     try:
@@ -106,19 +123,62 @@ def read_record(path: Path) -> "pb.GenerationRecord":
             raise ConfigurationError(
                 f"{path} has more than {MAX_RECORD_BYTES >> 20} MiB: it is no saved generation"
             )
-        read = path.read_bytes()
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check_bundle(read: bytes, parsed: argparse.Namespace) -> "Report":
+    """Check a bundle's signature and entries, and say what was checked.
+
+    Raises:
+        ConfigurationError: a key is missing or cannot be read.
+    """
+    from whence.proof.faults import ProofError
+    from whence.proof.verification import verify_bundle
+    from whence.summary import quote
+
+    if not parsed.key:
+        raise ConfigurationError(
+            f"{parsed.file} is a signed bundle: give the public key of its server with --key"
+        )
+    try:
+        keys = [path.read_text(errors="replace") for path in parsed.key]
+        report = verify_bundle(read, keys)
+    except OSError as error:
+        raise ConfigurationError(f"--key {error.filename}: {error.strerror}") from error
+    except ProofError as error:
+        raise ConfigurationError(str(error)) from error
+    for check in report.checks:
+        mark = "FAULT: " if check.passed is False else ""
+        # Messages of the contract alone are on the output with --json.
+        where = sys.stderr if parsed.json else sys.stdout
+        print(f"{check.name:<20}{mark}{quote(check.detail)[1:-1]}", file=where)
+    return report
+
+
+def read_record(read: bytes, path: Path) -> "pb.GenerationRecord":
+    """Parse a saved generation.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    from google.protobuf import json_format
+    from google.protobuf.message import DecodeError
+
+    from whence.v1 import verification_pb2 as pb
+
+    try:
         if read.lstrip()[:1] == b"{":
             return json_format.Parse(read, pb.GenerationRecord())
         return pb.GenerationRecord.FromString(read)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     except (DecodeError, json_format.ParseError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigurationError(f"{path} is no saved generation: {first}") from error
 
 
 def _verify(
-    parsed: argparse.Namespace, record: "pb.GenerationRecord"
+    parsed: argparse.Namespace, read: "Callable[[], pb.GenerationRecord]"
 ) -> "Iterator[pb.VerifyGenerationResponse]":
     from whence.v1 import verification_pb2 as pb
     from whence_server.analysis.results import make_refusal
@@ -127,7 +187,7 @@ def _verify(
     from whence_server.verification import make_options
 
     try:
-        question = make_question(record, every_step=parsed.every_step)
+        question = make_question(read(), every_step=parsed.every_step)
     except UnverifiableError as error:
         yield pb.VerifyGenerationResponse.FromString(make_refusal(error.reason, error.message))
         return

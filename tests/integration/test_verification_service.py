@@ -37,6 +37,12 @@ def client(process: ServerProcess) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def noise_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the noise is measured once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def verify(client: Client, generation_id: str, **options: Any) -> list[pb.VerifyGenerationResponse]:
     with client.generations.verify(generation_id, **options) as events:
         return list(events)
@@ -171,6 +177,7 @@ def test_a_saved_generation_is_verified_without_a_server(
     process: ServerProcess,
     client: Client,
     model: Path,
+    noise_cache: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -179,7 +186,7 @@ def test_a_saved_generation_is_verified_without_a_server(
     assert main(saving) == 0
     assert f"{generation_id} is in" in capsys.readouterr().out
     command = ["verify-generation", str(file), "--model", str(model), "--threads", "1"]
-    command += ["--cache", str(tmp_path / "cache")]
+    command += ["--cache", str(noise_cache)]
 
     assert serve_main(command) == 0
     assert "verdict             verified" in capsys.readouterr().out
@@ -193,3 +200,25 @@ def test_a_saved_generation_is_verified_without_a_server(
     file.write_bytes(b"\xff\xff")
     assert serve_main(command) == 2
     assert "is no saved generation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a chat", "greedy with a stop", "two samples", "beams"])
+def test_a_signed_bundle_is_verified_without_a_server(
+    name: str,
+    process: ServerProcess,
+    client: Client,
+    model: Path,
+    noise_cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options, file, key = REQUESTS[name], tmp_path / "bundle.json", tmp_path / "key.pem"
+    generation_id = run(client, None if "messages" in options else PROMPT, **options)
+    file.write_bytes(b"".join(client.generations.bundle(generation_id)))
+    key.write_text(client.signing_keys()[-1].public_key_pem)
+    command = ["verify-generation", str(file), "--model", str(model), "--threads", "1"]
+    command += ["--cache", str(noise_cache), "--key", str(key)]
+    assert serve_main(command) == 0
+    told = capsys.readouterr().out
+    assert "signature           signed by key" in told
+    assert "verdict             verified" in told
