@@ -138,6 +138,8 @@ def test_record_of_a_bundle_is_what_was_recorded() -> None:
         "a secret stop string",
     )
     assert (second.text, list(second.token_ids), second.stop) == ("b", [5, 7], "")
+    assert record.finished.num_generated_tokens == 4
+    assert record.finished.num_prompt_tokens == 5
     assert record.finished.finish_reason == first.finish_reason == second.finish_reason
 
 

@@ -49,6 +49,8 @@ def make_record(bundle: Bundle, statement: Statement) -> verification_pb2.Genera
 def _add_end(record: verification_pb2.GenerationRecord, results: Mapping[str, Any]) -> None:
     finished = record.finished
     finished.finish_reason = _read_reason(results.get("finishReason"))
+    finished.num_prompt_tokens = _read_number(results.get("numPromptTokens"))
+    finished.num_generated_tokens = _read_number(results.get("numGeneratedTokens"))
     sequences = results.get("sequences")
     for index, name in enumerate(sequences if isinstance(sequences, list) else []):
         finished.sequences.add(sequence_index=index, finish_reason=_read_reason(name))
@@ -79,3 +81,12 @@ def _read_reason(name: Any) -> generation_pb2.FinishReason.ValueType:
             f"the statement has the finish reason {str(name)[:60]!r}, which is unknown here",
         )
     return generation_pb2.FinishReason.ValueType(known[name].number)
+
+
+def _read_number(found: Any) -> int:
+    if not isinstance(found, int) or not 0 <= found < 1 << 32:
+        raise UnverifiableError(
+            Unverifiable.RECORD_UNREADABLE,
+            f"the statement has the number of tokens {str(found)[:60]!r}, which no server writes",
+        )
+    return found
