@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from whence.proof.verification import verify_bundle
 from whence_server.cli import main
 from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.signing import parse_signing_key
+from whence_server.http.proof_routes import describe_keys
+from whence_server.proof import signing_keys
 from whence_server.proof.key_files import write_private
 from whence_server.proof.opening import open_proof
 from whence_server.proof.signer import PrivateKey
@@ -86,7 +92,7 @@ def test_rotation_signs_by_the_new_key_and_is_trusted_from_either(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = open_keys(tmp_path).active.public
-    assert main(["signing-keys", "rotate", "--data-dir", str(tmp_path), "--overlap", "5"]) == 0
+    assert main(["signing-keys", "rotate", "--data-dir", str(tmp_path), "--overlap", "10"]) == 0
     keys = open_keys(tmp_path)
     new = keys.active
     assert capsys.readouterr().out.startswith(new.public.key_id)
@@ -111,6 +117,122 @@ def test_running_server_notices_a_rotation(tmp_path: Path, monkeypatch: pytest.M
     new_id = rotate(tmp_path / KEY_NAME, tmp_path / LIST_NAME, 0).key.key_id
     assert keys.choose().public.key_id == new_id != old_id
     assert len(keys.listed) == 2
+
+
+def test_idle_server_lists_the_new_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whence_server.proof.signing_keys._LOOK_S", 0.0)
+    keys = open_keys(tmp_path)
+    new_id = rotate(tmp_path / KEY_NAME, tmp_path / LIST_NAME, 10).key.key_id
+    # No generation has ended since: nothing has chosen a key.
+    assert [key["active"] for key in describe_keys(keys)] == [False, True]
+    assert keys.list_keys()[-1].entry.key.key_id == new_id
+
+
+@pytest.mark.parametrize("other", ["start", "rotation"])
+def test_rotation_beside_a_start_or_another_rotation_keeps_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    first_id = open_keys(tmp_path).active.public.key_id
+    paths = tmp_path / KEY_NAME, tmp_path / LIST_NAME
+    begin: Callable[[], object] = lambda: (  # noqa: E731 - chosen by the parameter
+        open_keys(tmp_path) if other == "start" else rotate(*paths, 10)
+    )
+    thread = threading.Thread(target=begin)
+    write = write_list
+
+    def write_beside(*arguments: object, **named: object) -> None:
+        """Let the other process begin between the new private key and its entry in the list."""
+        monkeypatch.setattr(signing_keys, "write_list", write)
+        thread.start()
+        # It waits for the lock, or would be through in some milliseconds.
+        thread.join(0.5)
+        write(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(signing_keys, "write_list", write_beside)
+    new_id = rotate(*paths, 10).key.key_id
+    thread.join(60)
+    assert not thread.is_alive()
+    listed = [listed.entry.key.key_id for listed in read_list(paths[1])]
+    assert listed[:2] == [first_id, new_id]
+    assert len(listed) == (2 if other == "start" else 3)
+    assert open_keys(tmp_path).active.public.key_id == listed[-1]
+
+
+def make_replicas(directory: Path) -> tuple[Path, Sequence[Path]]:
+    """Return the path of a key that two servers share, and the lists in their data directories."""
+    lists = []
+    for name in ("a", "b"):
+        (directory / name).mkdir()
+        lists.append(directory / name / LIST_NAME)
+    (directory / "shared").mkdir()
+    return directory / "shared" / "key.pem", lists
+
+
+def test_servers_that_share_a_key_follow_its_rotation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whence_server.proof.signing_keys._LOOK_S", 0.0)
+    key, lists = make_replicas(tmp_path)
+    replicas = [SigningKeys.open(key, path) for path in lists]
+    assert replicas[0].active.public.key_id == replicas[1].active.public.key_id
+    for path in lists:
+        new_id = rotate(key, path, 10).key.key_id
+        for keys in (*replicas, *(SigningKeys.open(key, path) for path in lists)):
+            assert keys.choose().public.key_id == new_id
+            assert keys.list_keys()[-1].entry.key.key_id == new_id
+    assert len(replicas[0].list_keys()) == 3
+
+
+def test_servers_that_share_a_key_start_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, lists = make_replicas(tmp_path)
+    thread = threading.Thread(target=lambda: SigningKeys.open(key, lists[1]))
+    write = write_private
+
+    def write_beside(path: Path, content: bytes, like: Path | None = None) -> None:
+        """Let the other server start after the first has found no key."""
+        monkeypatch.setattr(signing_keys, "write_private", write)
+        thread.start()
+        thread.join(0.5)
+        write(path, content, like)
+
+    monkeypatch.setattr(signing_keys, "write_private", write_beside)
+    SigningKeys.open(key, lists[0])
+    thread.join(60)
+    assert not thread.is_alive()
+    ids = {SigningKeys.open(key, path).active.public.key_id for path in lists}
+    assert len(ids) == 1
+
+
+def test_rotation_follows_a_link_and_keeps_owner_and_mode(tmp_path: Path) -> None:
+    target = tmp_path / "secret"
+    target.mkdir()
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    key = tmp_path / "key.pem"
+    key.symlink_to(target / "key.pem")
+    SigningKeys.open(key, data_dir / LIST_NAME)
+    owner = (12_345, 12_346) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(target / "key.pem", *owner)
+    (target / "key.pem").chmod(0o640)
+    new_id = rotate(key, data_dir / LIST_NAME, 10).key.key_id
+    assert key.is_symlink()
+    assert SigningKeys.open(key, data_dir / LIST_NAME).active.public.key_id == new_id
+    for path in (key, target / "key.pem.list"):
+        found = path.stat()
+        assert (found.st_uid, found.st_gid) == owner
+        assert found.st_mode & 0o777 == 0o640
+
+
+def test_overlap_is_longer_than_a_running_server_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_keys(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["signing-keys", "rotate", "--data-dir", str(tmp_path), "--overlap", "9"])
+    assert "from 10" in capsys.readouterr().err
+    assert len(open_keys(tmp_path).listed) == 1
 
 
 def test_damaged_list_does_not_stop_a_running_server(
@@ -185,6 +307,58 @@ def test_key_service_signs_the_servers_own_key_once(
         again = open_proof(data_dir, f"file2:{service}", {})
     assert again.keys.active.public.key_id == own.public.key_id
     assert "without a look at its key service" in caplog.text
+
+
+def test_key_service_that_has_not_begun_the_list_has_to_answer(tmp_path: Path) -> None:
+    open_keys(tmp_path)
+    with pytest.raises(ConfigurationError, match="file2:/no/such/key"):
+        open_proof(tmp_path, "file2:/no/such/key", {})
+
+
+def test_rotation_keeps_the_key_service_of_the_list(tmp_path: Path) -> None:
+    service = tmp_path / "service.pem"
+    write_private(service, PrivateKey.generate().encode())
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    open_proof(data_dir, f"file2:{service}", {})
+    new_id = rotate(data_dir / KEY_NAME, data_dir / LIST_NAME, 10).key.key_id
+    service.unlink()
+    assert open_proof(data_dir, f"file2:{service}", {}).keys.active.public.key_id == new_id
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("azurekms:VAULT", "azurekms:VAULT/KEY"),
+        ("azurekms:VAULT/", "azurekms:VAULT/KEY"),
+        ("hsm:abc", "hsm:NUMBER"),
+        ("awskms:", "awskms:KEY"),
+        ("file2:/", "file2:PATH"),
+        ("awskm:alias/x", "awskms, azurekms, gcpkms, hsm, file2"),
+        (" ", "expected FILE"),
+        ("a\0b", "expected FILE"),
+    ],
+)
+def test_places_that_name_no_key_are_refused(place: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        parse_signing_key(place)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "key.pem",
+        "/keys/a:b.pem",
+        "./awskm:x",
+        "awskms:arn:aws:kms:eu-west-1:1:key/2",
+        "azurekms:VAULT/KEY",
+        "gcpkms:projects/p/locations/l/keyRings/r/cryptoKeys/k/cryptoKeyVersions/1",
+        "hsm:2",
+        "file2:/keys/root.pem",
+    ],
+)
+def test_places_of_keys_are_taken(place: str) -> None:
+    assert parse_signing_key(place) == place
 
 
 @pytest.mark.parametrize("uri", ["awskms:alias/x", "file2:/no/such/key", "hsm:2"])

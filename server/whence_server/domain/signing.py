@@ -1,9 +1,18 @@
 """Places of the key that signs generations."""
 
+import re
 from pathlib import Path
 
-SERVICES = ("awskms", "azurekms", "gcpkms", "hsm", "file2")
+_FORMS = {
+    "awskms": (r".*[^/].*", "KEY"),
+    "azurekms": (r"/*[^/]+/[^/].*", "VAULT/KEY"),
+    "gcpkms": (r".*[^/].*", "projects/.../cryptoKeyVersions/NUMBER"),
+    "hsm": (r"[0-9]+", "NUMBER"),
+    "file2": (r".*[^/].*", "PATH"),
+}
+SERVICES = tuple(_FORMS)
 """Schemes of keys that securesystemslib's signers hold, and never give away."""
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def parse_signing_key(text: str) -> str:
@@ -12,11 +21,17 @@ def parse_signing_key(text: str) -> str:
     Raises:
         ValueError: it is neither.
     """
-    scheme, colon, place = text.partition(":")
-    if colon and scheme in SERVICES and not place.strip("/"):
-        raise ValueError(f"expected the name of a key after {scheme}:")
     if not text.strip() or "\0" in text:
         raise ValueError(f"expected FILE, or a URI that begins with one of {', '.join(SERVICES)}")
+    scheme, _, place = text.partition(":")
+    if is_service(text):
+        pattern, form = _FORMS[scheme]
+        if not re.fullmatch(pattern, place):
+            raise ValueError(f"expected {scheme}:{form}")
+    elif _URI.match(text):
+        raise ValueError(
+            f"expected one of {', '.join(SERVICES)} before the colon; a file of that name is ./..."
+        )
     return text
 
 

@@ -34,7 +34,7 @@ def list_proof_routes(
 
 def describe_keys(keys: SigningKeys) -> list[dict[str, object]]:
     """Return the signing keys, oldest first, as whence.v1.SigningKey in protobuf's JSON mapping."""
-    listed = keys.listed
+    listed = keys.list_keys()
     return [
         {
             "keyId": entry.key.key_id,

@@ -7,6 +7,8 @@ from whence_server.domain.errors import ConfigurationError
 
 EPILOG = "exit status: 0 done; 2 an argument or a key cannot be used"
 _DEFAULT_OVERLAP_S = 3_600.0
+# A running server looks for a new key once a second, and signs with the old one until then.
+_MIN_OVERLAP_S, _MAX_OVERLAP_S = 10.0, 30 * 86_400.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,19 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for command in (listing, rotate):
         command.add_argument("--data-dir", type=Path, required=True, metavar="DIR")
-    rotate.add_argument(
-        "--signing-key",
-        type=Path,
-        metavar="FILE",
-        help="private key to replace (default: signing-key.pem in --data-dir)",
-    )
+        command.add_argument(
+            "--signing-key",
+            type=Path,
+            metavar="FILE",
+            help="private key that signs now (default: signing-key.pem in --data-dir)",
+        )
     rotate.add_argument(
         "--overlap",
         type=_parse_overlap,
         default=_DEFAULT_OVERLAP_S,
         metavar="S",
         help="seconds for which signatures of the old key still count, as a running server may "
-        "need a moment (default: 3600)",
+        "need a moment, from 10 (default: 3600)",
     )
 
 
@@ -51,18 +53,19 @@ def run(parsed: argparse.Namespace) -> int:
     Raises:
         ConfigurationError: an argument or a key cannot be used.
     """
+    from whence_server.proof.key_place import KeyPlace
     from whence_server.proof.signing_keys import KEY_NAME, LIST_NAME, read_list, rotate
 
     list_path = parsed.data_dir / LIST_NAME
+    key_path = parsed.signing_key or parsed.data_dir / KEY_NAME
     if not list_path.is_file():
         raise ConfigurationError(
             f"there is no list of signing keys {list_path}: the first start of a server makes one"
         )
     if parsed.signing_keys_command == "rotate":
-        key_path = parsed.signing_key or parsed.data_dir / KEY_NAME
         print(f"{rotate(key_path, list_path, parsed.overlap).key.key_id}  signs from now on")
         return 0
-    listed = read_list(list_path)
+    listed = read_list(KeyPlace(key_path, list_path).list)
     for number, (_, entry) in enumerate(listed, 1):
         note = "  signs now" if number == len(listed) else ""
         print(f"{entry.key.key_id}  from {entry.not_before:%Y-%m-%dT%H:%M:%SZ}{note}")
@@ -74,6 +77,6 @@ def _parse_overlap(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds <= 30 * 86_400:
-        raise argparse.ArgumentTypeError("expected seconds, from 0 to 2592000 (30 days)")
+    if not _MIN_OVERLAP_S <= seconds <= _MAX_OVERLAP_S:
+        raise argparse.ArgumentTypeError("expected seconds, from 10 to 2592000 (30 days)")
     return seconds

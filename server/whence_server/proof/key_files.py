@@ -51,9 +51,26 @@ def read_private_key(path: Path, flag: str = "--signing-key") -> PrivateKey:
     return PrivateKey(key)
 
 
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file with mode 0600, as `write_file` does."""
-    write_file(path, content, 0o600)
+def write_private(path: Path, content: bytes, like: Path | None = None) -> None:
+    """Write a file in one step, so that a crash leaves the old one or the new one.
+
+    Owner, group and mode are those of the file that it replaces: another user's server goes on to
+    read it. A new file belongs to this process, with mode 0600.
+
+    Args:
+        path: the file.
+        content: its content.
+        like: file whose owner, group and mode a new file takes over.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    for model in (path, like):
+        if model is not None and model.exists():
+            found = model.stat()
+            _write(path, content, stat.S_IMODE(found.st_mode), (found.st_uid, found.st_gid))
+            return
+    _write(path, content, 0o600, None)
 
 
 def write_file(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -62,11 +79,18 @@ def write_file(path: Path, content: bytes, mode: int = 0o644) -> None:
     Raises:
         ConfigurationError: it cannot be written.
     """
+    _write(path, content, mode, None)
+
+
+def _write(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) -> None:
     try:
         # mkstemp gives mode 0600.
         descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
         try:
             with os.fdopen(descriptor, "wb") as file:
+                made = os.fstat(descriptor)
+                if owner is not None and owner != (made.st_uid, made.st_gid):
+                    os.fchown(descriptor, *owner)
                 os.fchmod(descriptor, mode)
                 file.write(content)
                 file.flush()

@@ -36,5 +36,5 @@ def open_proof(data_dir: Path, signing_key: str | None, environment: Mapping[str
     key_path = choose_key_path(signing_key, data_dir / KEY_NAME)
     list_path = data_dir / LIST_NAME
     if signing_key is not None and is_service(signing_key):
-        certify(key_path, list_path, lambda: ServiceKey(signing_key, environment))
+        certify(key_path, list_path, signing_key, lambda: ServiceKey(signing_key, environment))
     return Proof(SigningKeys.open(key_path, list_path))

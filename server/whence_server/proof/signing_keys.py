@@ -14,6 +14,7 @@ from whence.proof.key_list import MAX_ENTRIES, TYPE, KeyEntry, parse_entry
 from whence.proof.times import spell_time
 from whence_server.domain.errors import ConfigurationError
 from whence_server.proof.key_files import read_private_key, write_private
+from whence_server.proof.key_place import KeyPlace
 from whence_server.proof.signer import PrivateKey, Signer, seal
 
 _log = logging.getLogger(__name__)
@@ -35,47 +36,67 @@ class Listed(NamedTuple):
 class SigningKeys:
     """The key that signs now, and the list of all keys of this server.
 
-    A rotation replaces the files while a server runs, which notices within a second.
+    A rotation replaces the files while a server runs, which looks for one at most once a second,
+    whenever it is asked for a key or for the list.
 
     Args:
-        key_path: file of the private key.
-        list_path: file of the list.
+        place: files of the key.
     """
 
-    def __init__(self, key_path: Path, list_path: Path) -> None:
-        self._key_path = key_path
-        self._list_path = list_path
+    def __init__(self, place: KeyPlace) -> None:
+        self._place = place
         self._looked_s = time.monotonic()
-        self._stamp = _stamp(list_path)
-        self.listed: Sequence[Listed] = read_list(list_path)
+        self._stamp = place.read_stamp()
+        self.listed: Sequence[Listed] = read_list(place.list)
         self.active = self._read_active(self.listed)
 
     @classmethod
     def open(cls, key_path: Path, list_path: Path) -> "SigningKeys":
         """Open the keys; make a key and its list at the first start.
 
+        Args:
+            key_path: file of the private key.
+            list_path: file of the list in the data directory.
+
         Raises:
             ConfigurationError: a file cannot be used, or the key is not the last one of the list.
         """
-        finish_rotation(key_path, list_path)
-        if not read_list(list_path):
-            write_list(list_path, [make_entry(_read_or_make(key_path))])
-        return cls(key_path, list_path)
+        place = KeyPlace(key_path, list_path)
+        with place.lock() as is_locked:
+            if is_locked:
+                finish_rotation(place)
+            return cls.open_whole(place)
+
+    @classmethod
+    def open_whole(cls, place: KeyPlace) -> "SigningKeys":
+        """Open the keys as `open` does, in a place that no rotation is changing."""
+        if not read_list(place.list):
+            key = _read_or_make(place.key)
+            write_list(place.list, [make_entry(key)], like=place.key)
+        return cls(place)
 
     def choose(self) -> Signer:
-        """Return the key to sign with, after a look for a rotation at most once a second."""
+        """Return the key to sign with."""
+        self._look_if_due()
+        return self.active
+
+    def list_keys(self) -> Sequence[Listed]:
+        """Return all keys, oldest first; the last one signs now."""
+        self._look_if_due()
+        return self.listed
+
+    def _look_if_due(self) -> None:
         now_s = time.monotonic()
         if now_s - self._looked_s >= _LOOK_S:
             self._looked_s = now_s
             self._look()
-        return self.active
 
     def _look(self) -> None:
-        stamp = _stamp(self._list_path)
+        stamp = self._place.read_stamp()
         if stamp == self._stamp:
             return
         try:
-            listed = read_list(self._list_path)
+            listed = read_list(self._place.list)
             active = self._read_active(listed)
         except ConfigurationError as error:
             # A rotation is under way, or a file is damaged: the present key is as good as before.
@@ -85,49 +106,53 @@ class SigningKeys:
         _log.info("signs with the key %s from now on", self.active.public.key_id)
 
     def _read_active(self, listed: Sequence[Listed]) -> PrivateKey:
+        path, list_path = self._place.key, self._place.list
         if not listed:
-            raise ConfigurationError(f"{self._list_path}: the list of signing keys is missing")
+            raise ConfigurationError(f"{list_path}: the list of signing keys is missing")
         try:
-            key = read_private_key(self._key_path)
+            key = read_private_key(path)
         except FileNotFoundError:
             raise ConfigurationError(
-                f"--signing-key {self._key_path}: is missing, and {self._list_path} lists it; "
+                f"--signing-key {path}: is missing, and {list_path} lists it; "
                 "restore it, or move the list away to begin with a new key"
             ) from None
         last = listed[-1].entry.key
         if key.public.key_id != last.key_id:
             raise ConfigurationError(
-                f"--signing-key {self._key_path}: has the id {key.public.key_id[:16]}, and the "
-                f"last key of {self._list_path} is {last.key_id[:16]}; replace a key by "
+                f"--signing-key {path}: has the id {key.public.key_id[:16]}, and the "
+                f"last key of {list_path} is {last.key_id[:16]}; replace a key by "
                 "`whence-server signing-keys rotate`, or move the list away to begin with this one"
             )
         return key
 
 
-def certify(key_path: Path, list_path: Path, open_root: Callable[[], Signer]) -> None:
+def certify(key_path: Path, list_path: Path, service: str, open_root: Callable[[], Signer]) -> None:
     """Begin the list of a server's first start with a key that signs the server's own key.
 
     Args:
         key_path: file of the server's own private key; made if it is missing.
         list_path: file of the list.
-        open_root: opens the key that signs it.
+        service: URI of the key that signs it; the list keeps it.
+        open_root: opens that key.
 
     Raises:
-        ConfigurationError: it cannot be opened at the first start, or the list has another.
+        ConfigurationError: it cannot be opened, and has not begun the list, or another has.
     """
-    listed = read_list(list_path)
-    try:
-        root = open_root()
-        if not listed:
-            first = make_entry(root)
-            write_list(list_path, [first, make_entry(_read_or_make(key_path), root)])
+    place = KeyPlace(key_path, list_path)
+    with place.lock():
+        listed = read_list(list_path)
+        try:
+            root = open_root()
+        except ConfigurationError as error:
+            if not listed or read_service(list_path) != service:
+                raise
+            # It has signed the server's own key before, and is not needed.
+            _log.warning("the server signs without a look at its key service: %s", error)
             return
-    except ConfigurationError as error:
         if not listed:
-            raise
-        # It has signed the server's own key before, and is not needed.
-        _log.warning("the server signs without a look at its key service: %s", error)
-        return
+            entries = [make_entry(root), make_entry(_read_or_make(place.key), root)]
+            write_list(list_path, entries, service, like=place.key)
+            return
     if listed[0].entry.key.key_id != root.public.key_id:
         raise ConfigurationError(
             f"{list_path}: begins with the key {listed[0].entry.key.key_id[:16]}, and "
@@ -180,33 +205,38 @@ def rotate(key_path: Path, list_path: Path, overlap_s: float) -> KeyEntry:
     Raises:
         ConfigurationError: a file cannot be used, or the list is full.
     """
-    keys = SigningKeys.open(key_path, list_path)
-    if len(keys.listed) >= MAX_ENTRIES:
-        raise ConfigurationError(
-            f"{list_path}: has {MAX_ENTRIES} keys, as many as a list may have; move it and "
-            f"{key_path} away, and give the new key to those who check"
-        )
-    new = PrivateKey.generate()
-    entry = make_entry(new, keys.active, overlap_s=overlap_s)
-    write_private(_name_next(key_path), new.encode())
-    write_list(list_path, [*(listed.data for listed in keys.listed), entry])
-    finish_rotation(key_path, list_path)
+    place = KeyPlace(key_path, list_path)
+    with place.lock():
+        finish_rotation(place)
+        keys = SigningKeys.open_whole(place)
+        if len(keys.listed) >= MAX_ENTRIES:
+            raise ConfigurationError(
+                f"{place.list}: has {MAX_ENTRIES} keys, as many as a list may have; move it and "
+                f"{key_path} away, and give the new key to those who check"
+            )
+        new = PrivateKey.generate()
+        entry = make_entry(new, keys.active, overlap_s=overlap_s)
+        write_private(place.next_key, new.encode(), like=place.key)
+        listed = [*(listed.data for listed in keys.listed), entry]
+        write_list(place.rotated_list, listed, read_service(place.list), like=place.key)
+        finish_rotation(place)
     return parse_entry(entry)
 
 
-def finish_rotation(key_path: Path, list_path: Path) -> None:
+def finish_rotation(place: KeyPlace) -> None:
     """Put the new key of an interrupted rotation in its place, if the list has it already.
 
     Raises:
         ConfigurationError: a file cannot be used.
     """
-    next_path = _name_next(key_path)
-    if not next_path.exists():
+    try:
+        new = read_private_key(place.next_key)
+    except FileNotFoundError:
         return
-    listed, new = read_list(list_path), read_private_key(next_path)
+    listed = read_list(place.list)
     if listed and listed[-1].entry.key.key_id == new.public.key_id:
-        write_private(key_path, new.encode())
-    next_path.unlink(missing_ok=True)
+        write_private(place.key, new.encode())
+    place.next_key.unlink(missing_ok=True)
 
 
 def read_list(path: Path) -> list[Listed]:
@@ -224,7 +254,15 @@ def read_list(path: Path) -> list[Listed]:
             listed.append(Listed(data, parse_entry(data, f"entries[{number}]")))
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ProofError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ProofError,
+        RecursionError,
+    ) as error:
         raise ConfigurationError(f"{path}: is no list of signing keys: {error}") from None
     for before, after in pairwise(listed):
         previous = after.entry.previous
@@ -233,19 +271,30 @@ def read_list(path: Path) -> list[Listed]:
     return listed
 
 
-def write_list(path: Path, entries: Sequence[bytes]) -> None:
-    """Write a list's file. Raises ConfigurationError if it cannot be written."""
-    spelled = {"entries": [data.decode() for data in entries]}
-    write_private(path, json.dumps(spelled, indent=1).encode())
-
-
-def _name_next(key_path: Path) -> Path:
-    return key_path.with_name(key_path.name + ".next")
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
+def read_service(path: Path) -> str | None:
+    """Return the URI of the key service that has begun a list; None for a list without one."""
     try:
-        found = path.stat()
-    except OSError:
-        return 0, 0, 0
-    return found.st_mtime_ns, found.st_ino, found.st_size
+        found = json.loads(path.read_bytes()).get("service")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def write_list(
+    path: Path, entries: Sequence[bytes], service: str | None = None, like: Path | None = None
+) -> None:
+    """Write a list's file.
+
+    Args:
+        path: the file.
+        entries: the keys' entries, oldest first.
+        service: URI of the key service that has begun the list.
+        like: file whose owner and mode a new list takes over.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    spelled: dict[str, object] = {"entries": [data.decode() for data in entries]}
+    if service is not None:
+        spelled["service"] = service
+    write_private(path, json.dumps(spelled, indent=1).encode(), like)

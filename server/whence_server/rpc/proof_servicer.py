@@ -45,7 +45,7 @@ class ProofServicer:
     async def get_keys(self, request: proof_pb2.GetKeysRequest, call: Call) -> bytes:
         """Return the signing keys, oldest first; none if the server does not sign."""
         del request, call
-        listed = [] if self._keys is None else self._keys.listed
+        listed = [] if self._keys is None else self._keys.list_keys()
         return proof_pb2.GetKeysResponse(
             keys=[
                 proof_pb2.SigningKey(
@@ -67,7 +67,7 @@ class ProofServicer:
         disclosure = read_disclosure(request)
         if not sees_content(call.identity):
             disclosure = Disclosure(prompt=False, text=False)
-        keys = [] if self._keys is None else [listed.data for listed in self._keys.listed]
+        keys = [] if self._keys is None else [listed.data for listed in self._keys.list_keys()]
         pieces = spell_bundle(self._journal, call.generation_id, keys, disclosure, self._log)
         async with aclosing(pieces):
             async for piece in pieces:
