@@ -72,6 +72,27 @@ def test_whole_bundle_is_verified() -> None:
     assert said["caller"] == "alice"
 
 
+def test_settings_of_the_generation_config_are_signed() -> None:
+    started = make_started()
+    configured = started.configured_decoding
+    configured.sequence_biases.add(token_ids=[3], bias=-100)
+    configured.renormalize_logits = True
+    configured.forced_bos_token_id = 0
+    started.processor_names.extend(["sequence_bias", "temperature"])
+    entries = make_entries(started=started)
+    # The start is hidden: the statement alone says how was decoded.
+    report = verify(spell(sign(entries, make_finished(), SIGNER), entries, hidden=[0]))
+    assert report.verified
+    assert report.statement is not None
+    said = report.statement.predicate["decoding"]
+    assert said["configured"] == {
+        "renormalize_logits": True,
+        "forced_bos_token_id": 0,
+        "inRecordOnly": ["sequence_biases"],
+    }
+    assert said["processors"] == ["sequence_bias", "temperature"]
+
+
 def test_securesystemslib_verifies_the_envelope() -> None:
     statement = sign(make_entries(), make_finished(), SIGNER)
     envelope = Envelope.from_dict(json.loads(statement.envelope))

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 from bundles import make_finished, make_started
-from journal_records import FIRST, RUNNING, SECOND, begin, end
+from journal_records import FIRST, RUNNING, SECOND, START_NS, begin, end, started
 from sealed_journals import make_options, read_files
 
 from whence.proof.leaves import derive_salt
 from whence.proof.verification import Report, verify_bundle
 from whence.v1 import generation_pb2 as g
+from whence.v1 import step_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import GenerationNotFoundError, GenerationUnsignedError
 from whence_server.generation.content.forms import Stored
@@ -20,6 +21,7 @@ from whence_server.generation.content.record import ContentRecord
 from whence_server.generation.recovery import close_interrupted
 from whence_server.journal.journal import Journal
 from whence_server.journal.postgres.store import PostgresStore
+from whence_server.journal.rows import GenerationIndex
 from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.proof.signer import PrivateKey, Signer
 from whence_server.proof.statements import Statements
@@ -93,6 +95,57 @@ async def test_bundle_shows_what_was_asked_for(
         assert ["entry" in leaf for leaf in bundle["leaves"]] == list(map(bool, shown))
         assert ("promptKey" in bundle) == bool(shown[0])
         assert (await verify(journal, FIRST, disclosure)).verified
+    finally:
+        await journal.close()
+
+
+@pytest.mark.parametrize(
+    ("disclosure", "is_start_shown"),
+    [
+        (Disclosure(), True),
+        (Disclosure(text=False), False),
+        (Disclosure(steps=range(1, 2)), False),
+        (Disclosure(prompt=False), False),
+    ],
+)
+async def test_hidden_forced_text_is_in_no_entry_of_the_bundle(
+    tmp_path: Path, disclosure: Disclosure, is_start_shown: bool
+) -> None:
+    journal = await open_journal(tmp_path)
+    try:
+        start = started(FIRST, 3)
+        start.effective_decoding.forced.tokens.token_ids[:] = [201, 202, 203]
+        index = GenerationIndex(FIRST, start.trace_id, "tiny", START_NS, "", {}, "", 1, "")
+        journal.create(index, start.SerializeToString())
+        for number, token_id in enumerate((201, 202, 203)):
+            step = step_pb2.Step(index=number, token_id=token_id, text=f"t{number}")
+            journal.append(FIRST, EntryKind.STEP, step.SerializeToString())
+        end(journal, FIRST, 3)
+        pieces = [piece async for piece in spell_bundle(journal, FIRST, [], disclosure)]
+        bundle = json.loads("".join(pieces))
+        shown = [leaf for leaf in bundle["leaves"] if "entry" in leaf]
+        starts = [leaf for leaf in shown if leaf["kind"] == "started"]
+        assert bool(starts) == ("promptKey" in bundle) == is_start_shown
+        if not disclosure.text:
+            assert shown == []
+        assert (await verify(journal, FIRST, disclosure)).verified
+    finally:
+        await journal.close()
+
+
+async def test_bundle_of_large_entries_comes_in_small_pieces(tmp_path: Path) -> None:
+    journal = await open_journal(tmp_path)
+    try:
+        begin(journal, FIRST, 3)
+        for number in range(3, 23):
+            step = step_pb2.Step(index=number, token_id=1, text="x" * 200_000)
+            journal.append(FIRST, EntryKind.STEP, step.SerializeToString())
+        end(journal, FIRST, 3)
+        hidden = Disclosure(prompt=False)
+        pieces = [piece async for piece in spell_bundle(journal, FIRST, [], hidden)]
+        assert sum(map(len, pieces)) > 20 * 200_000
+        assert max(map(len, pieces)) < 2 << 20
+        assert verify_bundle("".join(pieces).encode(), [SIGNER.public.pem]).verified
     finally:
         await journal.close()
 

@@ -26,8 +26,8 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=HIDEABLE,
         default=[],
-        help="leave out the prompt, or the text and tokens of the output; may be repeated. What is "
-        "hidden keeps its place, as a hash",
+        help="leave out the prompt, or the text and tokens of the output (for a forced text with "
+        "the start, which has them); may be repeated. What is hidden keeps its place, as a hash",
     )
     parser.add_argument(
         "--steps",

@@ -37,7 +37,7 @@ def describe_start(started: generation_pb2.GenerationStarted, prompt_key: bytes)
         "model": _describe_model(started),
         "environment": _describe_environment(started.environment.SerializeToString()),
         "prompt": _describe_prompt(started, prompt_key),
-        "decoding": describe_decoding(started.effective_decoding),
+        "decoding": _describe_decoding(started),
         "contentPolicy": _list_policies().get(started.content, str(started.content)),
         "startTime": spell_time(started.start_time.ToNanoseconds()),
     }
@@ -83,8 +83,9 @@ def describe_finish(finished: generation_pb2.GenerationFinished) -> dict[str, An
     }
 
 
-def describe_decoding(decoding: generation_pb2.Decoding) -> dict[str, Any]:
+def _describe_decoding(started: generation_pb2.GenerationStarted) -> dict[str, Any]:
     """Return the settings that are numbers, and the names of those that are content."""
+    decoding = started.effective_decoding
     found, content = _list_numbers(decoding)
     strategy = decoding.WhichOneof("strategy")
     if strategy is not None:
@@ -93,6 +94,11 @@ def describe_decoding(decoding: generation_pb2.Decoding) -> dict[str, Any]:
         content += texts
     if content:
         found["inRecordOnly"] = sorted(content)
+    if started.HasField("configured_decoding"):
+        numbers, others = _list_numbers(started.configured_decoding)
+        found["configured"] = numbers | ({"inRecordOnly": sorted(others)} if others else {})
+    if started.processor_names:
+        found["processors"] = list(started.processor_names)
     return found
 
 

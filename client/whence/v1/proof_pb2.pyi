@@ -125,10 +125,14 @@ class ExportBundleRequest(google.protobuf.message.Message):
     hide_prompt: builtins.bool
     """Hides the entries that hold the prompt: the start, and the prompt's steps."""
     hide_text: builtins.bool
-    """Hides the entries that hold the output: steps and beam search rounds."""
+    """Hides the entries that hold the output: steps, beam search rounds, and the
+    start of a forced text, which has its token ids.
+    """
     @property
     def steps(self) -> global___StepRange:
-        """Shows, of the output, only the steps with these indexes. Unset: all of them."""
+        """Shows, of the output, only the steps with these indexes, and hides the start
+        of a forced text. Unset: all of them.
+        """
 
     def __init__(
         self,

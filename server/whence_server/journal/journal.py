@@ -19,7 +19,7 @@ from whence_server.journal.chain import ChainReport, ChainWalk, Origin
 from whence_server.journal.deletion import Deletion
 from whence_server.journal.following import BATCH_BYTES, BATCH_ENTRIES, Following
 from whence_server.journal.log import Log
-from whence_server.journal.lookup import Lookup
+from whence_server.journal.lookup import ALL_BYTES, Lookup
 from whence_server.journal.opening import open_directory
 from whence_server.journal.patience import Patience
 from whence_server.journal.readers import Readers
@@ -341,9 +341,10 @@ class Journal:
         after_offset: int = 0,
         limit: int = BATCH_ENTRIES,
         kinds: Collection[EntryKind] | None = None,
+        max_bytes: int = ALL_BYTES,
     ) -> list[Entry]:
         """Return entries of a generation after an offset. Raises the errors of `Lookup.read`."""
-        return await self._lookup.read(generation_id, after_offset, limit, kinds)
+        return await self._lookup.read(generation_id, after_offset, limit, kinds, max_bytes)
 
     async def get(self, generation_id: str) -> GenerationRow:
         """Return a generation's row. Raises the errors of `Lookup.get`."""

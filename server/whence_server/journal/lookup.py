@@ -18,7 +18,8 @@ from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.journal.store import Store
 
 _PAGE_BYTES = 1 << 20
-_ALL_BYTES = MAX_OFFSET
+ALL_BYTES = MAX_OFFSET
+"""Bound in bytes of a read without one."""
 
 
 class Lookup:
@@ -35,11 +36,12 @@ class Lookup:
         after_offset: int = 0,
         limit: int = BATCH_ENTRIES,
         kinds: Collection[EntryKind] | None = None,
+        max_bytes: int = ALL_BYTES,
     ) -> list[Entry]:
-        """Return up to `limit` entries of a generation after an offset, of some kinds or all.
+        """Return entries of a generation after an offset up to either bound, of some kinds or all.
 
-        Kinds outside a generation's offsets are returned only if `kinds` names them: at offset
-        0, before all others, for every `after_offset`.
+        One entry may exceed `max_bytes`. Kinds outside a generation's offsets are returned only if
+        `kinds` names them: at offset 0, before all others, for every `after_offset`.
 
         Raises:
             GenerationNotFoundError: it is not known, or was deleted.
@@ -48,7 +50,7 @@ class Lookup:
         await self.flush_pending()
         after = min(after_offset, MAX_OFFSET)
         entries = await self._readers.run(
-            self._store.read, generation_id, after, limit=limit, max_bytes=_ALL_BYTES, kinds=kinds
+            self._store.read, generation_id, after, limit=limit, max_bytes=max_bytes, kinds=kinds
         )
         _check_offsets(entries)
         return entries

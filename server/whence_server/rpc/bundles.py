@@ -26,13 +26,16 @@ from whence_server.domain.errors import (
 from whence_server.journal.journal import Journal
 from whence_server.proof.log.log import TransparencyLog
 
-_PAGE = 500
+# A page is spelled in the thread of the event loop: its size bounds how long streams wait.
+_PAGE, _PAGE_BYTES = 500, 1 << 20
 _OUTPUT = frozenset({EntryKind.STEP, EntryKind.BEAM_ROUND})
 _LEAVES = (EntryKind.STARTED, EntryKind.PROMPT_STEP, EntryKind.STEP, EntryKind.BEAM_ROUND)
 
 
 class Disclosure(NamedTuple):
     """Choice of the entries that a bundle shows.
+
+    A forced text is in the start, too: where not all of it is shown, the start is hidden.
 
     Attributes:
         prompt: True shows the start, and the prompt's steps.
@@ -46,6 +49,8 @@ class Disclosure(NamedTuple):
 
     def shows(self, entry: Entry) -> bool:
         """Return whether an entry is shown. Raises DecodeError if it is damaged."""
+        if entry.kind is EntryKind.STARTED:
+            return self.prompt and (self._shows_whole_text or not _has_text(entry.payload))
         if entry.kind not in _OUTPUT:
             return self.prompt
         if not self.text or self.steps is None:
@@ -53,6 +58,16 @@ class Disclosure(NamedTuple):
         if entry.kind is not EntryKind.STEP:
             return False
         return step_pb2.Step.FromString(entry.payload).index in self.steps
+
+    @property
+    def _shows_whole_text(self) -> bool:
+        return self.text and self.steps is None
+
+
+def _has_text(started: bytes) -> bool:
+    """Return whether a start has the output, which its request forced."""
+    forced = generation_pb2.GenerationStarted.FromString(started).effective_decoding.forced
+    return bool(forced.text or forced.tokens.token_ids)
 
 
 async def read_statement(journal: Journal, generation_id: str) -> proof_pb2.SignedStatement:
@@ -89,8 +104,9 @@ async def spell_bundle(
     secret = statement.leaf_secret
     yield spell_head(statement.envelope, keys)
     num_leaves = offset = 0
+    prompt_key = b""
     while entries := await journal.read(
-        generation_id, after_offset=offset, limit=_PAGE, kinds=_LEAVES
+        generation_id, offset, _PAGE, kinds=_LEAVES, max_bytes=_PAGE_BYTES
     ):
         leaves = []
         for index, entry in enumerate(entries, num_leaves):
@@ -99,17 +115,18 @@ async def spell_bundle(
                 is_shown = disclosure.shows(entry)
             except DecodeError as error:
                 raise RecordDamagedError(
-                    generation_id, f"a step is not a message: {error}"
+                    generation_id, f"its entry {entry.offset} is not a message: {error}"
                 ) from error
-            leaves.append(
-                spell_open_leaf(entry.kind, salt, entry.payload)
-                if is_shown
-                else spell_hidden_leaf(hash_entry(salt, entry.kind, entry.payload))
-            )
+            if is_shown:
+                leaves.append(spell_open_leaf(entry.kind, salt, entry.payload))
+            else:
+                leaves.append(spell_hidden_leaf(hash_entry(salt, entry.kind, entry.payload)))
+            if is_shown and entry.kind is EntryKind.STARTED:
+                prompt_key = derive_prompt_key(secret)
         yield ("," if offset else "") + ",".join(leaves)
         offset, num_leaves = entries[-1].offset, num_leaves + len(entries)
     logged = await _spell_log_proof(log, statement.envelope)
-    yield spell_tail(derive_prompt_key(secret) if disclosure.prompt else b"", logged)
+    yield spell_tail(prompt_key, logged)
 
 
 async def _spell_log_proof(log: TransparencyLog | None, envelope: bytes) -> str:
