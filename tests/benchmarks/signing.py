@@ -20,6 +20,7 @@ from whence_server.proof.signer import PrivateKey
 from whence_server.proof.statements import Leaves, Statements
 
 NUM_STEPS, STEP_BYTES, ROUNDS = 128, 300, 300
+LONG_PROMPT, LONG_ROUNDS = 32_768, 30
 
 
 def main() -> None:
@@ -35,15 +36,32 @@ def main() -> None:
         leaves_us.append(measure_us(partial(add_steps, leaves, step)) / NUM_STEPS)
         statement_us.append(measure_us(partial(leaves.sign, finished)))
         signature_us.append(measure_us(partial(signer.sign, "application/x", finished)))
+    long_us = measure_long_us(statements)
     data, key = make_bundle(signer, num_steps=NUM_STEPS), signer.public.pem
     verify_us = [measure_us(lambda: verify_bundle(data, [key])) for _ in range(ROUNDS)]
     for name, found in (
         ("a leaf", leaves_us),
         ("the statement, with its signature", statement_us),
+        (f"the statement after a prompt of {LONG_PROMPT:,} ids", long_us),
         ("the signature alone", signature_us),
         (f"verification of a bundle of {NUM_STEPS} tokens", verify_us),
     ):
         print(f"{statistics.median(found):10.1f} us  {name}")
+
+
+def measure_long_us(statements: Statements) -> list[float]:
+    """Return the times of statements about generations with a long prompt."""
+    started = make_started()
+    started.prompt_token_ids[:] = range(LONG_PROMPT)
+    start, step = started.SerializeToString(), bytes(STEP_BYTES)
+    finished = make_finished(NUM_STEPS).SerializeToString()
+    found = []
+    for _ in range(LONG_ROUNDS):
+        leaves = statements.begin(GENERATION_ID)
+        leaves.add(EntryKind.STARTED, start)
+        add_steps(leaves, step)
+        found.append(measure_us(partial(leaves.sign, finished)))
+    return found
 
 
 def add_steps(leaves: Leaves, step: bytes) -> None:

@@ -1,8 +1,9 @@
 """DSSE envelopes: signed bytes with their type (https://github.com/secure-systems-lab/dsse)."""
 
-import base64
+import binascii
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from whence.proof.faults import FormatError
@@ -40,13 +41,19 @@ def make_envelope(payload_type: str, payload: bytes, signatures: Sequence[Signat
     """Return an envelope as JSON in UTF-8."""
     # Base64 needs no escapes: the long part does not go through an encoder.
     listed = ",".join(
-        f'{{"keyid":{json.dumps(key_id)},"sig":"{base64.b64encode(value).decode()}"}}'
+        f'{{"keyid":{_quote(key_id)},"sig":"{binascii.b2a_base64(value, newline=False).decode()}"}}'
         for key_id, value in signatures
     )
     return (
-        f'{{"payload":"{base64.b64encode(payload).decode()}",'
-        f'"payloadType":{json.dumps(payload_type)},"signatures":[{listed}]}}'
+        f'{{"payload":"{binascii.b2a_base64(payload, newline=False).decode()}",'
+        f'"payloadType":{_quote(payload_type)},"signatures":[{listed}]}}'
     ).encode()
+
+
+@lru_cache(maxsize=64)
+def _quote(text: str) -> str:
+    """Return JSON of a type or a key's id, of which there are few."""
+    return json.dumps(text)
 
 
 def parse_envelope(data: bytes, payload_type: str, what: str) -> Envelope:

@@ -10,6 +10,8 @@ cannot test a guess at the entry.
 
 import hashlib
 import hmac
+import struct
+from collections.abc import Sequence
 
 SECRET_BYTES = SALT_BYTES = 32
 KINDS = {"started": 1, "prompt_step": 2, "step": 3, "beam_round": 4}
@@ -50,11 +52,33 @@ def commit_to_text(prompt_key: bytes, text: str) -> str:
     return hmac.digest(prompt_key, b"text\0" + text.encode(errors="replace"), "sha256").hex()
 
 
-def commit_to_ids(prompt_key: bytes, token_ids: bytes) -> str:
-    """Return the commitment to a prompt's token ids, in hex.
+class IdsCommitment:
+    """Commitment to a prompt's token ids, which is computed a piece at a time.
 
     Args:
         prompt_key: key of the commitments.
-        token_ids: the ids, 4 bytes each, little-endian.
+        token_ids: the ids.
     """
-    return hmac.digest(prompt_key, b"ids\0" + token_ids, "sha256").hex()
+
+    def __init__(self, prompt_key: bytes, token_ids: Sequence[int]) -> None:
+        self._token_ids = token_ids
+        self._num_done = 0
+        self._mac = hmac.new(prompt_key, b"ids\0", "sha256")
+
+    def advance(self, count: int) -> None:
+        """Take in up to `count` more ids, 4 bytes each, little-endian."""
+        if self._num_done < len(self._token_ids):
+            piece = self._token_ids[self._num_done : self._num_done + count]
+            self._mac.update(struct.pack(f"<{len(piece)}I", *piece))
+            self._num_done += len(piece)
+
+    def finish(self) -> str:
+        """Take in all other ids; return the commitment, in hex."""
+        self.advance(len(self._token_ids))
+        return self._mac.hexdigest()
+
+
+def commit_to_ids(prompt_key: bytes, token_ids: Sequence[int]) -> str:
+    """Return the commitment to a prompt's token ids, in hex."""
+    spelled = struct.pack(f"<{len(token_ids)}I", *token_ids)
+    return hmac.digest(prompt_key, b"ids\0" + spelled, "sha256").hex()

@@ -6,7 +6,6 @@ the bundle shows, and compares.
 
 import hashlib
 import json
-import struct
 from functools import cache, lru_cache
 from typing import Any
 
@@ -25,18 +24,21 @@ _64_BITS = frozenset({FieldDescriptor.CPPTYPE_UINT64, FieldDescriptor.CPPTYPE_IN
 _SAMPLING = "exponential race; Philox4x32-10 of (seed; token id, index, sequence)"
 
 
-def describe_start(started: generation_pb2.GenerationStarted, prompt_key: bytes) -> dict[str, Any]:
+def describe_start(
+    started: generation_pb2.GenerationStarted, prompt_key: bytes, ids_commitment: str = ""
+) -> dict[str, Any]:
     """Return the parts of a predicate that a generation's start implies.
 
     Args:
         started: the start, as it is on record.
         prompt_key: key of the commitments to the prompt.
+        ids_commitment: commitment to the prompt's ids, if it has been computed.
     """
     found: dict[str, Any] = {
         "generationId": started.generation_id,
         "model": _describe_model(started),
         "environment": _describe_environment(started.environment.SerializeToString()),
-        "prompt": _describe_prompt(started, prompt_key),
+        "prompt": _describe_prompt(started, prompt_key, ids_commitment),
         "decoding": _describe_decoding(started),
         "contentPolicy": _list_policies().get(started.content, str(started.content)),
         "startTime": spell_time(started.start_time.ToNanoseconds()),
@@ -157,14 +159,14 @@ def _describe_environment(serialised: bytes) -> dict[str, Any]:
 
 
 def _describe_prompt(
-    started: generation_pb2.GenerationStarted, prompt_key: bytes
+    started: generation_pb2.GenerationStarted, prompt_key: bytes, ids_commitment: str
 ) -> dict[str, Any]:
     ids = started.prompt_token_ids
     found: dict[str, Any] = {"numTokens": started.num_prompt_tokens}
     if started.prompt:
         found["textCommitment"] = commit_to_text(prompt_key, started.prompt)
     if ids:
-        found["idsCommitment"] = commit_to_ids(prompt_key, struct.pack(f"<{len(ids)}I", *ids))
+        found["idsCommitment"] = ids_commitment or commit_to_ids(prompt_key, ids)
     if started.redactions:
         found["redacted"] = True
     return found

@@ -1,14 +1,20 @@
 """Times in proofs: RFC 3339 in UTC."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from whence.proof.faults import FormatError
 
 
 def spell_time(unix_ns: int) -> str:
     """Return a Unix time in nanoseconds as RFC 3339 text with microseconds."""
-    moment = datetime.fromtimestamp(unix_ns // 1_000_000_000, UTC)
-    return f"{moment.isoformat()[:19]}.{unix_ns // 1_000 % 1_000_000:06d}Z"
+    return f"{_spell_second(unix_ns // 1_000_000_000)}.{unix_ns // 1_000 % 1_000_000:06d}Z"
+
+
+# The generations that run together have few seconds.
+@lru_cache(maxsize=64)
+def _spell_second(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat()[:19]
 
 
 def read_time(text: str, where: str) -> datetime:

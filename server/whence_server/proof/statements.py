@@ -4,12 +4,19 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
+from google.protobuf.message import DecodeError
 
 from whence.proof.envelope import STATEMENT_TYPE as PAYLOAD_TYPE
-from whence.proof.leaves import SECRET_BYTES, derive_prompt_key, derive_salt, hash_entry
+from whence.proof.leaves import (
+    SECRET_BYTES,
+    IdsCommitment,
+    derive_prompt_key,
+    derive_salt,
+    hash_entry,
+)
 from whence.proof.merkle_tree import Frontier
 from whence.proof.predicate import (
     PREDICATE_TYPE,
@@ -24,6 +31,8 @@ from whence_server import logs
 from whence_server.domain.entries import EntryKind
 from whence_server.proof.signer import Signer, seal
 
+_LONG_BYTES, _IDS_AN_ENTRY = 16 << 10, 1_024
+"""Size from which a start's prompt is committed to in pieces; ids of one piece."""
 _log = logging.getLogger(__name__)
 
 OWN, RESTART, TAKEOVER = "server", "server after a restart", "another server"
@@ -64,6 +73,16 @@ class Statements:
         return Leaves(generation_id, self._choose_signer, closer, self._clock)
 
 
+class _LongStart(NamedTuple):
+    """A start with a long prompt, and the commitment to its ids, as far as it is computed.
+
+    131,072 ids take 6 ms, for which all streams would wait at the end: each entry takes some.
+    """
+
+    started: generation_pb2.GenerationStarted
+    ids: IdsCommitment
+
+
 class Leaves:
     """Merkle tree over the entries of one generation, until it is signed.
 
@@ -71,7 +90,16 @@ class Leaves:
     alone: no copy of the journal from before the end has it.
     """
 
-    __slots__ = ("_choose_signer", "_clock", "_closer", "_frontier", "_id", "_secret", "_started")
+    __slots__ = (
+        "_choose_signer",
+        "_clock",
+        "_closer",
+        "_frontier",
+        "_id",
+        "_long",
+        "_secret",
+        "_started",
+    )
 
     def __init__(
         self,
@@ -88,14 +116,28 @@ class Leaves:
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self._frontier = Frontier()
         self._started = b""
+        self._long: _LongStart | None = None
 
     def add(self, kind: EntryKind, payload: bytes) -> None:
         """Add the next entry, as it is on record (before encryption)."""
         if kind is EntryKind.STARTED:
-            self._started = payload
+            self._keep_start(payload)
+        elif self._long is not None:
+            self._long.ids.advance(_IDS_AN_ENTRY)
         frontier = self._frontier
         salt = derive_salt(self._secret, frontier.size)
         frontier.add(hash_entry(salt, kind, payload))
+
+    def _keep_start(self, payload: bytes) -> None:
+        self._started = payload
+        if len(payload) < _LONG_BYTES:
+            return
+        try:
+            started = generation_pb2.GenerationStarted.FromString(payload)
+        except DecodeError:
+            return  # `sign` says it
+        key = derive_prompt_key(self._secret)
+        self._long = _LongStart(started, IdsCommitment(key, started.prompt_token_ids))
 
     def sign(self, payload: bytes) -> bytes:
         """Return what is added to FINISHED: its statement, serialised; b"" if it cannot be signed.
@@ -114,11 +156,15 @@ class Leaves:
         return generation_pb2.GenerationFinished(statement=statement).SerializeToString()
 
     def _make_envelope(self, payload: bytes) -> bytes:
-        started = generation_pb2.GenerationStarted.FromString(self._started)
+        if self._long is not None:
+            started, ids_commitment = self._long.started, self._long.ids.finish()
+        else:
+            started = generation_pb2.GenerationStarted.FromString(self._started)
+            ids_commitment = ""
         finished = generation_pb2.GenerationFinished.FromString(payload)
         root, num_leaves = self._frontier.root.hex(), self._frontier.size
         predicate: dict[str, Any] = {
-            **describe_start(started, derive_prompt_key(self._secret)),
+            **describe_start(started, derive_prompt_key(self._secret), ids_commitment),
             **describe_finish(finished),
             "record": {"tree": TREE, "root": root, "numLeaves": num_leaves},
             "closedBy": self._closer,
