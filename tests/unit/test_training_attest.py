@@ -1,6 +1,7 @@
 """Signatures of trained models, and documents about them, judged by their formats' own tools."""
 
 import base64
+import fcntl
 import hashlib
 import json
 import shutil
@@ -26,7 +27,9 @@ from whence_server.lineage.merkle import MerkleTree
 from whence_server.lineage.reader import RECORD_NAME
 from whence_server.lineage.whole import read_run
 from whence_server.proof.signer import PrivateKey
+from whence_server.training.attest import trained as trained_model
 from whence_server.training.attest.signatures import MODEL_SIGNATURE, RECORD_SIGNATURE, open_key
+from whence_server.training.train.resuming import clear_beyond
 from whence_server.training.verify.verify import verify
 
 
@@ -104,8 +107,66 @@ def test_changed_model_is_not_signed(
 def test_directory_without_a_record_is_not_signed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["attest", str(tmp_path)]) == 1
+    assert main(["attest", str(tmp_path), "--slsa", str(tmp_path / "slsa")]) == 1
     assert "lineage.binpb" in capsys.readouterr().err
+
+
+def test_command_without_anything_to_do_is_refused(
+    attested: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["attest", str(attested / "model")]) == 2
+    assert "--signing-key, --slsa or --ml-bom" in capsys.readouterr().err
+
+
+def test_record_that_is_being_written_is_not_signed(
+    attested: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = copy_model(attested, tmp_path)
+    before = (model / RECORD_SIGNATURE).read_bytes()
+    with (model / RECORD_NAME).open("rb") as record:
+        fcntl.flock(record, fcntl.LOCK_EX)
+        assert main(["attest", str(model), "--signing-key", str(attested / "key.pem")]) == 1
+    assert "is being written" in capsys.readouterr().err
+    assert (model / RECORD_SIGNATURE).read_bytes() == before
+
+
+def test_documents_of_another_root_are_not_signed(
+    attested: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = type("Tree", (MerkleTree,), {"root": property(lambda _: bytes(32))})
+    monkeypatch.setattr("whence_server.lineage.training_set.MerkleTree", tree)
+    key = str(attested / "key.pem")
+    assert main(["attest", str(attested / "model"), "--signing-key", key]) == 1
+    assert "Merkle root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--slsa", "--ml-bom"])
+def test_settings_that_are_no_json_are_named(
+    attested: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+) -> None:
+    read = trained_model.read_trained
+
+    def read_damaged(directory: Path) -> trained_model.TrainedModel:
+        found = read(directory)
+        found.run.started.recipe_json = "{"
+        return found
+
+    monkeypatch.setattr(trained_model, "read_trained", read_damaged)
+    assert main(["attest", str(attested / "model"), flag, str(tmp_path / "file")]) == 1
+    assert "no JSON" in capsys.readouterr().err
+
+
+def test_training_that_goes_on_leaves_no_signature_of_the_model_before(
+    attested: Path, tmp_path: Path
+) -> None:
+    model = copy_model(attested, tmp_path)
+    clear_beyond(model, None, None)
+    assert not (model / MODEL_SIGNATURE).exists()
+    assert not (model / RECORD_SIGNATURE).exists()
 
 
 def test_provenance_is_slsas(attested: Path) -> None:
@@ -248,3 +309,14 @@ def test_document_that_is_not_in_the_training_set_is_refused(
     report = verify_bundle(story.bundle, story.keys, origin)
     assert report.checks[-1].name == "document"
     assert not report.verified
+
+
+def test_proof_of_another_number_of_documents_is_refused(attested: Path) -> None:
+    story = tell(attested)
+    proof = json.loads(story.origin.proof or b"")
+    # The path to document 1 is as long in a tree of 7 as in one of 8.
+    proof["tree_size"] = "7"
+    origin = story.origin._replace(proof=json.dumps(proof).encode())
+    report = verify_bundle(story.bundle, story.keys, origin)
+    assert report.checks[-1].passed is False
+    assert "of 7 documents" in report.checks[-1].detail

@@ -101,6 +101,12 @@ def check_document(document: bytes, proof: bytes, training: Mapping[str, Any]) -
     if not isinstance(root, str) or not root:
         raise ProofError("the signed training names no documents: they were not recorded")
     wanted = decode_hex(root, HASH_BYTES, "the training's statement.documentsRoot")
+    # A path fits trees of several sizes: the root alone does not tell how many documents there are.
+    if str(size) != training.get("numDocuments"):
+        raise ProofError(
+            f"{what} is of {size:,} documents, and the signed training had "
+            f"{str(training.get('numDocuments'))[:20]}"
+        )
     leaf = hash_leaf(hashlib.sha256(document).digest())
     if not verify_inclusion(leaf, index, size, siblings, wanted):
         raise ProofError("the document is not in the training set, by this proof")

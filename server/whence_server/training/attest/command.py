@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from whence_server.domain.errors import LineageError
+from whence_server.domain.errors import ConfigurationError, LineageError
+from whence_server.lineage.reader import is_being_written
 
 EPILOG = """exit status: 0 done; 1 the record or a file of the model is damaged or missing, or a
 file cannot be written; 2 an argument or the key cannot be used"""
@@ -33,15 +34,23 @@ def run(parsed: argparse.Namespace) -> int:
     """Run the command; return the exit status.
 
     Raises:
-        ConfigurationError: the key cannot be used.
-        LineageError: the record or the model is damaged, or a file cannot be written.
+        ConfigurationError: the key cannot be used, or nothing is asked for.
+        LineageError: the record or the model is damaged or being written, or a file cannot be
+            written.
     """
     from whence_server.training.attest.ml_bom import describe_ml_bom
     from whence_server.training.attest.provenance import describe_provenance
     from whence_server.training.attest.signatures import check_files, sign_model
     from whence_server.training.attest.trained import read_trained
 
+    if not (parsed.signing_key or parsed.slsa or parsed.ml_bom):
+        raise ConfigurationError("nothing to do: give --signing-key, --slsa or --ml-bom")
     trained = read_trained(parsed.model)
+    if is_being_written(trained.run.path):
+        raise LineageError(
+            f"{trained.run.path}: is being written; let the training end: what is signed now would "
+            "be about an older record"
+        )
     check_files(parsed.model, trained)
     if parsed.signing_key is not None:
         key = sign_model(parsed.model, parsed.signing_key)

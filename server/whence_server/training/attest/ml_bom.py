@@ -16,6 +16,9 @@ def describe_ml_bom(trained: TrainedModel) -> dict[str, Any]:
 
     It has the model with its files and its parameters, the training documents by their Merkle root,
     and the model that the training began with. Equal records give equal bills.
+
+    Raises:
+        LineageError: the record's settings are no JSON.
     """
     run, checkpoint = trained
     parts = _list_parts(trained)
@@ -124,7 +127,8 @@ def _describe_documents(dataset: pb.TrainingDataset) -> dict[str, Any]:
 
 def _list_properties(trained: TrainedModel) -> list[dict[str, str]]:
     run, checkpoint = trained
-    recipe = json.loads(run.started.recipe_json or "{}")
+    found = trained.parse_settings(run.started.recipe_json)
+    recipe = found if isinstance(found, dict) else {"settings": found}
     return _spell_properties(
         {
             "whence:training_run_id": run.id,

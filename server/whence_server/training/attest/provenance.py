@@ -1,6 +1,5 @@
 """SLSA provenance v1 of a trained model, from the record of its training."""
 
-import json
 from typing import Any
 
 from whence.proof.predicate import STATEMENT_TYPE
@@ -13,7 +12,11 @@ BUILD_TYPE = "urn:whence:training:1"
 
 
 def describe_provenance(trained: TrainedModel) -> dict[str, Any]:
-    """Return an in-toto statement with the provenance of a model's files."""
+    """Return an in-toto statement with the provenance of a model's files.
+
+    Raises:
+        LineageError: the record's settings are no JSON.
+    """
     run = trained.run
     return {
         "_type": STATEMENT_TYPE,
@@ -25,7 +28,7 @@ def describe_provenance(trained: TrainedModel) -> dict[str, Any]:
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": _describe_parameters(run.started),
+                "externalParameters": _describe_parameters(trained),
                 "internalParameters": {"architecture": run.started.architecture},
                 "resolvedDependencies": _list_dependencies(trained),
             },
@@ -42,9 +45,10 @@ def describe_provenance(trained: TrainedModel) -> dict[str, Any]:
     }
 
 
-def _describe_parameters(started: pb.TrainingRunStarted) -> dict[str, Any]:
+def _describe_parameters(trained: TrainedModel) -> dict[str, Any]:
     """Return the recipe of `whence-server train`, or the arguments of another trainer."""
-    found = json.loads(started.recipe_json or started.arguments_json or "{}")
+    started = trained.run.started
+    found = trained.parse_settings(started.recipe_json or started.arguments_json)
     return found if isinstance(found, dict) else {"arguments": found}
 
 

@@ -50,6 +50,8 @@ def sign_model(directory: Path, signing_key: Path) -> PrivateKey:
     key = open_key(signing_key)
     trained = read_trained(directory)
     check_files(directory, trained)
+    # After a crash in between there is no signature of another model beside a new one.
+    remove_signatures(directory)
     for name, content in (
         (MODEL_SIGNATURE, spell_model_signature(trained, key)),
         (RECORD_SIGNATURE, spell_record_signature(trained, key)),
@@ -59,6 +61,21 @@ def sign_model(directory: Path, signing_key: Path) -> PrivateKey:
         except ConfigurationError as error:
             raise LineageError(str(error)) from None
     return key
+
+
+def remove_signatures(directory: Path) -> None:
+    """Remove the signatures of a model that is about to be replaced.
+
+    Raises:
+        LineageError: one cannot be removed.
+    """
+    for name in (MODEL_SIGNATURE, RECORD_SIGNATURE):
+        try:
+            (directory / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise LineageError(
+                f"{directory / name}: cannot be removed ({error.strerror})"
+            ) from error
 
 
 def open_key(path: Path) -> PrivateKey:

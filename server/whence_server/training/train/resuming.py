@@ -13,6 +13,7 @@ from whence_server.domain.paths import format_path, get_undecodable_bytes
 from whence_server.engines.transformers.digests import digest_files
 from whence_server.lineage.run import TrainingRun
 from whence_server.lineage.texts import TextDocument
+from whence_server.training.attest.signatures import remove_signatures
 
 CHECKPOINTS = "checkpoints"
 """Name of the folder of a run's checkpoints in its output directory."""
@@ -46,8 +47,9 @@ def clear_beyond(output: Path, checkpoint: Path | None, recorded: TrainingRun | 
     """Remove the checkpoints after the one to resume from; the caller holds the record's lock.
 
     Recorded ones are moved to a folder `discarded-N`. Others were being saved during a kill, and
-    are deleted.
+    are deleted. So are the signatures of a model that the training replaces.
     """
+    remove_signatures(output)
     step = _parse_step(checkpoint) if checkpoint is not None else 0
     known = {output / c.path for c in recorded.checkpoints} if recorded is not None else set()
     beyond = [d for d in (output / CHECKPOINTS).glob("checkpoint-*") if _parse_step(d) > step]
