@@ -183,6 +183,17 @@ def test_servers_that_share_a_key_follow_its_rotation(
     assert len(replicas[0].list_keys()) == 3
 
 
+def test_list_beside_a_key_stays_the_one_of_its_rotations(tmp_path: Path) -> None:
+    _, (own, other) = make_replicas(tmp_path)
+    key = own.parent / KEY_NAME
+    for path in (own, other):
+        SigningKeys.open(key, path)
+    for path in (other, own, other):
+        new_id = rotate(key, path, 10).key.key_id
+        for again in (own, other):
+            assert SigningKeys.open(key, again).active.public.key_id == new_id
+
+
 def test_servers_that_share_a_key_start_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,9 +43,8 @@ class KeyPlace(NamedTuple):
     @property
     def rotated_list(self) -> Path:
         """File of the list to write at a rotation."""
-        if self.key.parent == self.own_list.parent.resolve():
-            return self.own_list
-        return self._name(".list")
+        is_own = self.key.parent == self.own_list.parent.resolve()
+        return self.list if is_own else self._name(".list")
 
     def read_stamp(self) -> tuple[object, ...]:
         """Return what differs after a change of the key or its list."""
