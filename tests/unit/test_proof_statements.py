@@ -5,7 +5,6 @@ from bundles import make_entries, make_finished, make_started, sign, spell
 
 from whence.proof.leaves import IdsCommitment, commit_to_ids
 from whence.proof.verification import verify_bundle
-from whence_server.proof import statements
 from whence_server.proof.signer import PrivateKey
 
 SIGNER = PrivateKey.generate()
@@ -33,7 +32,7 @@ def test_statement_about_a_long_prompt_takes_its_ids_in_with_the_entries(
         num_left.append(NUM_IDS - commitment._num_done)
         return finish(commitment)
 
-    monkeypatch.setattr(statements.IdsCommitment, "finish", count_and_finish)
+    monkeypatch.setattr(IdsCommitment, "finish", count_and_finish)
     started = make_started()
     started.prompt_token_ids[:] = range(50_000, 50_000 + NUM_IDS)
     started.num_prompt_tokens = NUM_IDS
