@@ -45,9 +45,14 @@ def begin(journal: Journal, generation_id: str, number: int, owner: str = "") ->
         owner,
     )
     journal.create(index, message.SerializeToString())
-    for i in range(3):
-        step = step_pb2.Step(index=i, token_id=number, text=f"t{i}")
-        journal.append(generation_id, EntryKind.STEP, step.SerializeToString())
+    for step in list_steps(number):
+        journal.append(generation_id, EntryKind.STEP, step)
+
+
+def list_steps(number: int) -> list[bytes]:
+    """Return the steps of a generation that `begin` writes."""
+    steps = (step_pb2.Step(index=i, token_id=number, text=f"t{i}") for i in range(3))
+    return [step.SerializeToString() for step in steps]
 
 
 def end(journal: Journal, generation_id: str, number: int) -> None:

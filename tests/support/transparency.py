@@ -1,20 +1,23 @@
-"""A transparency log of a journal with statements that nobody signed."""
+"""A transparency log of a journal with signed generations."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from journal_records import begin, call
+from journal_records import begin, call, list_steps, started
 
 from whence.proof.checkpoints import Checkpoint, verify_checkpoint
 from whence.proof.notes import COSIGNATURE, NoteSigner, VerifierKey
-from whence.v1 import generation_pb2, proof_pb2
+from whence.v1 import generation_pb2
 from whence_server.domain.decoding import FinishReason
+from whence_server.domain.entries import EntryKind
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex
 from whence_server.proof.log.log import LogOptions, TransparencyLog
 from whence_server.proof.log.sequencer import SequencerOptions
+from whence_server.proof.signer import PrivateKey
+from whence_server.proof.statements import Statements
 from whence_server.proof.witness.memory import WitnessMemory
 from whence_server.proof.witness.server import RateLimit, WitnessServer
 from whence_server.proof.witness.witness import Witness
@@ -22,16 +25,23 @@ from whence_server.proof.witness.witness import Witness
 PACE = SequencerOptions(interval_s=0.1, max_entries=100)
 
 
-def end_signed(journal: Journal, generation_id: str, text: str) -> None:
-    """Finish a generation with a statement, as a server that signs does."""
+SIGNER = PrivateKey.generate()
+
+
+def end_signed(journal: Journal, generation_id: str, number: int, text: str = "") -> None:
+    """Finish a generation with the statement of what `begin` writes for a number."""
     finished = generation_pb2.GenerationFinished(
         finish_reason=generation_pb2.FINISH_REASON_LENGTH,
         num_generated_tokens=3,
         sequences=[generation_pb2.SequenceResult(text=text)],
-        statement=proof_pb2.SignedStatement(envelope=f"envelope {text}".encode()),
     )
+    leaves = Statements(lambda: SIGNER).begin(generation_id)
+    leaves.add(EntryKind.STARTED, started(generation_id, number).SerializeToString())
+    for step in list_steps(number):
+        leaves.add(EntryKind.STEP, step)
+    payload = finished.SerializeToString()
     index = FinishIndex(FinishReason.LENGTH, 3, text)
-    journal.finish(generation_id, finished.SerializeToString(), index)
+    journal.finish(generation_id, payload + leaves.sign(payload), index)
     call(journal, generation_id)
 
 
@@ -63,7 +73,7 @@ def generate(journal: Journal, *numbers: int) -> None:
     for number in numbers:
         generation_id = f"00000000-0000-4000-9000-{number:012d}"
         begin(journal, generation_id, number)
-        end_signed(journal, generation_id, f"text {number}")
+        end_signed(journal, generation_id, number)
 
 
 async def grow(journal: Journal, log: TransparencyLog, *numbers: int) -> Checkpoint:

@@ -1,33 +1,45 @@
 """`whence-server verify` over a transparency log that its operator has changed."""
 
-import hashlib
 import shutil
 
 import apsw
 import pytest
-from journal_records import begin
-from transparency import end_signed, make_options
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from journal_records import FIRST, SECOND, begin
+from sealed_journals import make_options as make_sealing
+from sealed_journals import open_keys
+from transparency import end_signed, generate, make_options
 
 from whence.proof.checkpoints import verify_checkpoint
 from whence.proof.merkle_tree import compute_root, hash_leaf
 from whence.proof.notes import NoteSigner, VerifierKey
+from whence.v1 import generation_pb2
 from whence_server.cli import main
+from whence_server.domain.decoding import FinishReason
+from whence_server.domain.entries import EntryKind
+from whence_server.domain.errors import ConfigurationError
 from whence_server.journal.journal import Journal
+from whence_server.journal.rows import FinishIndex
+from whence_server.journal.tree_verify import read_checkpoints
 from whence_server.journal.verify import verify_journal
 from whence_server.proof.log.keys import load_key
 from whence_server.proof.log.log import TransparencyLog
 from whence_server.proof.log.sequencer import sign_state
+from whence_server.proof.log.statements import find_digest
 
 
-async def fill(tmp_path, folder, texts):
-    """Write a journal with its log; return the published checkpoint."""
-    journal = await Journal.open(tmp_path / folder)
+async def fill(tmp_path, folder, texts, shift=0, sealing=None):
+    """Write a journal with its log; return the published checkpoint.
+
+    The statements are about entries of other numbers if there is a shift.
+    """
+    journal = await Journal.open(tmp_path / folder, sealing=sealing)
     log = await TransparencyLog.open(journal, make_options(tmp_path, origin="example.com/log"))
     await log.start()
     for number, text in enumerate(texts, 1):
         generation_id = f"00000000-0000-4000-9000-{number:012d}"
-        begin(journal, generation_id, number)
-        end_signed(journal, generation_id, text)
+        begin(journal, generation_id, number + shift)
+        end_signed(journal, generation_id, number, text)
     await journal.flush()
     assert await log.flush(30)
     raw = await log.read_checkpoint()
@@ -58,7 +70,7 @@ def find(tmp_path, *known, folder="data"):
 
 
 async def test_a_journal_agrees_with_its_log_and_with_every_known_checkpoint(written, tmp_path):
-    digests = [hashlib.sha256(f"envelope text {it}".encode()).digest() for it in range(300)]
+    digests = await read_digests(tmp_path / "data")
     key = VerifierKey.parse(await read_key(tmp_path))
     newest = verify_checkpoint(written, key).checkpoint
     assert newest.root == compute_root(map(hash_leaf, digests))
@@ -70,6 +82,13 @@ async def test_a_journal_agrees_with_its_log_and_with_every_known_checkpoint(wri
     assert find(tmp_path, written, *earlier) == ""
     wrong = sign_state(signer, 200, compute_root(map(hash_leaf, digests[:201])))
     assert "the first 200 entries are others" in find(tmp_path, wrong)
+
+
+async def read_digests(folder):
+    journal = await Journal.open(folder)
+    entries = await journal.read_committed(0, 10_000)
+    await journal.close()
+    return [find_digest(it) for it in entries if it.kind is EntryKind.FINISHED]
 
 
 async def read_key(tmp_path):
@@ -154,3 +173,102 @@ async def test_a_signed_generation_that_the_log_leaves_out_is_found(written, tmp
     )
     found = find(tmp_path)
     assert "the statement of the generation that ends here is not in the log" in found
+
+
+async def test_changed_entries_under_a_kept_statement_are_found(tmp_path):
+    """The operator changes prompt and tokens, makes the chain anew, and keeps the statements."""
+    known = await fill(tmp_path, "kept", ["one", "two"])
+    assert find(tmp_path, known, folder="kept") == ""
+    known = await fill(tmp_path, "changed", ["one", "two"], shift=1_000)
+    found = find(tmp_path, known, folder="changed")
+    for number in (1, 2):
+        name = f"statements 00000000-0000-4000-9000-{number:012d}"
+        assert f"{name}: its entries on record are not those of its signed statement" in found
+    assert find(tmp_path, folder="changed") == found
+
+
+async def test_a_statement_about_another_generation_and_another_end_is_found(tmp_path):
+    journal = await Journal.open(tmp_path / "data")
+    begin(journal, FIRST, 1)
+    end_signed(journal, FIRST, 1)
+    await journal.flush()
+    (entry,) = await journal.read(FIRST, kinds=(EntryKind.FINISHED,))
+    begin(journal, SECOND, 1)
+    changed = generation_pb2.GenerationFinished.FromString(entry.payload)
+    changed.num_generated_tokens = 4
+    index = FinishIndex(FinishReason.LENGTH, 4, "")
+    journal.finish(SECOND, changed.SerializeToString(), index)
+    await journal.close()
+    found = find(tmp_path)
+    assert f"statements {SECOND}: its signed statement is about generation {FIRST}" in found
+    assert "its end on record differs from its signed statement's results" in found
+    assert f"statements {FIRST}" not in found
+
+
+async def test_statements_of_an_encrypted_journal_are_compared_with_its_keys(tmp_path):
+    sealing = make_sealing(tmp_path / "keys", tmp_path / "keys.db")
+
+    def look(folder, known):
+        keys = open_keys(tmp_path, tmp_path / "keys")
+        try:
+            report = verify_journal(tmp_path / folder, keys, [known])
+        finally:
+            keys.close()
+        return "\n".join(map(str, report.findings))
+
+    known = await fill(tmp_path, "data", ["one", "two", "three"], sealing=sealing)
+    assert look("data", known) == ""
+    change(tmp_path, "UPDATE tree_leaves SET digest = zeroblob(32) WHERE number = 0")
+    assert "the transparency log has another statement at its place" in look("data", known)
+    assert "another statement" not in find(tmp_path, known)
+    change(tmp_path, "DELETE FROM tree_leaves WHERE number = 0")
+    assert "its signed statement is not in the transparency log" in look("data", known)
+    (tmp_path / "keys.db").unlink()
+    known = await fill(tmp_path, "changed", ["one"], shift=1_000, sealing=sealing)
+    assert "its entries on record are not those of its signed" in look("changed", known)
+
+
+async def test_signed_generations_after_the_logs_last_entry_are_counted(tmp_path):
+    await fill(tmp_path, "data", ["one"])
+    assert verify_journal(tmp_path / "data").notes == []
+    journal = await Journal.open(tmp_path / "data")
+    generate(journal, 2, 3, 4)
+    await journal.close()
+    report = verify_journal(tmp_path / "data")
+    assert report.intact
+    assert "3 signed generations are not in the transparency log" in "\n".join(report.notes)
+
+
+async def test_a_log_that_lost_its_name_is_found(written, tmp_path):
+    change(tmp_path, "DELETE FROM tree")
+    found = find(tmp_path, written)
+    assert "tree_leaves: it has 300 rows, and the table tree" in found
+    assert "tree_nodes: it has 1 rows" in found
+    assert "tree_checkpoints: it has 1 rows" in found
+    assert "the journal has no log, and checkpoint 300 of one is known" in found
+
+
+async def test_a_log_of_another_name_and_a_second_log_are_found(written, tmp_path):
+    change(tmp_path, "UPDATE tree SET origin = CAST('another' AS BLOB)")
+    assert "tree another origin" in find(tmp_path)
+    change(tmp_path, "INSERT INTO tree SELECT 2, origin, verifier_key, size FROM tree")
+    assert "it has 2 rows, and a journal one log" in find(tmp_path)
+
+
+def test_a_journal_without_entries_contradicts_a_known_checkpoint(tmp_path):
+    signer = NoteSigner("example.com/log", Ed25519PrivateKey.generate())
+    known = sign_state(signer, 300, bytes(32))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "journal.db").touch()
+    assert verify_journal(tmp_path / "data").nothing
+    assert "checkpoint 300 of one is known" in find(tmp_path, known)
+    with pytest.raises(ConfigurationError, match="--checkpoint: the note has no signatures"):
+        find(tmp_path, b"nothing")
+
+
+def test_a_bundle_with_half_a_surrogate_pair_is_refused(tmp_path):
+    bundle = tmp_path / "bundle.json"
+    head = '{"mediaType":"application/vnd.whence.bundle+json;version=1","envelope":"","keys":[],'
+    bundle.write_text(head + '"leaves":[],"log":{"checkpoint":"\\ud800"}}')
+    with pytest.raises(ConfigurationError, match=r"--checkpoint .*bundle\.json"):
+        read_checkpoints([bundle])

@@ -60,7 +60,7 @@ def check_log(
     if len(given) > MAX_TREE_SIZE.bit_length():
         raise FormatError(f"log.path has {len(given)} hashes; no tree is as high")
     path = [_read_hash(text, place) for place, text in enumerate(given)]
-    verified = verify_checkpoint(checkpoint.encode(), log_key, witnesses, len(witnesses))
+    verified = verify_checkpoint(_encode(checkpoint), log_key, witnesses, len(witnesses))
     if verified.checkpoint.size != size:
         raise ProofError(
             f"log.size is {size}, and the checkpoint is of a log with {verified.checkpoint.size}"
@@ -70,6 +70,14 @@ def check_log(
         raise ProofError(f"the statement is not entry {index} of the log {log_key.name}")
     cosigned = ", ".join(sorted(verified.witnesses)) or "nobody"
     return f"entry {index} of {size} in the log {log_key.name}, cosigned by {cosigned}"
+
+
+def _encode(checkpoint: str) -> bytes:
+    try:
+        return checkpoint.encode()
+    except UnicodeEncodeError:
+        # JSON can spell half of a surrogate pair.
+        raise FormatError("log.checkpoint is no Unicode text") from None
 
 
 def _read_hash(text: Any, place: int) -> bytes:

@@ -74,7 +74,10 @@ def _read_checkpoint(path: Path) -> bytes:
     note = log.get("checkpoint")
     if not isinstance(note, str):
         raise ConfigurationError(f"--checkpoint {path}: the bundle has no checkpoint of a log")
-    return note.encode()
+    try:
+        return note.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"--checkpoint {path}: its checkpoint is no Unicode") from None
 
 
 def verify_tree(connection: Any, report: VerifyReport, known: Sequence[bytes] = ()) -> None:
@@ -92,22 +95,51 @@ def verify_tree(connection: Any, report: VerifyReport, known: Sequence[bytes] = 
     exists = connection.execute(_EXISTS).fetchall()
     state = connection.execute(_STATE).fetchall() if exists else []
     if not state:
-        for note in notes:
-            detail = f"the journal has no log, and checkpoint {note[1].size} of one is known"
-            report.add(Finding("transparency log", note[1].origin, detail=detail))
+        _report_missing(report, notes)
+        if exists:
+            _check_empty(connection, report)
         return
-    ((origin, key_text, size),) = state
+    if len(state) > 1:
+        report.add(Finding("tree", "", detail=f"it has {len(state)} rows, and a journal one log"))
+    origin, key_text, size = state[0]
+    name = bytes(origin).decode(errors="replace")
     try:
         key = VerifierKey.parse(bytes(key_text).decode(errors="replace"))
     except NoteError as error:
-        report.add(Finding("tree", bytes(origin).decode(errors="replace"), detail=str(error)))
+        report.add(Finding("tree", name, detail=str(error)))
         return
+    if name != key.name:
+        report.add(Finding("tree", name, "origin", name, key.name))
     claims = [*_check_stored(connection, report, key), *_check_known(report, notes, key)]
     walk = _Walk(connection, report, claims)
     walk.run()
     if walk.size != size:
         report.add(Finding("tree", key.name, "size", size, walk.size))
     _check_unlogged(connection, report)
+
+
+def report_missing_log(report: VerifyReport, known: Sequence[bytes]) -> None:
+    """Add a finding for each known checkpoint, because a journal has no transparency log.
+
+    Raises:
+        ConfigurationError: a known checkpoint is malformed.
+    """
+    _report_missing(report, [_parse_known(note) for note in known])
+
+
+def _report_missing(report: VerifyReport, notes: Iterable[tuple[bytes, Checkpoint]]) -> None:
+    for _, checkpoint in notes:
+        detail = f"the journal has no log, and checkpoint {checkpoint.size} of one is known"
+        report.add(Finding("transparency log", checkpoint.origin, detail=detail))
+
+
+def _check_empty(connection: Any, report: VerifyReport) -> None:
+    """Add a finding for each table that has rows of a log without identity."""
+    for table in ("tree_leaves", "tree_nodes", "tree_checkpoints"):
+        ((number,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()  # noqa: S608
+        if number:
+            detail = f"it has {number} rows, and the table tree, which names their log, has none"
+            report.add(Finding(table, "", detail=detail))
 
 
 def _parse_known(raw: bytes) -> tuple[bytes, Checkpoint]:

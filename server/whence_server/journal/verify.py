@@ -1,4 +1,4 @@
-"""Verification of a journal that no server uses: files, chain and columns."""
+"""Verification of a journal that no server uses: files, chain, columns and statements."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,7 +15,8 @@ from whence_server.journal.schema import MIGRATIONS
 from whence_server.journal.schema_check import check_schema, check_writers
 from whence_server.journal.sealing.content_check import ContentCheck, KeysToVerify
 from whence_server.journal.sql_reads import CHAIN
-from whence_server.journal.tree_verify import verify_tree
+from whence_server.journal.statement_check import StatementCheck
+from whence_server.journal.tree_verify import report_missing_log, verify_tree
 
 _CHUNK = 1_024
 _MAX_MESSAGES = 100
@@ -65,6 +66,7 @@ def verify_evidence(
             f"{len(MIGRATIONS)}: verify it with the newer version that wrote it"
         )
     if not num_objects:
+        report_missing_log(report, known)
         return report
     run_stage(report, "pages", lambda: _check_integrity(connection, report))
     run_stage(report, "schema", lambda: check_schema(connection, report, number))
@@ -87,7 +89,8 @@ def verify_logs(
         version: version of the database's schema.
         keys: keys of the encrypted generations; None to leave their content encrypted.
     """
-    content = ContentCheck(report, keys)
+    statements = StatementCheck(connection, report)
+    content = ContentCheck(report, keys, statements.check)
     writers = [1]
 
     def look() -> None:
@@ -99,16 +102,25 @@ def verify_logs(
         audit = Audit(connection, report, version, writer)
         run_stage(report, "origins", audit.begin)
         content.begin()
-        take = partial(_take, report, audit, content)
+        run_stage(report, "statements", partial(statements.begin, writer))
+        take = partial(_take, report, audit, content, statements)
         run_stage(report, "entries", partial(_verify_chain, connection, writer, report, take))
         audit.compare()
     audit.compare_shared()
     content.end()
+    statements.end()
 
 
-def _take(report: VerifyReport, audit: Audit, content: ContentCheck, rows: list[ChainRow]) -> None:
+def _take(
+    report: VerifyReport,
+    audit: Audit,
+    content: ContentCheck,
+    statements: StatementCheck,
+    rows: list[ChainRow],
+) -> None:
     audit.take(rows)
     run_stage(report, "content", lambda: content.take(rows))
+    run_stage(report, "statements", lambda: statements.take(rows))
 
 
 def _check_integrity(connection: Any, report: VerifyReport) -> None:

@@ -13,7 +13,7 @@ from whence_server.journal.rebuild import rebuild_rows
 from whence_server.journal.schema import MIGRATIONS
 from whence_server.journal.schema_check import check_writers
 from whence_server.journal.sealing.content_check import KeysToVerify
-from whence_server.journal.tree_verify import verify_tree
+from whence_server.journal.tree_verify import report_missing_log, verify_tree
 from whence_server.journal.verify import check_keys, verify_logs
 
 _DELETED = "SELECT deleted FROM generations WHERE generation_id = ?"
@@ -67,6 +67,8 @@ def verify_connection(
             check_keys(connection, keys)
         verify_logs(connection, report, version, keys)
         run_stage(report, "transparency log", lambda: verify_tree(connection, report, known))
+    else:
+        report_missing_log(report, known)
     return report
 
 

@@ -22,9 +22,16 @@ from whence_server.journal.sealing.masters import Masters
 from whence_server.journal.sealing.stored_form import is_sealed, peek_key_id
 from whence_server.journal.sealing.unwrapping import KeyMissingError, unwrap_key
 
+CheckEnd = Callable[[ChainRow, bytes, DataKey], None]
+"""Takes a FINISHED entry, its decrypted message, and the generation's key."""
+
 
 def _is_not_deleted(_generation_id: str) -> bool:
     return False
+
+
+def _ignore_end(_row: ChainRow, _message: bytes, _key: DataKey) -> None:
+    pass
 
 
 class KeysToVerify:
@@ -93,9 +100,20 @@ class ContentCheck:
     """Comparison of what encrypted entries hold with the columns that follow from them.
 
     Call `begin` before each log, `take` with all its entries in the chain's order, then `end`.
+
+    Args:
+        report: takes the findings.
+        keys: keys of the generations; None to leave their content encrypted.
+        check_end: called with each decrypted end of a generation.
     """
 
-    def __init__(self, report: VerifyReport, keys: KeysToVerify | None) -> None:
+    def __init__(
+        self,
+        report: VerifyReport,
+        keys: KeysToVerify | None,
+        check_end: CheckEnd = _ignore_end,
+    ) -> None:
+        self._check_end = check_end
         self._report = report
         self._keys = keys
         self._num_sealed = 0
@@ -167,6 +185,7 @@ class ContentCheck:
                     self._report.add(
                         Finding("content", key.generation_id, "its end", found, expected)
                     )
+                self._check_end(row, message, key)
         except ValueError as error:
             self._add(key.generation_id, f"the entry at position {row.position}: {error}")
 
