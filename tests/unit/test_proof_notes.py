@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from whence.proof.checkpoints import Checkpoint, parse_size, verify_checkpoint
 from whence.proof.notes import (
     COSIGNATURE,
+    ED25519,
     MAX_NOTE_BYTES,
     NoteError,
     NoteSigner,
@@ -99,6 +100,29 @@ def test_a_missing_or_wrong_cosignature_is_refused():
     twin = make_signer("example.com/twin", COSIGNATURE, 2)
     with pytest.raises(NoteError, match="and 2 must"):
         verify_checkpoint(make_note(LOG, WITNESS, twin), LOG.key, [WITNESS.key, twin.key], 2)
+
+
+def test_a_plain_signature_of_a_witness_is_no_cosignature():
+    text = SignedNote.parse(make_note(LOG)).text
+    plain = make_signer("example.com/w", seed=2).sign(text)._replace(key_id=WITNESS.key.key_id)
+    raw = SignedNote(text, (LOG.sign(text), plain)).format()
+    with pytest.raises(NoteError, match="64 bytes, expected 72"):
+        verify_checkpoint(raw, LOG.key, [WITNESS.key], 1)
+
+
+def test_keys_of_the_wrong_kind_are_refused():
+    raw = make_note(LOG, WITNESS)
+    with pytest.raises(NoteError, match="is one of a witness, not of a log"):
+        verify_checkpoint(raw, VerifierKey(LOG.key.name, COSIGNATURE, LOG.key.public))
+    with pytest.raises(NoteError, match="is one of a log, not of a witness"):
+        verify_checkpoint(raw, LOG.key, [VerifierKey("example.com/w", ED25519, bytes(32))], 1)
+    itself = VerifierKey("example.com/w", COSIGNATURE, LOG.key.public)
+    with pytest.raises(NoteError, match="has the key of the log"):
+        verify_checkpoint(raw, LOG.key, [itself], 1)
+    # A witness that is named twice is one.
+    assert verify_checkpoint(raw, LOG.key, [WITNESS.key, WITNESS.key], 1).witnesses
+    with pytest.raises(NoteError, match="1 of the named witnesses"):
+        verify_checkpoint(raw, LOG.key, [WITNESS.key, WITNESS.key], 2)
 
 
 def test_every_flipped_byte_of_a_checkpoint_is_refused_or_changes_nothing():

@@ -8,7 +8,7 @@ from typing import Self
 
 from whence.proof.merkle import MAX_TREE_SIZE
 from whence.proof.merkle_tree import HASH_BYTES
-from whence.proof.notes import NoteError, SignedNote, VerifierKey
+from whence.proof.notes import COSIGNATURE, ED25519, NoteError, SignedNote, VerifierKey
 
 _LINES = 3
 
@@ -79,24 +79,38 @@ def verify_checkpoint(
         quorum: number of them that must have cosigned.
 
     Raises:
-        NoteError: it is malformed or of another log, a signature is missing or wrong, or too few
-            witnesses have cosigned.
+        NoteError: it is malformed or of another log, a key is of the wrong kind, a signature is
+            missing or wrong, or too few witnesses have cosigned.
     """
+    _check_keys(log_key, witnesses)
     note = SignedNote.parse(raw)
     checkpoint = Checkpoint.parse(note.text)
     if checkpoint.origin != log_key.name:
         raise NoteError(
             f"the checkpoint is of log {checkpoint.origin!r}, and the key is of {log_key.name!r}"
         )
-    signers = note.find_signers([log_key, *witnesses])
+    signers = note.find_signers([log_key, *dict.fromkeys(witnesses)])
     if signers.pop(log_key, None) is None:
         raise NoteError(f"the checkpoint has no signature of the log's key {log_key.name}")
     # Keys, not names: one witness may be listed under a name twice.
-    if len({key.public for key in signers}) < quorum:
+    num_signers = len({key.public for key in signers})
+    if num_signers < quorum:
         raise NoteError(
-            f"{len(signers)} of the named witnesses have cosigned the checkpoint, and {quorum} must"
+            f"{num_signers} of the named witnesses have cosigned the checkpoint, and {quorum} must"
         )
     return VerifiedCheckpoint(checkpoint, {key.name: time for key, time in signers.items()})
+
+
+def _check_keys(log_key: VerifierKey, witnesses: Collection[VerifierKey]) -> None:
+    if log_key.algorithm != ED25519:
+        raise NoteError(f"the key of {log_key.name} is one of a witness, not of a log")
+    for key in witnesses:
+        if key.algorithm != COSIGNATURE:
+            raise NoteError(f"the key of {key.name} is one of a log, not of a witness")
+        if key.public == log_key.public:
+            raise NoteError(
+                f"the witness {key.name} has the key of the log: it would witness itself"
+            )
 
 
 def parse_size(text: str) -> int:

@@ -107,7 +107,13 @@ class VerifierKey:
             NoteError: the signature is wrong.
         """
         signed_at, message, data = 0, text.encode(), signature.data
-        if self.algorithm == COSIGNATURE and len(data) == _TIME_BYTES + _SIGNATURE_BYTES:
+        if self.algorithm == COSIGNATURE:
+            # A signature over the text alone is none of a witness, even if its key made it.
+            if len(data) != _TIME_BYTES + _SIGNATURE_BYTES:
+                raise NoteError(
+                    f"the cosignature of {self.name} has {len(data)} bytes, expected "
+                    f"{_TIME_BYTES + _SIGNATURE_BYTES}: a time and a signature"
+                )
             signed_at = int.from_bytes(data[:_TIME_BYTES], "big")
             message, data = make_cosigned_message(text, signed_at), data[_TIME_BYTES:]
         from cryptography.exceptions import InvalidSignature

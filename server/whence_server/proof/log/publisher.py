@@ -8,17 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
-from whence.proof.checkpoints import Checkpoint
-from whence.proof.notes import Signature, SignedNote
 from whence_server.domain.errors import WhenceError
 from whence_server.proof.log import tables
+from whence_server.proof.log.cosigner import Cosigner
 from whence_server.proof.log.files import LogDirectory
 from whence_server.proof.log.sequencer import TreeAccess
-from whence_server.proof.log.tables import StoredCheckpoint
 from whence_server.proof.log.tiles import Tile, encode_entries, list_tiles
-from whence_server.proof.log.witnesses import Witness, WitnessClient, WitnessError
+from whence_server.proof.log.witnesses import Witness
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +42,7 @@ class PublisherStats:
 
 
 class Publisher:
-    """Task that publishes the newest checkpoint, once enough witnesses have cosigned it.
+    """Task that publishes checkpoints, each once enough witnesses have cosigned it.
 
     Args:
         tree: the log's tables.
@@ -66,23 +62,17 @@ class Publisher:
         directory: LogDirectory | None,
     ) -> None:
         self._tree = tree
-        self._witnesses = witnesses
-        self._quorum = quorum
         self._directory = directory
         self._shown_size = 0
         self._due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._clients: list[WitnessClient] = []
-        self._told: set[str] = set()
         self.stats = PublisherStats(failures={it.key.name: 0 for it in witnesses})
+        self._cosigner = Cosigner(tree, witnesses, quorum, self.stats.failures, self.wake)
 
     def start(self, shown_size: int) -> None:
         """Start in the running event loop; the directory shows a log of this size."""
         self._shown_size = shown_size
-        if self._witnesses:
-            self._session = aiohttp.ClientSession()
-            self._clients = [WitnessClient(it, self._session) for it in self._witnesses]
+        self._cosigner.start()
         self._due.set()
         self._task = asyncio.create_task(self._run(), name="log-publisher")
 
@@ -95,10 +85,10 @@ class Publisher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._cosigner.close()
+        if self._task is not None:
             with suppress(WhenceError, OSError):
                 await self._show()
-        if self._session is not None:
-            await self._session.close()
 
     async def _run(self) -> None:
         while True:
@@ -113,58 +103,15 @@ class Publisher:
                     await self._due.wait()
 
     async def _publish(self) -> bool:
-        """Have the newest checkpoint cosigned and show it; return False to try again later."""
+        """Have a checkpoint cosigned and show it; return False to try again later."""
         newest = await self._tree.read(
             lambda it: tables.find_newest_checkpoint(it, published=False)
         )
         if newest is not None and newest.published is None and self.stats.waiting_since is None:
             self.stats.waiting_since = time.monotonic()
-        is_whole = newest is None or not self._clients or await self._cosign(newest)
+        is_whole = newest is None or await self._cosigner.cosign(newest)
         await self._show()
         return is_whole
-
-    async def _cosign(self, newest: StoredCheckpoint) -> bool:
-        """Ask the witnesses that have not cosigned; return True if all have."""
-        note = SignedNote.parse(newest.published or newest.note)
-        size = Checkpoint.parse(note.text).size
-        missing = [
-            client
-            for client in self._clients
-            if not any(map(client.witness.key.is_signer_of, note.signatures))
-        ]
-        plain = SignedNote(note.text, note.signatures[:1])
-        asked = [self._ask(client, plain, size) for client in missing if not client.waits]
-        answers = await asyncio.gather(*asked)
-        given = [answer for answer in answers if answer is not None]
-        cosigned = SignedNote(note.text, (*note.signatures, *given))
-        if given and len(cosigned.signatures) - 1 >= self._quorum:
-            content = cosigned.format()
-            await self._tree.change(lambda it: tables.publish_checkpoint(it, size, content))
-        return len(given) == len(missing)
-
-    async def _ask(self, client: WitnessClient, note: SignedNote, size: int) -> Signature | None:
-        """Return a witness's cosignature; None if it did not give one, which is reported once."""
-        name = client.witness.key.name
-
-        async def prove(old_size: int) -> list[bytes]:
-            def read(connection: Any) -> list[bytes]:
-                return tables.make_reader(connection, size).prove_consistency(old_size)
-
-            return await self._tree.read(read)
-
-        try:
-            signature = await client.cosign(note, size, prove)
-        except WitnessError as error:
-            self.stats.failures[name] += 1
-            level = logging.CRITICAL if error.is_contradiction else logging.WARNING
-            if name not in self._told or error.is_contradiction:
-                _log.log(level, "witness %s has not cosigned: %s", name, error)
-            self._told.add(name)
-            return None
-        if name in self._told:
-            self._told.discard(name)
-            _log.info("witness %s cosigns again", name)
-        return signature
 
     async def _show(self) -> None:
         """Write the newest published checkpoint and its tiles to the directory."""

@@ -160,16 +160,26 @@ def add_checkpoint(connection: Any, size: int, note: bytes, published: bytes | N
         "ON CONFLICT (size) DO NOTHING",
         (size, note, published),
     )
-    # Older ones were not published and never will be; the newest published one is still shown.
+    # The publisher remembers the one that it has in hand; the published one is still shown.
     connection.execute("DELETE FROM tree_checkpoints WHERE size < ? AND published IS NULL", (size,))
     if published is not None:
         _forget_before(connection, size)
 
 
-def publish_checkpoint(connection: Any, size: int, published: bytes) -> None:
-    """Store a checkpoint's cosignatures, and forget older checkpoints."""
+def publish_checkpoint(connection: Any, size: int, note: bytes, published: bytes) -> None:
+    """Store a checkpoint with its cosignatures, and forget older ones.
+
+    Nothing changes if a newer one is published: what is shown never gets smaller.
+    """
+    lock_size(connection)
+    newest = find_newest_checkpoint(connection, published=True)
+    if newest is not None and newest.size > size:
+        return
+    # A newer checkpoint that waits for its cosignatures may have taken the place of this one.
     connection.execute(
-        "UPDATE tree_checkpoints SET published = ? WHERE size = ?", (published, size)
+        "INSERT INTO tree_checkpoints (size, note, published) VALUES (?, ?, ?) "
+        "ON CONFLICT (size) DO UPDATE SET published = excluded.published",
+        (size, note, published),
     )
     _forget_before(connection, size)
 

@@ -21,7 +21,7 @@ from whence.proof.notes import (
 
 _TIMEOUT_S = 10.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
-_MAX_RETRIES = 2
+_MAX_TRIES = 3
 
 
 class Witness(NamedTuple):
@@ -45,6 +45,12 @@ class WitnessError(Exception):
         self.is_contradiction = is_contradiction
 
 
+class OvertakenError(WitnessError):
+    """A witness has cosigned a newer checkpoint of the log, which is as long by now."""
+
+
+ReadSize = Callable[[], Awaitable[int]]
+"""Returns the present number of the log's entries."""
 ProveConsistency = Callable[[int], Awaitable[list[bytes]]]
 """Returns the proof from an old size of the log to the checkpoint's."""
 
@@ -72,35 +78,50 @@ class WitnessClient:
         """True for some time after a failure, which grows with each further one."""
         return time.monotonic() < self._next_s
 
-    async def cosign(self, note: SignedNote, size: int, prove: ProveConsistency) -> Signature:
+    def back_off(self) -> None:
+        """Ask no more for some time, which grows with each failure."""
+        self._next_s = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
+
+    async def cosign(
+        self, note: SignedNote, size: int, prove: ProveConsistency, read_size: ReadSize
+    ) -> Signature:
         """Return the witness's cosignature of a checkpoint.
 
         Args:
             note: the checkpoint, signed by the log.
             size: size of the log in it.
             prove: proves consistency with an old size.
+            read_size: reads the present size of the log.
 
         Raises:
+            OvertakenError: it has cosigned a newer checkpoint of this log.
             WitnessError: it is away, refuses, or its answer is wrong.
         """
         try:
-            cosignature = await self._cosign(note, size, prove)
+            cosignature = await self._cosign(note, size, prove, read_size)
+        except OvertakenError:
+            raise
         except WitnessError:
-            self._next_s = time.monotonic() + self._retry_s
-            self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
+            self.back_off()
             raise
         self._retry_s, self._old_size = _FIRST_RETRY_S, size
         return cosignature
 
-    async def _cosign(self, note: SignedNote, size: int, prove: ProveConsistency) -> Signature:
-        for _ in range(_MAX_RETRIES):
+    async def _cosign(
+        self, note: SignedNote, size: int, prove: ProveConsistency, read_size: ReadSize
+    ) -> Signature:
+        for _ in range(_MAX_TRIES):
             body = format_request(self._old_size, await prove(self._old_size), note)
             status, answer = await self._post(body)
             if status == HTTPStatus.OK:
                 return self._check(note, answer)
             if status != HTTPStatus.CONFLICT:
                 raise self._make_refusal(status, answer)
-            sent, self._old_size = self._old_size, self._read_size(answer, size)
+            known = self._read_size(answer)
+            if known > size:
+                raise self._explain_larger(known, await read_size())
+            sent, self._old_size = self._old_size, known
             if self._old_size == sent:
                 raise WitnessError(
                     f"it has cosigned another state of this log with {sent} entries: entries were "
@@ -149,18 +170,21 @@ class WitnessClient:
                 return signature
         raise WitnessError(f"its answer is refused: it has no signature of the key {key}")
 
-    def _read_size(self, answer: bytes, size: int) -> int:
+    def _read_size(self, answer: bytes) -> int:
         try:
-            known = parse_size(answer.decode(errors="replace").removesuffix("\n"))
+            return parse_size(answer.decode(errors="replace").removesuffix("\n"))
         except NoteError as error:
             raise WitnessError(f"its answer is refused: {error}") from None
-        if known > size:
-            raise WitnessError(
-                f"it has cosigned this log with {known} entries, and the log now has {size}: "
-                "entries were cut off, as by an old backup or by somebody with access to the store",
-                is_contradiction=True,
-            )
-        return known
+
+    def _explain_larger(self, known: int, present: int) -> WitnessError:
+        """Return the error of a witness that knows a larger log than the checkpoint is of."""
+        if known <= present:
+            return OvertakenError(f"it has cosigned a newer checkpoint, with {known} entries")
+        return WitnessError(
+            f"it has cosigned this log with {known} entries, and the log now has {present}: "
+            "entries were cut off, as by an old backup or by somebody with access to the store",
+            is_contradiction=True,
+        )
 
     def _make_refusal(self, status: int, answer: bytes) -> WitnessError:
         said = answer[:200].decode(errors="replace").strip()
