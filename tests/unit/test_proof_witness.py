@@ -1,5 +1,6 @@
 """Witnesses: ours cosigns logs that only grow, and the log has its checkpoints cosigned by it."""
 
+import asyncio
 import base64
 import logging
 
@@ -15,22 +16,32 @@ from whence.proof.notes import (
     COSIGNATURE,
     NoteError,
     NoteSigner,
+    Signature,
     SignedNote,
     VerifierKey,
     parse_signatures,
 )
+from whence_server.cli import main
 from whence_server.config.transparency import parse_witness
 from whence_server.domain.errors import CheckpointPendingError
 from whence_server.proof.log.keys import load_key, make_key
 from whence_server.proof.log.tree import TreeReader
+from whence_server.proof.log.witnesses import (
+    OvertakenError,
+    WitnessClient,
+    WitnessError,
+    format_request,
+)
 from whence_server.proof.log.witnesses import Witness as WitnessPlace
-from whence_server.proof.log.witnesses import WitnessClient, WitnessError, format_request
+from whence_server.proof.witness import command as witness_command
+from whence_server.proof.witness import server as witness_server
 from whence_server.proof.witness.memory import WitnessMemory
-from whence_server.proof.witness.server import RateLimit
+from whence_server.proof.witness.server import RateLimit, WitnessServer
 from whence_server.proof.witness.witness import Witness
 
 LOG = NoteSigner("example.com/log", Ed25519PrivateKey.from_private_bytes(b"l" * 32))
 OTHER = NoteSigner("example.com/other", Ed25519PrivateKey.from_private_bytes(b"o" * 32))
+OTHER_KEY = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
 OURS = NoteSigner("example.com/w", Ed25519PrivateKey.from_private_bytes(b"w" * 32), COSIGNATURE)
 
 
@@ -131,6 +142,66 @@ def test_an_address_that_asks_too_often_waits():
     assert len(limit._buckets) == 4_096
 
 
+async def test_strangers_do_not_use_up_what_a_log_may_ask(witness):
+    server = WitnessServer(witness, "127.0.0.1", 0, RateLimit(0.001, 2))
+    await server.start()
+    url = f"{server.url}/add-checkpoint"
+    stranger = make_request(make_tree(3), 0, NoteSigner("example.com/none", OTHER_KEY))
+    try:
+        async with ClientSession() as session:
+            statuses = []
+            for body in (stranger, b"nothing", stranger, b"nothing"):
+                async with session.post(url, data=body) as answer:
+                    statuses.append(answer.status)
+            assert statuses == [404, 400, 429, 429]
+            async with session.post(url, data=make_request(make_tree(3), 0)) as answer:
+                assert answer.status == 200
+    finally:
+        await server.close()
+
+
+async def test_a_request_that_does_not_end_is_ended(witness, monkeypatch):
+    monkeypatch.setattr(witness_server, "_BODY_S", 0.2)
+    server = WitnessServer(witness, "127.0.0.1", 0, RateLimit(1, 1))
+    await server.start()
+    port = int(server.url.rpartition(":")[2])
+    try:
+        async with asyncio.timeout(60):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /add-checkpoint HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 408")
+        writer.close()
+    finally:
+        await server.close()
+
+
+def run_command(folder, *flags, key="key.pem", db="w.db"):
+    """Run the command up to the point where it would listen; return its exit status."""
+    return main(
+        [
+            *("witness", "--name", "example.com/w", "--log", str(LOG.key)),
+            *("--key", str(folder / key), "--db", str(folder / db), *flags),
+        ]
+    )
+
+
+def test_a_key_without_its_memory_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(witness_command.asyncio, "run", lambda coroutine: coroutine.close() or 0)
+    assert run_command(tmp_path) == 0
+    assert run_command(tmp_path) == 0
+    assert run_command(tmp_path, db="other.db") == 2
+    assert "has been used: with an empty memory" in capsys.readouterr().err
+    assert not (tmp_path / "other.db").exists()
+    assert run_command(tmp_path, "--new-memory", db="other.db") == 0
+    assert run_command(tmp_path, key="other.pem") == 2
+    assert "is the memory of the witness example.com/w+" in capsys.readouterr().err
+    assert not (tmp_path / "other.pem").exists()
+    make_key("--key", tmp_path / "third.pem")
+    assert run_command(tmp_path, key="third.pem") == 2
+    assert "give the two that belong together" in capsys.readouterr().err
+
+
 def test_a_key_is_made_once_and_other_kinds_are_refused(tmp_path):
     path = tmp_path / "key.pem"
     key = make_key("--key", path)
@@ -226,10 +297,18 @@ async def answer_once(status, body):
 
 
 TEXT = Checkpoint("example.com/log", 2, compute_root([EMPTY_ROOT])).format()
+
+
+async def read_size():
+    return 2
+
+
 FORGED = OURS.sign(TEXT.replace("2", "3"), 1).format().encode() + b"\n"
 STRANGE = (
     NoteSigner("example.com/w", Ed25519PrivateKey.generate(), COSIGNATURE).sign(TEXT, 1).format()
 )
+PLAIN_SIGNATURE = Ed25519PrivateKey.from_private_bytes(b"w" * 32).sign(TEXT.encode())
+PLAIN = Signature("example.com/w", OURS.key.key_id, PLAIN_SIGNATURE).format().encode() + b"\n"
 RIGHT = OURS.sign(TEXT, 1).format().encode() + b"\n"
 
 
@@ -239,6 +318,7 @@ RIGHT = OURS.sign(TEXT, 1).format().encode() + b"\n"
         (200, FORGED, "signature of example.com/w is wrong", False),
         (200, STRANGE.encode() + b"\n", "no signature of the key", False),
         (200, RIGHT * 2, "2 signatures", False),
+        (200, PLAIN, "64 bytes, expected 72", False),
         (200, b"", "no line break", False),
         (200, b"\xff\n", "refused", False),
         (200, b"x" * 70_000, "more than", False),
@@ -261,9 +341,29 @@ async def test_wrong_answers_of_a_witness_are_refused(status, body, what, contra
         async with ClientSession() as session:
             client = WitnessClient(WitnessPlace(url, OURS.key), session)
             with pytest.raises(WitnessError, match=what) as caught:
-                await client.cosign(note, 2, prove)
+                await client.cosign(note, 2, prove, read_size)
         assert caught.value.is_contradiction == contradicts
         assert client.waits
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_witness_that_knows_a_newer_state_of_the_log_does_not_contradict():
+    """Another server of the log was faster."""
+    runner, url = await answer_once(409, b"5\n")
+
+    async def prove(_old_size):
+        return []
+
+    async def read_present():
+        return 5
+
+    try:
+        async with ClientSession() as session:
+            client = WitnessClient(WitnessPlace(url, OURS.key), session)
+            with pytest.raises(OvertakenError):
+                await client.cosign(SignedNote(TEXT, (LOG.sign(TEXT),)), 2, prove, read_present)
+        assert not client.waits
     finally:
         await runner.cleanup()
 
@@ -278,7 +378,7 @@ async def test_a_right_answer_of_a_witness_is_taken():
             async def prove(_old_size):
                 return []
 
-            signature = await client.cosign(note, 2, prove)
+            signature = await client.cosign(note, 2, prove, read_size)
         assert OURS.key.verify(TEXT, signature) == 1
         with pytest.raises(NoteError):
             OURS.key.verify(TEXT + "x", signature)

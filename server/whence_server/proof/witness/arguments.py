@@ -35,7 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("witness.db"),
         metavar="FILE",
-        help="SQLite database of what was cosigned (default: witness.db)",
+        help="SQLite database of what was cosigned, which belongs to the key; made with a new key "
+        "(default: witness.db)",
+    )
+    parser.add_argument(
+        "--new-memory",
+        action="store_true",
+        help="begin with an empty database although the key was used: the witness may then cosign "
+        "a log that contradicts what it cosigned before",
     )
     parser.add_argument(
         "--listen",
@@ -48,6 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=10.0,
         metavar="N",
-        help="requests that an address may make in a second, ten times as many at once (default: "
-        "10)",
+        help="requests without a known log's signature that an address may make in a second, ten "
+        "times as many at once (default: 10)",
     )

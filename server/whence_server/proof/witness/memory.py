@@ -9,11 +9,15 @@ from whence.proof.merkle_tree import EMPTY_ROOT
 from whence_server.domain.errors import ConfigurationError
 
 _SCHEMA = """
+CREATE TABLE IF NOT EXISTS owner (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    key TEXT NOT NULL -- of the witness, whose cosignatures this database remembers
+) STRICT;
 CREATE TABLE IF NOT EXISTS logs (
     origin TEXT PRIMARY KEY,
     size INTEGER NOT NULL,
     root BLOB NOT NULL
-) STRICT, WITHOUT ROWID
+) STRICT, WITHOUT ROWID;
 """
 _ADVANCE = "UPDATE logs SET size = ?, root = ? WHERE origin = ? AND size = ? AND root = ?"
 _BUSY_MS = 5_000
@@ -51,6 +55,26 @@ class WitnessMemory:
             )
         except (apsw.Error, OSError) as error:
             raise ConfigurationError(f"--db {path} cannot be opened: {error}") from error
+
+    @property
+    def owner(self) -> str:
+        """Key of the witness, as text; "" if no witness has used the database yet."""
+        rows = self._connection.execute("SELECT key FROM owner").fetchall()
+        return str(rows[0][0]) if rows else ""
+
+    def bind(self, key: str) -> None:
+        """Remember the witness's key.
+
+        Raises:
+            ConfigurationError: the database is that of another witness.
+        """
+        with self._connection:
+            self._connection.execute("INSERT OR IGNORE INTO owner VALUES (1, ?)", (key,))
+        if self.owner != key:
+            raise ConfigurationError(
+                f"--db is the memory of the witness {self.owner}, and --key is of {key}: give the "
+                "two that belong together"
+            )
 
     def read(self, origin: str) -> LogPlace:
         """Return the newest cosigned state of a known log."""

@@ -1,18 +1,22 @@
 """HTTP server of a witness, with limits of size and rate."""
 
+import asyncio
 import time
 from collections.abc import Callable
 
 from aiohttp import web
 
+from whence_server.domain.addresses import group_address
 from whence_server.domain.errors import ConfigurationError
 from whence_server.proof.witness.witness import MAX_BODY_BYTES, Witness
 
 _MAX_ADDRESSES = 4_096
+_BODY_S = 10.0
+"""Longest time in which a request's body arrives."""
 
 
 class RateLimit:
-    """Limit on the requests of each address: a bucket that fills at a constant rate.
+    """Limit on the unsigned requests of each address: a bucket that fills at a constant rate.
 
     Args:
         per_second: requests that an address may make in the long run.
@@ -48,7 +52,7 @@ class WitnessServer:
         witness: answers the requests.
         host: address or name to listen on.
         port: port to listen on; 0 chooses a free one.
-        limit: limit on the requests of each address.
+        limit: limit on the requests of each address that no known log has signed.
     """
 
     def __init__(self, witness: Witness, host: str, port: int, limit: RateLimit) -> None:
@@ -90,12 +94,26 @@ class WitnessServer:
             await self._runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.Response:
-        if not self._limit.take(request.remote or ""):
-            return web.Response(status=429, text="too many requests\n")
+        try:
+            async with asyncio.timeout(_BODY_S):
+                body = await request.read()
+        except TimeoutError:
+            response = web.Response(status=408, text=f"no whole request within {_BODY_S:g} s\n")
+            response.force_close()
+            return response
         # One request at a time: the memory is read and advanced without another one in between.
-        answer = self._witness.answer(await request.read())
+        answer = self._witness.answer(body)
+        # A stranger with the address of a log's proxy cannot use up what the log may ask.
+        if not answer.is_signed and not self._limit.take(_get_address(request)):
+            return web.Response(status=429, text="too many requests\n")
         return web.Response(
             status=answer.status,
             body=answer.body.encode(),
             headers={"Content-Type": answer.content_type},
         )
+
+
+def _get_address(request: web.Request) -> str:
+    """Return what the requests of one client have in common: an address, or an IPv6 /64."""
+    address = request.remote or ""
+    return group_address(address) or address

@@ -23,6 +23,8 @@ class Answer(NamedTuple):
     status: HTTPStatus
     body: str
     content_type: str = TEXT_TYPE
+    is_signed: bool = False
+    """True if a log that the witness knows has signed the request's checkpoint."""
 
 
 class Request(NamedTuple):
@@ -72,7 +74,7 @@ class Witness:
             return Answer(HTTPStatus.FORBIDDEN, f"{error}\n")
         if not signed:
             return Answer(HTTPStatus.FORBIDDEN, "no signature is of a key of this log\n")
-        return self._judge(request)
+        return self._judge(request)._replace(is_signed=True)
 
     def _judge(self, request: Request) -> Answer:
         """Answer a request that the log has signed."""
