@@ -1,5 +1,6 @@
 """The transparency log over a real journal: growing, restarting, publishing, proving."""
 
+import asyncio
 import logging
 
 import apsw
@@ -22,7 +23,11 @@ from whence_server.domain.errors import (
     InvalidRequestError,
     StatementNotLoggedError,
 )
+from whence_server.journal.journal import Journal
 from whence_server.proof.log import tables
+from whence_server.proof.log.files import LogDirectory
+from whence_server.proof.log.log import TransparencyLog
+from whence_server.proof.log.sequencer import SequencerOptions
 from whence_server.proof.log.statements import find_digest
 from whence_server.proof.log.tiles import Tile, list_tiles, parse_path
 
@@ -132,6 +137,94 @@ async def test_a_store_behind_what_is_published_does_not_start(tmp_path):
     with pytest.raises(ConfigurationError, match=r"shows 2 entries.*log has 1.*old copy"):
         async with open_log(tmp_path, options):
             pass
+
+
+async def test_a_restored_backup_that_went_on_does_not_start_over_what_is_published(tmp_path):
+    folder = tmp_path / "public"
+    options = make_options(tmp_path, origin="example.com/log", directory=folder)
+    async with open_log(tmp_path, options) as (journal, log):
+        await grow(journal, log, 1, 2, 3)
+    shown = (folder / "checkpoint").read_bytes()
+    restored = tmp_path / "restored"
+    quiet = make_options(tmp_path, origin="example.com/log")
+    async with open_log(tmp_path, quiet, restored) as (journal, log):
+        await grow(journal, log, 7, 8, 9, 10)
+    with pytest.raises(ConfigurationError, match=r"shows 3 entries.*begins with others"):
+        async with open_log(tmp_path, options, restored):
+            pass
+    assert (folder / "checkpoint").read_bytes() == shown
+    (folder / "checkpoint").write_bytes(shown.replace(b"\n3\n", b"\n2\n"))
+    with pytest.raises(ConfigurationError, match=r"is wrong.*choose an empty directory"):
+        async with open_log(tmp_path, options):
+            pass
+
+
+async def test_only_a_full_page_is_followed_by_another_one_at_once(tmp_path):
+    options = make_options(tmp_path, pace=SequencerOptions(interval_s=0.1, max_entries=2))
+    journal = await Journal.open(tmp_path / "data")
+    log = await TransparencyLog.open(journal, options)
+    generate(journal, 1, 2, 3)
+    await journal.flush()
+    sequencer = log.make_follower(journal)
+    assert await sequencer._append_next()
+    # A checkpoint for each entry that comes meanwhile would be one transaction after the other.
+    assert not await sequencer._append_next()
+    assert (await journal.tree.read(tables.read_state)).size == 3
+    await log.close()
+    await journal.close()
+
+
+async def test_an_end_that_cannot_be_read_is_named(tmp_path, caplog):
+    async with open_log(tmp_path) as (journal, log):
+        await grow(journal, log, 1)
+        read = journal.tree.read_finished
+
+        async def read_damaged(after_position, limit):
+            entries, reached = await read(after_position, limit)
+            return [it._replace(kind=EntryKind.UNREADABLE, payload=b"") for it in entries], reached
+
+        journal.tree.read_finished = read_damaged
+        assert (await grow(journal, log, 2)).size == 1
+        assert "the end of generation 00000000-0000-4000-9000-000000000002" in caplog.text
+        journal.tree.read_finished = read
+
+
+async def test_an_idle_server_signs_what_was_left_unsigned_once_the_key_is_back(tmp_path):
+    async with open_log(tmp_path) as (journal, log):
+        await grow(journal, log, 1)
+    key = tmp_path / "log-key.pem"
+    content = key.read_bytes()
+    key.unlink()
+    async with open_log(tmp_path) as (journal, log):
+        await grow(journal, log, 2)
+    key.write_bytes(content)
+    async with open_log(tmp_path) as (_, log):
+        await wait_until(lambda: log.stats.size == 2, 60)
+
+
+async def test_a_log_does_not_begin_over_the_entries_of_another(tmp_path):
+    async with open_log(tmp_path) as (journal, log):
+        await grow(journal, log, 1)
+    database = apsw.Connection(str(tmp_path / "data" / "journal.db"))
+    database.execute("DELETE FROM tree")
+    database.close()
+    with pytest.raises(ConfigurationError, match="table tree has no row"):
+        async with open_log(tmp_path):
+            pass
+
+
+async def test_files_of_two_servers_do_not_meet_in_one_draft(tmp_path):
+    directory = LogDirectory(tmp_path)
+    contents = [bytes([it]) * 100_000 for it in range(8)]
+
+    async def write(content):
+        for _ in range(20):
+            await asyncio.to_thread(directory.write, Tile(0, 0, 256), content)
+
+    await asyncio.gather(*map(write, contents))
+    assert (tmp_path / "tile/0/000").read_bytes() in contents
+    assert [it.name for it in (tmp_path / "tile/0").iterdir()] == ["000"]
+    assert (tmp_path / "tile/0/000").stat().st_mode & 0o777 == 0o644
 
 
 async def test_without_its_key_a_log_grows_and_signs_nothing(tmp_path, caplog):

@@ -202,6 +202,21 @@ def test_a_key_without_its_memory_is_refused(tmp_path, monkeypatch, capsys):
     assert "give the two that belong together" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"), [("https://w.example/", "https://w.example="), ("", "http://127.0.0.1:")]
+)
+async def test_the_printed_line_names_the_url_that_servers_use(witness, capsys, url, shown):
+    server = WitnessServer(witness, "127.0.0.1", 0, RateLimit(1, 1))
+    serving = asyncio.create_task(witness_command._serve(server, OURS, url))
+    printed: list[str] = []
+    await wait_until(lambda: printed.append(capsys.readouterr().out) or any(printed), 60)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    line = "".join(printed)
+    assert line.startswith(shown)
+    assert line.endswith(f"={OURS.key}\n")
+
+
 def test_a_key_is_made_once_and_other_kinds_are_refused(tmp_path):
     path = tmp_path / "key.pem"
     key = make_key("--key", path)

@@ -30,7 +30,6 @@ class _Hand:
     def __init__(self, stored: StoredCheckpoint, witnesses: Sequence[Witness]) -> None:
         found = SignedNote.parse(stored.published or stored.note)
         self.size = stored.size
-        self.raw = stored.note
         self.note = SignedNote(found.text, found.signatures[:1])
         self.is_published = stored.published is not None
         self._signatures = found.signatures
@@ -178,9 +177,7 @@ class Cosigner:
 
     async def _publish(self, hand: _Hand) -> None:
         content = hand.format()
-        await self._tree.change(
-            lambda it: tables.publish_checkpoint(it, hand.size, hand.raw, content)
-        )
+        await self._tree.change(lambda it: tables.publish_checkpoint(it, hand.size, content))
         hand.is_published = True
 
     def _tell_failure(self, name: str, error: WitnessError) -> None:

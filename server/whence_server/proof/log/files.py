@@ -1,12 +1,15 @@
 """Publication of a log as files in a directory, which any web server can serve."""
 
 import os
+import tempfile
 from pathlib import Path
 
-from whence.proof.checkpoints import Checkpoint
-from whence.proof.notes import NoteError, SignedNote
+from whence.proof.checkpoints import Checkpoint, verify_checkpoint
+from whence.proof.notes import NoteError, SignedNote, VerifierKey
 from whence_server.domain.errors import ConfigurationError
 from whence_server.proof.log.tiles import CHECKPOINT, Tile
+
+_MODE = 0o644
 
 
 class LogDirectory:
@@ -21,8 +24,11 @@ class LogDirectory:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def prepare(self, origin: str) -> int:
-        """Create the directory; return the size of the log that it shows, 0 for none.
+    def prepare(self, key: VerifierKey) -> Checkpoint | None:
+        """Create the directory; return the state of the log that it shows, None for none.
+
+        Args:
+            key: the log's key, which must have signed the checkpoint.
 
         Raises:
             ConfigurationError: it cannot be written, or it shows another log.
@@ -31,24 +37,24 @@ class LogDirectory:
             self._path.mkdir(parents=True, exist_ok=True)
             content = (self._path / CHECKPOINT).read_bytes()
         except FileNotFoundError:
-            return 0
+            return None
         except OSError as error:
             raise ConfigurationError(
                 f"--log-dir {self._path} cannot be used: {error.strerror}"
             ) from error
         try:
             shown = Checkpoint.parse(SignedNote.parse(content).text)
+            if shown.origin == key.name:
+                return verify_checkpoint(content, key).checkpoint
         except NoteError as error:
             raise ConfigurationError(
                 f"--log-dir {self._path}: its checkpoint cannot be read ({error}); choose an empty "
                 "directory"
             ) from None
-        if shown.origin != origin:
-            raise ConfigurationError(
-                f"--log-dir {self._path} shows log {shown.origin!r}, and this server's log is "
-                f"{origin!r}: choose another directory"
-            )
-        return shown.size
+        raise ConfigurationError(
+            f"--log-dir {self._path} shows log {shown.origin!r}, and this server's log is "
+            f"{key.name!r}: choose another directory"
+        )
 
     def write(self, tile: Tile, content: bytes) -> None:
         """Write a tile."""
@@ -61,9 +67,15 @@ class LogDirectory:
     def _replace(self, name: str, content: bytes) -> None:
         path = self._path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.new")
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        # Each writer has a draft of its own: another server may write the same file.
+        descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, _MODE)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(draft).replace(path)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
-from whence.proof.notes import NoteSigner
+from whence.proof.notes import NoteSigner, VerifierKey
 from whence_server.domain.entries import Entry
 from whence_server.domain.errors import (
     CheckpointPendingError,
@@ -14,6 +14,7 @@ from whence_server.domain.errors import (
     FieldViolation,
     InvalidRequestError,
     StatementNotLoggedError,
+    TransparencyLogDamagedError,
 )
 from whence_server.proof.log import tables
 from whence_server.proof.log.files import LogDirectory
@@ -118,16 +119,20 @@ class TransparencyLog:
         """Open the log of a journal's database; the first server begins it.
 
         Raises:
-            ConfigurationError: the key or the directory cannot be used, or the origin is another.
+            ConfigurationError: the key cannot be used, the origin is another, or the log's
+                identity is lost.
         """
         state = await journal.tree.read(tables.read_state)
         if state is None:
             key = load_key(_KEY_FLAG, options.key) if options.key.exists() else None
             key = key or make_key(_KEY_FLAG, options.key)
             first = NoteSigner(options.origin or f"whence/{journal.id.hex()}", key).key
-            state = await journal.tree.change(
-                lambda it: tables.begin_tree(it, first.name, str(first))
-            )
+            try:
+                state = await journal.tree.change(
+                    lambda it: tables.begin_tree(it, first.name, str(first))
+                )
+            except TransparencyLogDamagedError as error:
+                raise ConfigurationError(str(error)) from error
         if options.origin and options.origin != state.origin:
             raise ConfigurationError(
                 f"--log-origin {options.origin}: the log of this journal is {state.origin!r}, and "
@@ -144,19 +149,40 @@ class TransparencyLog:
         """Start to grow and to publish.
 
         Raises:
-            ConfigurationError: the directory cannot be used, or shows more than the log has.
+            ConfigurationError: the directory cannot be used, or shows a log that this one does not
+                continue.
         """
-        shown = 0 if self._directory is None else self._directory.prepare(self.origin)
-        if shown > self._size:
-            raise ConfigurationError(
-                f"--log-dir {self._options.directory} shows {shown} entries, and the journal's "
-                f"transparency log has {self._size}: the journal is an old copy, or was cut off. "
-                "Restore the newest one; a log that goes on from here would contradict what was "
-                "published"
-            )
+        shown = await self._check_directory()
         _log.info("transparency log %s has %d entries", self.verifier_key, self._size)
         self._publisher.start(shown)
         self._sequencer.start()
+
+    async def _check_directory(self) -> int:
+        """Return the size of the log that the directory shows, which this log must continue."""
+        if self._directory is None:
+            return 0
+        shown = self._directory.prepare(VerifierKey.parse(self.verifier_key))
+        if shown is None:
+            return 0
+        what = f"--log-dir {self._options.directory} shows {shown.size} entries"
+        why = "Restore the newest one: a log that goes on would contradict what was published"
+        if shown.size > self._size:
+            raise ConfigurationError(
+                f"{what}, and the journal's transparency log has {self._size}: the journal is an "
+                f"old copy, or was cut off. {why}"
+            )
+        try:
+            root = await self._tree.read(
+                lambda it: tables.make_reader(it, shown.size).compute_root()
+            )
+        except TransparencyLogDamagedError as error:
+            raise ConfigurationError(str(error)) from error
+        if root != shown.root:
+            raise ConfigurationError(
+                f"{what}, and the journal's transparency log begins with others: the journal is an "
+                f"old copy that went on, or was changed. {why}"
+            )
+        return shown.size
 
     async def flush(self, timeout_s: float) -> bool:
         """Append what is committed by now; return False if the time ran out."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from whence.proof.checkpoints import Checkpoint
 from whence.proof.notes import NoteSigner, SignedNote
-from whence_server.domain.entries import Entry
+from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import WhenceError
 from whence_server.proof.log import tables
 from whence_server.proof.log.statements import find_digest
@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 CURSOR = "transparency-log"
 """Name of the journal's cursor."""
+_FULL_BYTES = 4 << 20
+"""Half of the most bytes that are read at once: a smaller page has everything that there was."""
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 30.0
 
 
@@ -124,6 +126,7 @@ class Sequencer:
         self._on_checkpoint = on_checkpoint
         self._find = find
         self._position: int | None = None
+        self._is_first_look = True
         self._moved = asyncio.Event()
         self._hurry = asyncio.Event()
         self._retry_s = _FIRST_RETRY_S
@@ -193,19 +196,32 @@ class Sequencer:
             self._journal.advance(CURSOR, reached)
         self._position = reached
         self._moved.set()
-        return bool(entries)
+        # A page that is not full ends at the newest entry: the next checkpoint waits for its time.
+        num_bytes = sum(len(entry.payload) for entry in entries)
+        return len(entries) >= limit or num_bytes >= _FULL_BYTES
 
     async def _has_unsigned(self) -> bool:
-        """Return whether another server has appended leaves that this one has to sign."""
+        """Return whether there are leaves that this server has to sign.
+
+        Another server has appended them, or this one at a time when it did not have the key.
+        """
         tree = self._journal.tree
-        if self._signer is None or not tree.is_shared:
+        if self._signer is None or not (tree.is_shared or self._is_first_look):
             return False
         state = await tree.read(tables.read_state)
         newest = await tree.read(lambda it: tables.find_newest_checkpoint(it, published=False))
+        self._is_first_look = False
         return state is not None and state.size > (0 if newest is None else newest.size)
 
     def _make_leaves(self, entries: list[Entry]) -> list[Leaf]:
         writer = self._journal.tree.writer
+        for entry in entries:
+            if entry.kind is EntryKind.UNREADABLE:
+                _log.warning(
+                    "entry %d, the end of generation %s, cannot be read: its statement does not "
+                    "get into the transparency log",
+                    *(entry.position, entry.generation_id),
+                )
         digests = ((entry.position, self._find(entry)) for entry in entries)
         return [Leaf(digest, writer, position) for position, digest in digests if digest]
 

@@ -51,7 +51,18 @@ def read_state(connection: Any) -> TreeState | None:
 
 
 def begin_tree(connection: Any, origin: str, verifier_key: str) -> TreeState:
-    """Store the log's identity if it has none yet; return its state."""
+    """Store the log's identity if it has none yet; return its state.
+
+    Raises:
+        TransparencyLogDamagedError: there are entries of a log whose identity is lost.
+    """
+    if read_state(connection) is None and (
+        connection.execute("SELECT 1 FROM tree_leaves LIMIT 1").fetchall()
+    ):
+        raise TransparencyLogDamagedError(
+            "the table tree has no row, and the table tree_leaves has entries of its log: restore "
+            "the journal from a backup"
+        )
     connection.execute(
         "INSERT INTO tree (id, origin, verifier_key, size) VALUES (?, ?, ?, 0) "
         "ON CONFLICT (id) DO NOTHING",
@@ -166,7 +177,7 @@ def add_checkpoint(connection: Any, size: int, note: bytes, published: bytes | N
         _forget_before(connection, size)
 
 
-def publish_checkpoint(connection: Any, size: int, note: bytes, published: bytes) -> None:
+def publish_checkpoint(connection: Any, size: int, published: bytes) -> None:
     """Store a checkpoint with its cosignatures, and forget older ones.
 
     Nothing changes if a newer one is published: what is shown never gets smaller.
@@ -179,7 +190,7 @@ def publish_checkpoint(connection: Any, size: int, note: bytes, published: bytes
     connection.execute(
         "INSERT INTO tree_checkpoints (size, note, published) VALUES (?, ?, ?) "
         "ON CONFLICT (size) DO UPDATE SET published = excluded.published",
-        (size, note, published),
+        (size, published, published),
     )
     _forget_before(connection, size)
 

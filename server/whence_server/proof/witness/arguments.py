@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="HOST:PORT to listen on; port 0 chooses a free one (default: 127.0.0.1:7380)",
     )
     parser.add_argument(
+        "--url",
+        default="",
+        help="URL at which servers of logs reach the witness, as https://witness.example, for the "
+        "line that is printed (default: http:// and the address of --listen)",
+    )
+    parser.add_argument(
         "--max-rate",
         type=float,
         default=10.0,

@@ -49,7 +49,7 @@ def run(parsed: argparse.Namespace) -> int:
         signer = NoteSigner(parsed.name, _open_key(parsed.key, memory), COSIGNATURE)
         memory.bind(str(signer.key))
         server = WitnessServer(Witness(signer, logs, memory), host, port, limit)
-        return asyncio.run(_serve(server, signer))
+        return asyncio.run(_serve(server, signer, parsed.url))
     finally:
         memory.close()
 
@@ -84,14 +84,14 @@ def _open_key(path: Path, memory: WitnessMemory) -> Ed25519PrivateKey:
     return make_key("--key", path)
 
 
-async def _serve(server: WitnessServer, signer: NoteSigner) -> int:
+async def _serve(server: WitnessServer, signer: NoteSigner, url: str) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await server.start()
     # The only line on standard output: what a log's `--witness` takes.
-    print(f"{server.url}={signer.key}", flush=True)
+    print(f"{url.rstrip('/') or server.url}={signer.key}", flush=True)
     try:
         await stop.wait()
     finally:
