@@ -31,7 +31,9 @@ _LEAVES = f"""
         AND kind BETWEEN {EntryKind.STARTED:d} AND {EntryKind.BEAM_ROUND:d}
     ORDER BY "offset" LIMIT {_PAGE}
 """  # noqa: S608  # constants only
-_ID = "SELECT generation_id FROM generations WHERE writer = ? AND started_position = ?"
+_ID = """
+    SELECT CAST(generation_id AS BLOB) FROM generations WHERE writer = ? AND started_position = ?
+"""
 _START = "SELECT payload FROM entries WHERE writer = ? AND position = ?"
 _TREE_TABLES = "SELECT 1 FROM sqlite_schema WHERE name = 'tree_leaves'"
 _LAST_LEAF = """
@@ -163,7 +165,7 @@ class StatementCheck:
 
     def _find_id(self, row: ChainRow) -> str:
         rows = self._connection.execute(_ID, (self._writer, row.generation)).fetchall()
-        return str(rows[0][0]) if rows else ""
+        return bytes(rows[0][0]).decode(errors="replace") if rows else ""
 
     def _add(self, row: ChainRow, detail: str) -> None:
         name = self._find_id(row) or f"the generation that ends at entry {row.position}"
