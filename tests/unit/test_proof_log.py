@@ -24,6 +24,7 @@ from whence_server.domain.errors import (
     StatementNotLoggedError,
 )
 from whence_server.journal.journal import Journal
+from whence_server.proof.key_files import write_private
 from whence_server.proof.log import tables
 from whence_server.proof.log.files import LogDirectory
 from whence_server.proof.log.log import TransparencyLog
@@ -197,7 +198,7 @@ async def test_an_idle_server_signs_what_was_left_unsigned_once_the_key_is_back(
     key.unlink()
     async with open_log(tmp_path) as (journal, log):
         await grow(journal, log, 2)
-    key.write_bytes(content)
+    write_private(key, content)
     async with open_log(tmp_path) as (_, log):
         await wait_until(lambda: log.stats.size == 2, 60)
 
@@ -239,7 +240,7 @@ async def test_without_its_key_a_log_grows_and_signs_nothing(tmp_path, caplog):
             assert (await grow(journal, log, 2)).size == 1
     assert "is missing" in caplog.text
     assert not key.exists()
-    key.write_bytes(content)
+    write_private(key, content)
     async with open_log(tmp_path) as (journal, log):
         newest = await grow(journal, log, 3)
         assert newest.size == 3

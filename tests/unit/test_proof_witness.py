@@ -23,7 +23,7 @@ from whence.proof.notes import (
 )
 from whence_server.cli import main
 from whence_server.config.transparency import parse_witness
-from whence_server.domain.errors import CheckpointPendingError
+from whence_server.domain.errors import CheckpointPendingError, ConfigurationError
 from whence_server.proof.log.keys import load_key, make_key
 from whence_server.proof.log.tree import TreeReader
 from whence_server.proof.log.witnesses import (
@@ -223,6 +223,10 @@ def test_a_key_is_made_once_and_other_kinds_are_refused(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
     assert make_key("--key", path).private_bytes_raw() == key.private_bytes_raw()
     assert load_key("--key", path).private_bytes_raw() == key.private_bytes_raw()
+    path.chmod(0o644)
+    with pytest.raises(ConfigurationError, match="others can read it"):
+        load_key("--key", path)
+    path.chmod(0o600)
     path.write_text("no key")
     with pytest.raises(Exception, match=r"--key .*key\.pem cannot be read"):
         load_key("--key", path)

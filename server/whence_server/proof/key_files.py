@@ -16,6 +16,23 @@ _MAX_BYTES = 64 << 10
 _STRANGERS = stat.S_IWGRP | stat.S_IRWXO
 
 
+def read_secret(path: Path, flag: str) -> bytes:
+    """Read the file of a private key, which strangers cannot read.
+
+    Raises:
+        ConfigurationError: others can read the file, or its group can write to it.
+        OSError: it cannot be read.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & _STRANGERS:
+        raise ConfigurationError(
+            f"{flag} {path}: others can read it, or its group can write to it (mode "
+            f"{mode:03o}), and could sign; run chmod 600 {path}"
+        )
+    with path.open("rb") as file:
+        return file.read(_MAX_BYTES)
+
+
 def read_private_key(path: Path, flag: str = "--signing-key") -> PrivateKey:
     """Read a private key.
 
@@ -24,14 +41,7 @@ def read_private_key(path: Path, flag: str = "--signing-key") -> PrivateKey:
         FileNotFoundError: the file does not exist.
     """
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & _STRANGERS:
-            raise ConfigurationError(
-                f"{flag} {path}: others can read it, or its group can write to it (mode "
-                f"{mode:03o}), and could sign; run chmod 600 {path}"
-            )
-        with path.open("rb") as file:
-            pem = file.read(_MAX_BYTES)
+        pem = read_secret(path, flag)
     except FileNotFoundError:
         raise
     except OSError as error:

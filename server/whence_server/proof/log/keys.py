@@ -3,21 +3,23 @@
 import os
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from whence_server.domain.errors import ConfigurationError
+from whence_server.proof.key_files import read_secret
 
 
 def load_key(flag: str, path: Path) -> Ed25519PrivateKey:
     """Load a key from a PEM file.
 
     Raises:
-        ConfigurationError: the file cannot be read, or holds no such key.
+        ConfigurationError: the file cannot be read, others can read it, or it holds no such key.
     """
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
-    except (ValueError, TypeError, OSError) as error:
+        key = serialization.load_pem_private_key(read_secret(path, flag), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm, OSError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no PEM file with a clear key"
         raise ConfigurationError(f"{flag} {path} cannot be read: {why}") from None
     if not isinstance(key, Ed25519PrivateKey):
