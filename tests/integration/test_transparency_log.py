@@ -8,17 +8,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 from server_process import ServerProcess
+from witnessed import WAIT_S, run_witness, wait_for_checkpoint
 
 from whence import Client
 from whence.proof.bundle import read_bundle
-from whence.proof.checkpoints import VerifiedCheckpoint, verify_checkpoint
+from whence.proof.checkpoints import verify_checkpoint
 from whence.proof.log_check import check_log, spell_log
 from whence.proof.merkle import verify_consistency, verify_inclusion
 from whence.proof.merkle_tree import hash_leaf
@@ -31,27 +31,6 @@ from whence.v1.transparency_log_pb2_grpc import TransparencyLogServiceStub
 from whence_server.proof.log.keys import make_key
 
 ORIGIN = "example.com/whence"
-WAIT_S = 60.0
-
-
-@contextmanager
-def run_witness(folder: Path, log_key: VerifierKey) -> Iterator[str]:
-    """Run `whence-server witness`; yield its URL and key."""
-    with subprocess.Popen(
-        [
-            *(sys.executable, "-m", "whence_server", "witness", "--name", "example.com/w"),
-            *("--log", str(log_key), "--key", str(folder / "w.pem"), "--db", str(folder / "w.db")),
-            *("--listen", "127.0.0.1:0", "--max-rate", "1000"),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
-        assert process.wait(60) == 0
 
 
 def wait_for_page(server: ServerProcess) -> str:
@@ -69,26 +48,6 @@ def fetch(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=30) as answer:
         body: bytes = answer.read()
         return body
-
-
-def wait_for_checkpoint(
-    channel: grpc.Channel, size: int, log_key: VerifierKey, witness: VerifierKey
-) -> tuple[bytes, VerifiedCheckpoint]:
-    """Return the first published checkpoint of at least this size, verified."""
-    stub, deadline = TransparencyLogServiceStub(channel), time.monotonic() + WAIT_S
-    while True:
-        try:
-            answer = stub.GetCheckpoint(transparency_log_pb2.GetCheckpointRequest())
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise
-        else:
-            assert answer.verifier_key == str(log_key)
-            found = verify_checkpoint(answer.checkpoint, log_key, [witness], 1)
-            if found.checkpoint.size >= size:
-                return answer.checkpoint, found
-        assert time.monotonic() < deadline, f"no checkpoint with {size} entries"
-        time.sleep(0.05)
 
 
 def test_strangers_check_statements_by_log_witness_and_bundle(
