@@ -44,6 +44,9 @@ def pytest_collection_finish() -> None:
     A million objects of modules and tests stay to the end. Looking through them took 0.8 s each
     time, several times a training.
     """
+    # Its plugins look for who refers to their generators, and see nothing that is frozen.
+    import hypothesis  # noqa: F401
+
     gc.freeze()
     gc.enable()
 

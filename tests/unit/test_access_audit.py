@@ -192,4 +192,9 @@ def test_every_method_that_needs_a_scope_of_data_is_in_the_audit() -> None:
         *(f"grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch")),
         *(f"grpc.reflection.{v}.ServerReflection/ServerReflectionInfo" for v in ("v1", "v1alpha")),
         *("GET /v1/models", "GET /v1/models/{model:.+}", "GET /metrics", "GET /healthz"),
+        *("whence.v1.ProofService/GetKeys", "GET /keys.json"),
+        *(
+            f"whence.v1.TransparencyLogService/{name}"
+            for name in ("GetCheckpoint", "ProveConsistency", "ProveInclusion")
+        ),
     }

@@ -156,6 +156,8 @@ async def test_migration_fills_the_label_index(tmp_path, monkeypatch):
     database.execute(
         "DROP TABLE origins; DROP INDEX generations_kept; "
         "DROP TABLE owners; DROP TABLE labels; DROP INDEX generations_by_model; "
+        "DROP TABLE tree; DROP TABLE tree_leaves; DROP TABLE tree_nodes; "
+        "DROP TABLE tree_checkpoints; "
         "DROP TABLE cursors; "
         "CREATE TABLE cursors (name TEXT PRIMARY KEY, position INTEGER NOT NULL) "
         "STRICT, WITHOUT ROWID; INSERT INTO cursors VALUES ('otlp-spans', 3);"

@@ -260,6 +260,7 @@ ALLOWED = {
         *("end_of_sequence", "stop", "length", "cancelled", "timeout", "interrupted", "failed"),
     },
     "whence_consumer": {"metrics", "otlp-spans"},
+    "whence_witness": {"example.com/w"},
     "whence_export_outcome": {"exported", "rejected", "set_aside"},
     "whence_step_quantity": {"entropy", "surprise", "margin"},
 }
