@@ -96,13 +96,13 @@ def run(parsed: argparse.Namespace) -> int:
         if report.bundle is None or report.statement is None:
             return _REFUSED
         bundle, statement = report.bundle, report.statement
-        events = _verify(parsed, lambda: make_record(bundle, statement))
+        events = _run(parsed, lambda: make_record(bundle, statement), are_stops_told=False)
     elif parsed.key:
         raise ConfigurationError(f"{parsed.file} is no bundle: --key checks bundles alone")
     else:
         record = read_record(read, parsed.file)
-        events = _verify(parsed, lambda: record)
-    status = 1
+        events = _run(parsed, lambda: record)
+    status = 2
     for event in events:
         if parsed.json:
             print(json.dumps(json_format.MessageToDict(event, preserving_proto_field_name=True)))
@@ -177,8 +177,34 @@ def read_record(read: bytes, path: Path) -> "pb.GenerationRecord":
         raise ConfigurationError(f"{path} is no saved generation: {first}") from error
 
 
+def _run(
+    parsed: argparse.Namespace,
+    read: "Callable[[], pb.GenerationRecord]",
+    *,
+    are_stops_told: bool = True,
+) -> "Iterator[pb.VerifyGenerationResponse]":
+    """Yield the findings; a failure of the replay is no verdict, which its exit status would tell.
+
+    Raises:
+        ConfigurationError: the replay failed.
+    """
+    try:
+        yield from _verify(parsed, read, are_stops_told=are_stops_told)
+    except (
+        ArithmeticError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        first = str(error).splitlines()[0] if str(error) else "no message"
+        what = f"{parsed.file} cannot be verified: {type(error).__name__}: {first}"
+        raise ConfigurationError(what) from error
+
+
 def _verify(
-    parsed: argparse.Namespace, read: "Callable[[], pb.GenerationRecord]"
+    parsed: argparse.Namespace, read: "Callable[[], pb.GenerationRecord]", *, are_stops_told: bool
 ) -> "Iterator[pb.VerifyGenerationResponse]":
     from whence.v1 import verification_pb2 as pb
     from whence_server.analysis.results import make_refusal
@@ -188,6 +214,7 @@ def _verify(
 
     try:
         question = make_question(read(), every_step=parsed.every_step)
+        question = question._replace(are_stops_told=are_stops_told)
     except UnverifiableError as error:
         yield pb.VerifyGenerationResponse.FromString(make_refusal(error.reason, error.message))
         return

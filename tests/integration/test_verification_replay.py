@@ -101,8 +101,7 @@ def test_honest_generations_of_every_strategy_are_verified_in_any_batch(
         ):
             result, events = verify(verifier, loaded, prompt, decoding, steps, rounds)
             assert result.verdict in GOOD, (name, chunk, result, events)
-            num_compared = len(rounds) if rounds else len(steps)
-            assert result.num_steps == num_compared
+            assert result.num_steps == len(rounds) + len(steps)
             assert result.num_divergent == 0
 
 
@@ -197,8 +196,8 @@ def test_a_beam_search_of_other_settings_is_found_in_its_round(
     result, _ = verify(verifiers("gpt2"), models("gpt2"), prompt, decoding, steps, changed)
     assert result.verdict == pb.VERDICT_DIVERGENT
     assert result.first_divergent_round.index == 5
-    winners = [step for step in steps if step.sequence_index == 1]
-    others = [step._replace(sequence_index=0) for step in winners]
+    others = [step._replace(sequence_index=1 - step.sequence_index) for step in steps]
+    others.sort(key=lambda step: step.sequence_index)
     result, _ = verify(verifiers("gpt2"), models("gpt2"), prompt, decoding, others, rounds)
     assert result.verdict == pb.VERDICT_DIVERGENT
     assert "other sequences" in result.message

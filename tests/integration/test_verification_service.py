@@ -76,8 +76,16 @@ def test_a_generation_is_verified_from_its_record(name: str, client: Client) -> 
     events = verify(client, generation_id, every_step=True)
     result = events[-1].result
     assert result.verdict in GOOD, events
-    assert result.basis == pb.VERIFICATION_BASIS_CHOICES
-    checks = {event.check.subject: event.check for event in events if event.HasField("check")}
+    given = pb.VERIFICATION_BASIS_LOGPROBS if "forced" in options else None
+    assert result.basis == (given or pb.VERIFICATION_BASIS_CHOICES)
+    assert result.num_logprobs >= result.num_steps
+    if "regex" in options:
+        assert "whether 1 results complete their constraint: not compared" in result.message
+    checks = {
+        event.check.subject: event.check
+        for event in events
+        if event.HasField("check") and "their constraint" not in event.check.message
+    }
     assert {check.outcome for check in checks.values()} == {SAME} or {
         subject for subject, check in checks.items() if check.outcome != SAME
     } == {pb.VERIFICATION_SUBJECT_ENVIRONMENT}

@@ -45,16 +45,31 @@ def make_question(
     decoding: Decoding,
     steps: Sequence[Step],
     rounds: Sequence[BeamRound] = (),
-    finish_reason: FinishReason = FinishReason.LENGTH,
+    finish_reason: FinishReason | None = None,
 ) -> Question:
-    """Return the question about steps that are claimed to be of a model."""
+    """Return the question about steps that are claimed to be of a model.
+
+    Steps without numbers stand for those of a forger who has computed them all again.
+    """
+    bare = bool(steps) and steps[0].decision.logprob is None
     sequences: dict[int, list[int]] = {}
     for step in steps:
         sequences.setdefault(step.sequence_index, []).append(step.decision.token_id)
+    ends = set() if decoding.ignore_eos else set(info.defaults.eos_token_ids)
+    results = tuple(
+        SequenceResult(
+            index,
+            "",
+            tuple(ids),
+            finish_reason
+            or (FinishReason.END_OF_SEQUENCE if ids[-1] in ends else FinishReason.LENGTH),
+        )
+        for index, ids in sequences.items()
+    )
     return Question(
         generation_id="00000000-0000-4000-8000-000000000000",
         identity=RecordedIdentity(
-            info.model_digest, info.tokenizer_digest, info.weights_digest, {}
+            info.model_digest, info.tokenizer_digest, info.weights_digest, list_environment(info)
         ),
         decoding=decoding,
         logprobs_only=False,
@@ -67,12 +82,18 @@ def make_question(
         prompt_decisions=[],
         steps=list(steps),
         rounds=list(rounds),
-        results=tuple(
-            SequenceResult(index, "", tuple(ids), finish_reason) for index, ids in sequences.items()
-        ),
-        finish_reason=finish_reason,
+        results=results,
+        finish_reason=results[0].finish_reason if results else FinishReason.CANCELLED,
         num_candidates=TRACE.num_candidates,
+        detail=None if bare else TRACE.detail,
     )
+
+
+def list_environment(info: ModelInfo) -> dict[str, str]:
+    """Return a model's environment as a record names it."""
+    names = ("torch_version", "transformers_version", "dtype", "device", "attention_implementation")
+    found = {name: str(getattr(info.environment, name)) for name in names}
+    return {name: value for name, value in found.items() if value}
 
 
 def generate(

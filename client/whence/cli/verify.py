@@ -16,7 +16,11 @@ from whence.v1 import verification_pb2 as pb
 DIVERGENT = 1
 NOT_VERIFIABLE = 4
 """Exit statuses of verdicts besides 0."""
-_STATUSES = {pb.VERDICT_DIVERGENT: DIVERGENT, pb.VERDICT_NOT_VERIFIABLE: NOT_VERIFIABLE}
+_STATUSES = {
+    pb.VERDICT_VERIFIED: OK,
+    pb.VERDICT_VERIFIED_WITHIN_MARGIN: OK,
+    pb.VERDICT_DIVERGENT: DIVERGENT,
+}
 
 _EPILOG = f"""\
 --json prints the contract's messages, whence.v1.VerifyGenerationResponse, one on each line, in
@@ -62,14 +66,15 @@ def run_verify(arguments: argparse.Namespace) -> int:
         if arguments.save is not None:
             _save(client, arguments.generation_id, arguments.save)
             return OK
-        status = OK
+        # A stream that ends without a verdict verifies nothing.
+        status = NOT_VERIFIABLE
         with client.generations.verify(
             arguments.generation_id, every_step=arguments.every_step
         ) as events:
             for event in events:
                 _print(event, as_json=arguments.json)
                 if event.HasField("result"):
-                    status = _STATUSES.get(event.result.verdict, OK)
+                    status = _STATUSES.get(event.result.verdict, NOT_VERIFIABLE)
     return status
 
 

@@ -77,8 +77,8 @@ def _describe_result(result: pb.VerificationResult) -> Iterator[str]:
         return
     if result.basis == pb.VERIFICATION_BASIS_LOGPROBS:
         yield (
-            f"{'':<20}of the logprobs alone: another program drew the tokens, and its draws cannot "
-            "be computed here"
+            f"{'':<20}of the logprobs alone: the text was given, or another program drew the "
+            "tokens, and its draws cannot be computed here"
         )
     if result.message:
         yield f"{'':<20}{escape(result.message)}"
@@ -90,8 +90,9 @@ def _describe_result(result: pb.VerificationResult) -> Iterator[str]:
     num_exact = result.num_steps - result.num_within_margin - result.num_divergent
     yield (
         f"{'':<20}{count(result.num_steps, 'step')}: {num_exact} exact, "
-        f"{result.num_within_margin} within the margin, {result.num_divergent} divergent; logprobs "
-        f"differ by {result.largest_logprob_difference:.2e} nats at most"
+        f"{result.num_within_margin} within the margin, {result.num_divergent} divergent; "
+        f"{result.num_logprobs:,} logprobs differ by "
+        f"{result.largest_logprob_difference:.2e} nats at most"
     )
     yield f"{'':<20}computed in {result.elapsed.ToMilliseconds() / 1000:.2f} s"
 

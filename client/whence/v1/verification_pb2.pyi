@@ -156,7 +156,10 @@ class _StepPartEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     STEP_PART_UNSPECIFIED: _StepPart.ValueType  # 0
     """Never sent."""
     STEP_PART_LOGPROB: _StepPart.ValueType  # 1
-    """A logprob: of the token, of a candidate, or of a requested token."""
+    """A number of a distribution: a logprob, of the token, of a candidate or of a
+    requested token; a rank, an entropy, a removed mass, a draw's margin; or a
+    candidate or a runner-up that is another token.
+    """
     STEP_PART_KEPT_SET: _StepPart.ValueType  # 2
     """The number of tokens that a processor keeps, or the token is none of them."""
     STEP_PART_DRAW: _StepPart.ValueType  # 3
@@ -170,7 +173,10 @@ class StepPart(_StepPart, metaclass=_StepPartEnumTypeWrapper):
 STEP_PART_UNSPECIFIED: StepPart.ValueType  # 0
 """Never sent."""
 STEP_PART_LOGPROB: StepPart.ValueType  # 1
-"""A logprob: of the token, of a candidate, or of a requested token."""
+"""A number of a distribution: a logprob, of the token, of a candidate or of a
+requested token; a rank, an entropy, a removed mass, a draw's margin; or a
+candidate or a runner-up that is another token.
+"""
 STEP_PART_KEPT_SET: StepPart.ValueType  # 2
 """The number of tokens that a processor keeps, or the token is none of them."""
 STEP_PART_DRAW: StepPart.ValueType  # 3
@@ -222,7 +228,9 @@ class _VerificationBasisEnumTypeWrapper(google.protobuf.internal.enum_type_wrapp
     VERIFICATION_BASIS_CHOICES: _VerificationBasis.ValueType  # 1
     """The choice of every token: logprobs, processors, draws and tokens."""
     VERIFICATION_BASIS_LOGPROBS: _VerificationBasis.ValueType  # 2
-    """Logprobs alone, because the generator of the draws is another program's."""
+    """Logprobs alone, because the text was given, or because the generator of the
+    draws is another program's.
+    """
 
 class VerificationBasis(_VerificationBasis, metaclass=_VerificationBasisEnumTypeWrapper):
     """Parts of a record that a verdict is about."""
@@ -232,7 +240,9 @@ VERIFICATION_BASIS_UNSPECIFIED: VerificationBasis.ValueType  # 0
 VERIFICATION_BASIS_CHOICES: VerificationBasis.ValueType  # 1
 """The choice of every token: logprobs, processors, draws and tokens."""
 VERIFICATION_BASIS_LOGPROBS: VerificationBasis.ValueType  # 2
-"""Logprobs alone, because the generator of the draws is another program's."""
+"""Logprobs alone, because the text was given, or because the generator of the
+draws is another program's.
+"""
 global___VerificationBasis = VerificationBasis
 
 @typing.final
@@ -511,18 +521,20 @@ class VerificationResult(google.protobuf.message.Message):
     LARGEST_LOGPROB_DIFFERENCE_FIELD_NUMBER: builtins.int
     ROOT_MEAN_SQUARE_DIFFERENCE_FIELD_NUMBER: builtins.int
     ELAPSED_FIELD_NUMBER: builtins.int
+    NUM_LOGPROBS_FIELD_NUMBER: builtins.int
     verdict: global___Verdict.ValueType
     """Verdict."""
     basis: global___VerificationBasis.ValueType
     """Parts of the record that the verdict is about."""
     reason: builtins.str
     """Cause of NOT_VERIFIABLE, for programs: CONTENT_NOT_KEPT, REDACTED,
-    OTHER_WEIGHTS, NO_WEIGHTS, NO_TOKEN_IDS, NOT_FINISHED, ... Empty otherwise.
+    OTHER_WEIGHTS, OTHER_ENVIRONMENT, OTHER_DISTRIBUTION, NO_LOGPROBS,
+    NO_WEIGHTS, NO_TOKEN_IDS, NOT_FINISHED, ... Empty otherwise.
     """
     message: builtins.str
-    """Explanation for people."""
+    """Explanation for people: faults, or what was not compared."""
     num_steps: builtins.int
-    """Number of steps that were compared."""
+    """Number of steps that were compared, and of rounds of a beam search."""
     num_within_margin: builtins.int
     """Number of steps within the margin."""
     num_divergent: builtins.int
@@ -531,6 +543,10 @@ class VerificationResult(google.protobuf.message.Message):
     """Largest difference between a recorded logprob and its replay, in nats."""
     root_mean_square_difference: builtins.float
     """Root of the mean square of these differences, in nats."""
+    num_logprobs: builtins.int
+    """Number of logprobs that were compared; 0 also from a server of before this
+    field.
+    """
     @property
     def first_divergent(self) -> global___StepVerification:
         """First divergent step of the first sequence that has one; absent without one."""
@@ -560,9 +576,10 @@ class VerificationResult(google.protobuf.message.Message):
         largest_logprob_difference: builtins.float = ...,
         root_mean_square_difference: builtins.float = ...,
         elapsed: google.protobuf.duration_pb2.Duration | None = ...,
+        num_logprobs: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_first_divergent", b"_first_divergent", "_first_divergent_round", b"_first_divergent_round", "elapsed", b"elapsed", "first_divergent", b"first_divergent", "first_divergent_round", b"first_divergent_round"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_first_divergent", b"_first_divergent", "_first_divergent_round", b"_first_divergent_round", "basis", b"basis", "elapsed", b"elapsed", "first_divergent", b"first_divergent", "first_divergent_round", b"first_divergent_round", "largest_logprob_difference", b"largest_logprob_difference", "message", b"message", "num_divergent", b"num_divergent", "num_steps", b"num_steps", "num_within_margin", b"num_within_margin", "reason", b"reason", "root_mean_square_difference", b"root_mean_square_difference", "verdict", b"verdict"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_first_divergent", b"_first_divergent", "_first_divergent_round", b"_first_divergent_round", "basis", b"basis", "elapsed", b"elapsed", "first_divergent", b"first_divergent", "first_divergent_round", b"first_divergent_round", "largest_logprob_difference", b"largest_logprob_difference", "message", b"message", "num_divergent", b"num_divergent", "num_logprobs", b"num_logprobs", "num_steps", b"num_steps", "num_within_margin", b"num_within_margin", "reason", b"reason", "root_mean_square_difference", b"root_mean_square_difference", "verdict", b"verdict"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_first_divergent", b"_first_divergent"]) -> typing.Literal["first_divergent"] | None: ...
     @typing.overload

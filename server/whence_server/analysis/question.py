@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from whence_server.domain.chat import ChatRecord
-from whence_server.domain.decoding import Decoding, FinishReason, Strategy
+from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceDetail
 from whence_server.domain.generation import SequenceResult
 from whence_server.domain.steps import BeamRound, Decision, Step
 
@@ -22,6 +22,10 @@ class Unverifiable(StrEnum):
     OTHER_ADAPTER = "OTHER_ADAPTER"
     RECORD_UNREADABLE = "RECORD_UNREADABLE"
     TOO_LARGE = "TOO_LARGE"
+    TOO_LONG = "TOO_LONG"
+    NO_LOGPROBS = "NO_LOGPROBS"
+    OTHER_DISTRIBUTION = "OTHER_DISTRIBUTION"
+    OTHER_ENVIRONMENT = "OTHER_ENVIRONMENT"
 
 
 class RecordedIdentity(NamedTuple):
@@ -66,6 +70,19 @@ class Question(NamedTuple):
     finish_reason: FinishReason
     num_candidates: int
     every_step: bool = False
+    detail: TraceDetail | None = TraceDetail.DECISIONS
+    """Detail of the trace, which says what numbers each step has; None to compare only those that
+    are there, which measures what tokens alone tell."""
+    logprob_token_ids: tuple[int, ...] = ()
+    """Tokens whose logprobs each step has, besides those of the candidates."""
+    num_generated_tokens: int | None = None
+    """Number of tokens of all sequences on record; None if it is not known."""
+    start_time_ns: int = 0
+    """Unix time, in ns, of the request's arrival."""
+    are_stops_told: bool = True
+    """True if the results say which stop ended them; a bundle has no results."""
+    unread: tuple[str, ...] = ()
+    """Parts of the record that no replay computes, in words."""
 
     @property
     def strategy(self) -> Strategy:

@@ -1,11 +1,12 @@
 """Conversion of a recorded generation from the contract's messages to a question."""
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from google.protobuf.message import Message
 
-from whence.v1 import generation_pb2, step_pb2, verification_pb2
+from whence.v1 import generation_pb2, observation_pb2, step_pb2, verification_pb2
 from whence_server.analysis.question import Question, RecordedIdentity, Unverifiable
 from whence_server.domain.chat import ChatRecord, OutputForms
 from whence_server.domain.content import ContentPolicy
@@ -15,6 +16,7 @@ from whence_server.domain.decoding import (
     Decoding,
     FinishReason,
     Strategy,
+    TraceDetail,
 )
 from whence_server.domain.errors import FieldViolation
 from whence_server.domain.generation import SequenceResult
@@ -26,6 +28,7 @@ from whence_server.domain.steps import (
     Decision,
     Draw,
     ProcessorEffects,
+    RequestedLogprobs,
     Step,
     Timing,
 )
@@ -34,6 +37,8 @@ from whence_server.rpc.conversions import read_options
 
 MAX_RECORD_BYTES = 256 << 20
 """Size of a generation that is verified: some 250,000 steps."""
+_MOST = {"max_new_tokens": 1 << 22, "num_beams": 256, "num_return_sequences": 1024}
+"""Largest settings of a record that is verified; larger ones would take all memory."""
 _NO_TIMING = Timing(0, 0, 0, 0, 0)
 
 
@@ -58,14 +63,20 @@ def make_question(
     Raises:
         UnverifiableError: nothing can be said about it.
     """
-    started = record.started
     _require_content(record)
+    require_logprobs(record.started)
     try:
-        decoding = read_decoding(record)
-    except (ValueError, KeyError) as error:
+        return _read_question(record, every_step=every_step)
+    except (ValueError, KeyError, TypeError, OverflowError, struct.error) as error:
         raise UnverifiableError(
-            Unverifiable.RECORD_UNREADABLE, f"the settings on record cannot be read: {error}"
+            Unverifiable.RECORD_UNREADABLE, f"the record cannot be read: {error}"
         ) from error
+
+
+def _read_question(record: verification_pb2.GenerationRecord, *, every_step: bool) -> Question:
+    started, trace = record.started, record.started.effective_trace
+    decoding = read_decoding(record)
+    _check_sizes(decoding)
     # 0 is a record from before content policies, with everything.
     keeps_text = started.content in {0, ContentPolicy.FULL.value}
     return Question(
@@ -73,7 +84,8 @@ def make_question(
         identity=_read_identity(started),
         decoding=decoding,
         logprobs_only=started.HasField("upstream") or started.HasField("recorded"),
-        prompt=started.prompt if keeps_text else None,
+        # A prompt that its policy would not keep is a fault.
+        prompt=started.prompt if keeps_text or started.prompt else None,
         chat=_read_chat(started) if keeps_text else None,
         is_token_input=False,
         prompt_token_ids=list(started.prompt_token_ids),
@@ -84,9 +96,78 @@ def make_question(
         rounds=[_read_round(each) for each in record.beam_rounds],
         results=tuple(map(_read_result, record.finished.sequences)),
         finish_reason=FinishReason(record.finished.finish_reason),
-        num_candidates=started.effective_trace.num_candidates,
+        num_candidates=trace.num_candidates,
         every_step=every_step,
+        detail=TraceDetail(trace.detail or TraceDetail.DECISIONS.value),
+        logprob_token_ids=tuple(trace.logprob_token_ids),
+        num_generated_tokens=record.finished.num_generated_tokens,
+        start_time_ns=started.start_time.ToNanoseconds(),
+        unread=tuple(list_unread(record)),
     )
+
+
+def list_unread(record: verification_pb2.GenerationRecord) -> Iterator[str]:
+    """Yield the parts of a record that no replay computes, in words, with their numbers."""
+    sequences = record.finished.sequences
+    numbers = {
+        "activations of {} steps": sum(step.HasField("internals") for step in record.steps),
+        "tokens by their texts of {} steps": sum(
+            bool(step.candidates.texts or step.token_text) for step in record.steps
+        ),
+        "tool calls of {} results": sum(bool(it.tool_calls) for it in sequences),
+        "reasoning of {} results": sum(it.HasField("reasoning") for it in sequences),
+        "whether {} results complete their constraint": sum(
+            it.HasField("constraint_complete") for it in sequences
+        ),
+        "reasoning apart from the text of {} steps": sum(
+            bool(step.reasoning_text) for step in record.steps
+        ),
+    }
+    for words, number in numbers.items():
+        if number:
+            yield words.format(number)
+
+
+def require_logprobs(started: generation_pb2.GenerationStarted) -> None:
+    """Check that logprobs of another program are those of the model itself.
+
+    Raises:
+        UnverifiableError: they are of another distribution, or of ids that a text was divided into.
+    """
+    if not (started.HasField("upstream") or started.HasField("recorded")):
+        return
+    told = started.observation
+    if told.distribution == observation_pb2.DISTRIBUTION_KIND_NONE:
+        raise UnverifiableError(
+            Unverifiable.NO_LOGPROBS,
+            "another program chose the tokens, and told no logprobs: nothing can be computed here",
+        )
+    raw = {
+        observation_pb2.DISTRIBUTION_KIND_UNSPECIFIED,
+        observation_pb2.DISTRIBUTION_KIND_RAW,
+    }
+    if told.distribution not in raw:
+        raise UnverifiableError(
+            Unverifiable.OTHER_DISTRIBUTION,
+            "another program chose the tokens, and its logprobs are not those of the model's own "
+            "distribution",
+        )
+    if told.token_ids == observation_pb2.TOKEN_ID_ORIGIN_RETOKENIZED:
+        raise UnverifiableError(
+            Unverifiable.NO_TOKEN_IDS,
+            "the token ids were made of the output's text, and may be others than the program's",
+        )
+
+
+def _check_sizes(decoding: Decoding) -> None:
+    """Check the settings that memory is taken for.
+
+    Raises:
+        ValueError: one is larger than any server takes.
+    """
+    for name, most in _MOST.items():
+        if not 0 < getattr(decoding, name) <= most:
+            raise ValueError(f"decoding.{name} is {getattr(decoding, name)}, expected 1 to {most}")
 
 
 def _require_content(record: verification_pb2.GenerationRecord) -> None:
@@ -116,6 +197,12 @@ def _require_content(record: verification_pb2.GenerationRecord) -> None:
     if not started.prompt_token_ids or not all(step.HasField("token_id") for step in record.steps):
         raise UnverifiableError(
             Unverifiable.NO_TOKEN_IDS, "the record lacks token ids of the prompt or of steps"
+        )
+    words = started.configured_decoding.bad_words or started.effective_decoding.bad_words
+    if "bad_words" in started.processor_names and not words:
+        raise UnverifiableError(
+            Unverifiable.CONTENT_NOT_KEPT,
+            "the bad words are not on record: the content policy keeps no text",
         )
     constrained = started.effective_decoding.HasField("constraint")
     has_language = started.effective_decoding.constraint.WhichOneof("language") is not None
@@ -210,6 +297,11 @@ def read_decision(step: step_pb2.Step) -> Decision:
         candidates=_read_candidates(step),
         effects=_read_effects(step),
         draw=_read_draw(step),
+        requested_logprobs=RequestedLogprobs(
+            list(step.requested_logprobs.logprobs), list(step.requested_logprobs.sampling_logprobs)
+        )
+        if step.HasField("requested_logprobs")
+        else None,
     )
 
 

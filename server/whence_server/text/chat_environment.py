@@ -5,7 +5,10 @@ data, in jinja2's immutable sandbox. The rendering process bounds time and memor
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from typing import NoReturn
@@ -92,8 +95,39 @@ def _dump_json(
     )
 
 
+@dataclass(slots=True)
+class _Time:
+    """Time that a template gets instead of the present one."""
+
+    value: datetime
+    was_read: bool = False
+
+
+_time: ContextVar[_Time | None] = ContextVar("time of chat templates", default=None)
+
+
+@contextmanager
+def at_time(value: datetime) -> Iterator[None]:
+    """Let templates print a local time instead of the present one."""
+    token = _time.set(_Time(value))
+    try:
+        yield
+    finally:
+        _time.reset(token)
+
+
+def was_time_read() -> bool:
+    """Return whether a template has read the time that `at_time` set."""
+    time = _time.get()
+    return time is not None and time.was_read
+
+
 def _format_now(form: str) -> str:
-    return datetime.now().strftime(form)  # noqa: DTZ005 - local time, as templates expect
+    time = _time.get()
+    if time is None:
+        return datetime.now().strftime(form)  # noqa: DTZ005 - local time, as templates expect
+    time.was_read = True
+    return time.value.strftime(form)
 
 
 class _Dict:

@@ -12,6 +12,7 @@ import torch
 
 from whence.v1 import verification_pb2 as pb
 from whence_server.analysis.replay.margins import Margins, Tally
+from whence_server.analysis.replay.numbers import measure
 from whence_server.analysis.replay.passes import Reader
 from whence_server.domain.decoding import Decoding, TraceDetail, TraceOptions
 from whence_server.domain.steps import BeamRound
@@ -57,6 +58,7 @@ class BeamReplay:
 
     Attributes:
         winners: tokens of the returned sequences, once the search has ended.
+        scores: their scores.
         is_over: True once the search has ended.
         num_rounds: number of replayed rounds.
     """
@@ -77,6 +79,7 @@ class BeamReplay:
             for index in range(settings.decoding.num_beams)
         ]
         self.winners: list[list[int]] = []
+        self.scores: list[float] = []
         self.is_over = False
         self.num_rounds = 0
 
@@ -99,6 +102,7 @@ class BeamReplay:
         self.winners = [
             [step.token_id for step in winner.list_path()] for winner in self._search.winners
         ]
+        self.scores = [winner.score for winner in self._search.winners]
 
     def _read_prompt(self) -> torch.Tensor:
         """Read the prompt once for all beams; return [beams, V]."""
@@ -130,9 +134,10 @@ class BeamReplay:
             elif (found.kept, found.finished) != (theirs.kept, theirs.finished):
                 what = f"{_name(theirs)} is kept or finished otherwise here"
                 _add(result, pb.STEP_PART_KEPT_SET, what)
-            elif abs(found.score - theirs.score) > 1e-4 * max(1.0, abs(theirs.score)):
+            elif not is_same_score(theirs.score, found.score):
                 what = f"score of {_name(theirs)}: {theirs.score:.6f} on record, "
-                _add(result, pb.STEP_PART_LOGPROB, what + f"{found.score:.6f} here")
+                nats = measure(theirs.score, found.score)
+                _add(result, pb.STEP_PART_LOGPROB, what + f"{found.score:.6f} here", nats)
         if ours:
             missing = next(iter(ours.values()))
             _add(result, pb.STEP_PART_TOKEN, f"{_name(missing)} is not on record")
@@ -185,6 +190,11 @@ class BeamReplay:
         for row, beam in zip(self._rows, beams, strict=True):
             row.append(beam.token_id)
         return runner.decode([beam.token_id for beam in beams])
+
+
+def is_same_score(recorded: float, found: float) -> bool:
+    """Return whether two scores are equal but for the rounding of their sums."""
+    return measure(recorded, found) <= 1e-4 * max(1.0, abs(found))
 
 
 def _name(continuation: object) -> str:

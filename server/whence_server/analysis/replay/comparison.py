@@ -1,17 +1,30 @@
 """Comparison of a recorded step with the decision of its replay."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 from whence.v1 import verification_pb2 as pb
+from whence_server.analysis.replay.choices import Choices
 from whence_server.analysis.replay.draws import compute_noise
+from whence_server.analysis.replay.given import Deciding
 from whence_server.analysis.replay.margins import Margins, Tally
-from whence_server.analysis.replay.perturbing import chooses, find_least_change, keeps
+from whence_server.analysis.replay.numbers import (
+    Difference,
+    Promise,
+    compare_candidates,
+    compare_effects,
+    compare_lists,
+    compare_number,
+    compare_rank,
+    measure,
+)
+from whence_server.analysis.replay.perturbing import chooses, find_least_change, keeps, passes
 from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+from whence_server.domain.processors import list_processor_names
 from whence_server.domain.steps import Decision, Step
 from whence_server.engines.transformers.decoding.choose import Chooser
 from whence_server.engines.transformers.decoding.decisions import NoChoice
@@ -29,21 +42,38 @@ class StepComparison:
     """Comparison of a generation's steps.
 
     Args:
-        chooser: of the model.
+        chooser: of the model; one of given tokens for a search.
+        racer: chooser of the model.
         pipeline: of the model, for kept sets.
         decoding: settings of the generation.
         margins: allowed differences.
         tally: sum of the differences, which grows.
+        choices: count of other tokens, which grows.
+        promise: numbers that each step has.
         logprobs_only: True if another program chose the tokens.
+        logprob_token_ids: tokens whose logprobs were requested.
     """
 
-    chooser: Chooser
+    chooser: Deciding
+    racer: Chooser
     pipeline: Pipeline
     decoding: Decoding
     margins: Margins
     tally: Tally
+    choices: Choices
+    promise: Promise
     logprobs_only: bool
+    logprob_token_ids: tuple[int, ...] = ()
     num_measured: int = 0
+    names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = tuple(list_processor_names(self.decoding))
+
+    @property
+    def takes_logprobs(self) -> bool:
+        """True if processors act on logprobs, as in a beam search, and not on logits."""
+        return self.decoding.strategy is Strategy.BEAM_SEARCH
 
     def compare(
         self, step: Step, row: Row, logits: torch.Tensor, found: Decision | NoChoice
@@ -67,58 +97,92 @@ class StepComparison:
             _add(result, pb.STEP_PART_KEPT_SET, math.inf, found.message, within=False)
             return result
         result.replayed_token_id = found.token_id
-        self._compare_logprobs(result, recorded, found)
+        self._compare_own(result, recorded, found, logits)
         if self.logprobs_only:
             return result
+        if missing := self.promise.find_missing(recorded):
+            what = f"not on record, although its trace has it: {missing}"
+            _add(result, pb.STEP_PART_LOGPROB, math.inf, what, within=False)
         if self.decoding.strategy is Strategy.FORCED:
-            if found.token_id != recorded.token_id:
-                what = f"token {recorded.token_id} on record, {found.token_id} in the settings"
-                _add(result, pb.STEP_PART_TOKEN, math.inf, what, within=False)
+            self._compare_forced(result, recorded, found)
             return result
+        self.choices.add_step(self._measure_distance(row, logits, found))
         same_sets = self._compare_kept(result, recorded, found, row, logits)
+        if same_sets:
+            self._compare_drawn_from(result, recorded, found, row, logits)
         if recorded.token_id != found.token_id:
             self._explain_token(result, recorded, found, row, logits)
         else:
-            self._compare_rank(result, recorded, found, logits)
-            if same_sets:
-                self._compare_sampling(result, recorded, found)
+            self._compare_chosen(result, step, found, row, logits, same_sets=same_sets)
         self._compare_draw(result, step)
         return result
 
-    def _compare_logprobs(
-        self, result: pb.StepVerification, recorded: Decision, found: Decision
+    def _note(self, result: pb.StepVerification, differences: Iterable[Difference]) -> None:
+        for nats, message in differences:
+            _add(result, pb.STEP_PART_LOGPROB, nats, message, within=False)
+
+    def _compare_own(
+        self, result: pb.StepVerification, recorded: Decision, found: Decision, logits: torch.Tensor
     ) -> None:
-        """Compare logprobs of the model's own distribution, entropy and rank."""
+        """Compare the numbers of the model's own distribution."""
         margin = self.margins.logprob
-        pairs = []
         own = found.requested_logprobs.logprobs if found.requested_logprobs else []
+        listed, requested = recorded.candidates, recorded.requested_logprobs
+        num_listed = len(listed.token_ids) if listed else 0
+        pairs = []
         if recorded.logprob is not None:
             pairs.append(("the token", recorded.logprob, own[0]))
-        if recorded.candidates is not None:
-            pairs += [
-                (f"candidate {token_id}", logprob, replayed)
-                for token_id, logprob, replayed in zip(
-                    recorded.candidates.token_ids,
-                    recorded.candidates.logprobs,
-                    own[1:],
-                    strict=False,
-                )
-            ]
+        if listed is not None:
+            names = [f"candidate {token_id}" for token_id in listed.token_ids]
+            pairs += zip(names, listed.logprobs, own[1 : 1 + num_listed], strict=True)
+        if requested is not None:
+            theirs, ours = requested.logprobs, own[1 + num_listed :]
+            if len(theirs) != len(ours):
+                self._note(result, compare_lists("requested logprobs", theirs, ours, margin))
+            else:
+                names = [f"requested token {token_id}" for token_id in self.logprob_token_ids]
+                pairs += zip(names, theirs, ours, strict=True)
         for name, logprob, replayed in pairs:
-            difference = abs(logprob - replayed) if math.isfinite(logprob - replayed) else math.inf
-            if logprob == replayed:
-                difference = 0.0  # both are infinite
+            difference = measure(logprob, replayed)
             self.tally.add(difference)
             result.logprob_difference = max(result.logprob_difference, difference)
             if not difference <= margin:
                 what = f"logprob of {name}: {logprob:.6f} on record, {replayed:.6f} here"
                 _add(result, pb.STEP_PART_LOGPROB, difference, what, within=False)
                 break
-        if recorded.entropy is not None and found.entropy is not None:
-            difference = abs(recorded.entropy - found.entropy)
-            if not difference <= self.margins.get_entropy_margin(found.entropy):
-                what = f"entropy: {recorded.entropy:.6f} on record, {found.entropy:.6f} here"
-                _add(result, pb.STEP_PART_LOGPROB, difference, what, within=False)
+        if listed is not None and not self.logprobs_only:
+            self._note(result, compare_candidates(listed, logits, self.promise, self.margins))
+        entropy_margin = self.margins.get_entropy_margin(found.entropy or 0.0)
+        self._note(
+            result, compare_number("entropy", recorded.entropy, found.entropy, entropy_margin)
+        )
+
+    def _compare_forced(
+        self, result: pb.StepVerification, recorded: Decision, found: Decision
+    ) -> None:
+        """Compare a given token; nothing is drawn, so that it has no numbers of a draw."""
+        if found.token_id != recorded.token_id:
+            what = f"token {recorded.token_id} on record, {found.token_id} in the settings"
+            _add(result, pb.STEP_PART_TOKEN, math.inf, what, within=False)
+        names = ("sampling_logprob", "sampling_entropy", "effects", "draw")
+        stray = [name for name in names if getattr(recorded, name) is not None]
+        lists = (recorded.candidates, recorded.requested_logprobs)
+        if any(each is not None and each.sampling_logprobs for each in lists):
+            stray.append("sampling_logprobs")
+        if stray:
+            what = f"on record, although nothing is drawn: {', '.join(stray)}"
+            _add(result, pb.STEP_PART_LOGPROB, math.inf, what, within=False)
+
+    def _measure_distance(self, row: Row, logits: torch.Tensor, found: Decision) -> float | None:
+        """Return the nats of a logit between the chosen token and the next one; None if alone."""
+        if self.decoding.strategy is Strategy.SAMPLE:
+            margin = found.draw.margin if found.draw else None
+            return None if margin is None else margin / self.margins.scale
+        if self.decoding.strategy is not Strategy.GREEDY:
+            return None
+        scores = self.pipeline.process(logits[None], [row])[0] if row.settings else logits
+        first, second = torch.topk(scores, 2).values.tolist() if len(scores) > 1 else (0, -math.inf)
+        return first - second if math.isfinite(second) else None
 
     def _compare_kept(
         self,
@@ -130,7 +194,7 @@ class StepComparison:
     ) -> bool:
         """Compare the numbers of tokens that processors keep; return whether they are equal."""
         if recorded.effects is None:
-            return recorded.token_id == found.token_id
+            return not self.names or recorded.token_id == found.token_id
         kept = found.effects.num_kept if found.effects else []
         if recorded.effects.num_kept == kept:
             return True
@@ -164,7 +228,7 @@ class StepComparison:
         nats = self._measure(
             partial(
                 chooses,
-                self.chooser,
+                self.racer,
                 logits,
                 make_lean(row),
                 wanted=recorded.token_id,
@@ -173,57 +237,133 @@ class StepComparison:
         )
         what = f"token {recorded.token_id} on record, {found.token_id} here"
         within = nats <= self.margins.logprob
+        if within:
+            self.choices.add_other(nats)
         _add(result, pb.STEP_PART_TOKEN, nats, what, within=within)
 
-    def _compare_rank(
-        self, result: pb.StepVerification, recorded: Decision, found: Decision, logits: torch.Tensor
+    def _compare_drawn_from(
+        self,
+        result: pb.StepVerification,
+        recorded: Decision,
+        found: Decision,
+        row: Row,
+        logits: torch.Tensor,
     ) -> None:
-        """Compare ranks: tokens as likely as this one, within the noise, may have its place."""
-        if recorded.rank is None or recorded.rank == found.rank or found.rank is None:
+        """Compare logprobs after all processors, of the token, candidates and requested tokens."""
+        margin = self.margins.sampling_logprob
+        replayed = found.requested_logprobs.sampling_logprobs if found.requested_logprobs else []
+        listed, requested = recorded.candidates, recorded.requested_logprobs
+        num_listed = len(listed.token_ids) if listed else 0
+        pairs = []
+        if recorded.sampling_logprob is not None:
+            pairs.append((recorded.token_id, recorded.sampling_logprob, replayed[0]))
+        lists = []
+        if listed is not None:
+            lists.append((listed.token_ids, listed.sampling_logprobs, replayed[1 : 1 + num_listed]))
+        if requested is not None:
+            ours = replayed[1 + num_listed :]
+            lists.append((list(self.logprob_token_ids), requested.sampling_logprobs, ours))
+        for ids, theirs, ours in lists:
+            if not theirs and self.promise.detail is None:
+                continue
+            if not len(ids) == len(theirs) == len(ours):
+                what = f"{len(theirs)} logprobs after the processors for {len(ids)} tokens"
+                _add(result, pb.STEP_PART_LOGPROB, math.inf, what, within=False)
+                continue
+            pairs += zip(ids, theirs, ours, strict=True)
+        for token_id, logprob, own in pairs:
+            difference = measure(logprob, own)
+            if difference <= margin:
+                continue
+            name = f"logprob of token {token_id} after the processors"
+            what = f"{name}: {logprob:.6f} on record, {own:.6f} here"
+            # At a processor's boundary, two tokens may have changed places.
+            kept = math.isfinite(logprob)
+            within = kept != math.isfinite(own) and passes(
+                self.pipeline, logits, row, token_id=token_id, kept=kept, nats=self.margins.logprob
+            )
+            part = pb.STEP_PART_KEPT_SET if within else pb.STEP_PART_LOGPROB
+            _add(result, part, 0.0 if within else difference, what, within=within)
+            break
+
+    def _compare_chosen(
+        self,
+        result: pb.StepVerification,
+        step: Step,
+        found: Decision,
+        row: Row,
+        logits: torch.Tensor,
+        *,
+        same_sets: bool,
+    ) -> None:
+        """Compare what depends on the chosen token, which is the same."""
+        recorded = step.decision
+        ranks = compare_rank(recorded.rank, found.rank, found.token_id, logits, self.margins)
+        self._note(result, ranks)
+        if not same_sets or result.verdict != pb.STEP_VERDICT_EXACT:
             return
-        distances = (logits - logits[recorded.token_id]).abs()
-        num_close = int((distances <= 2 * self.margins.logprob).sum())
-        if abs(recorded.rank - found.rank) >= num_close:
-            what = f"rank: {recorded.rank} on record, {found.rank} here"
+        margin = self.margins.get_entropy_margin(found.sampling_entropy or 0.0)
+        entropies = recorded.sampling_entropy, found.sampling_entropy
+        self._note(result, compare_number("entropy of the draw", *entropies, 2 * margin))
+        self._note(result, compare_effects(recorded, found, self.names, self.margins))
+        self._compare_runner_up(result, step, found, row, logits)
+
+    def _compare_runner_up(
+        self,
+        result: pb.StepVerification,
+        step: Step,
+        found: Decision,
+        row: Row,
+        logits: torch.Tensor,
+    ) -> None:
+        """Compare the margin of a draw; a runner-up may be another one that is as close."""
+        theirs, ours = step.decision.draw, found.draw
+        if theirs is None or ours is None:
+            return
+        margin = 2 * self.margins.sampling_logprob
+        same = theirs.runner_up_token_id == ours.runner_up_token_id
+        self._note(result, compare_number("margin of the draw", theirs.margin, ours.margin, margin))
+        if theirs.margin is None and ours.margin is not None and self.promise.detail is not None:
+            what = "the draw has no margin on record, although its trace has it"
+            _add(result, pb.STEP_PART_LOGPROB, math.inf, what, within=False)
+        elif not same and not self._is_as_close(step, found, row, logits):
+            what = (
+                f"runner-up {theirs.runner_up_token_id} on record, {ours.runner_up_token_id} here"
+            )
             _add(result, pb.STEP_PART_LOGPROB, math.inf, what, within=False)
 
-    def _compare_sampling(
-        self, result: pb.StepVerification, recorded: Decision, found: Decision
-    ) -> None:
-        """Compare the logprob after all processors, and the draw's margin."""
-        margin = self.margins.sampling_logprob
-        if recorded.sampling_logprob is not None and found.sampling_logprob is not None:
-            difference = abs(recorded.sampling_logprob - found.sampling_logprob)
-            if not difference <= margin:
-                what = (
-                    f"logprob after the processors: {recorded.sampling_logprob:.6f} on record, "
-                    f"{found.sampling_logprob:.6f} here"
-                )
-                _add(result, pb.STEP_PART_LOGPROB, difference, what, within=False)
-        ours, theirs = found.draw, recorded.draw
-        if ours is None or theirs is None or theirs.margin is None or ours.margin is None:
-            return
-        if ours.runner_up_token_id != theirs.runner_up_token_id:
-            return
-        difference = abs(theirs.margin - ours.margin)
-        if not difference <= 2 * margin:
-            what = f"margin of the draw: {theirs.margin:.6f} on record, {ours.margin:.6f} here"
-            _add(result, pb.STEP_PART_LOGPROB, difference, what, within=False)
+    def _is_as_close(self, step: Step, found: Decision, row: Row, logits: torch.Tensor) -> bool:
+        """Return whether the runner-up on record would lose the race by as little, to the noise."""
+        theirs, ours = step.decision.draw, found.draw
+        runner_up = None if theirs is None else theirs.runner_up_token_id
+        if ours is None or ours.margin is None or runner_up is None or runner_up >= len(logits):
+            return False
+        logprobs = self.pipeline.run(logits[None], [row]).final_logprobs[0]
+        keys = [
+            math.log(compute_noise(self.decoding.seed, step._replace(decision=of)))
+            - float(logprobs[of.token_id])
+            for of in (Decision(runner_up, None), found)
+        ]
+        margin = 2 * self.margins.sampling_logprob
+        return measure(keys[0] - keys[1], ours.margin) <= margin and runner_up != found.token_id
 
     def _compare_draw(self, result: pb.StepVerification, step: Step) -> None:
         draw = step.decision.draw
-        if draw is None or self.decoding.strategy is not Strategy.SAMPLE:
+        if draw is None:
+            return
+        if self.decoding.strategy is not Strategy.SAMPLE:
+            _add(result, pb.STEP_PART_DRAW, 0.0, "a draw, although none is made", within=False)
             return
         noise = compute_noise(self.decoding.seed, step)
-        if abs(draw.noise - noise) > _FLOAT32_ROUNDING * noise:
+        if not abs(draw.noise - noise) <= _FLOAT32_ROUNDING * noise:
             what = f"noise of the draw: {draw.noise:.6g} on record, {noise:.6g} here"
             _add(result, pb.STEP_PART_DRAW, 0.0, what, within=False)
 
     def _measure(self, gives: Callable[..., bool]) -> float:
         """Return the least change that gives the record; beyond the margin only for some steps."""
         if self.num_measured >= MOST_MEASURED:
-            margin = self.margins.logprob
-            return margin if gives(nats=margin) else math.inf
+            tried = (self.margins.logprob, self.margins.explainable)
+            return next((nats for nats in tried if nats and gives(nats=nats)), math.inf)
         nats = find_least_change(gives, self.margins.logprob)
         if nats > self.margins.logprob:
             self.num_measured += 1

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from whence.v1 import verification_pb2 as pb
 from whence_server.analysis.question import Question, Unverifiable
-from whence_server.analysis.replay.texts import make_check
+from whence_server.analysis.replay.checks import make_check
 from whence_server.domain.model import ModelInfo
 
 _COMPARED = (
@@ -18,12 +18,17 @@ _COMPARED = (
 """Parts of the environment on which the numbers depend; the noise covers numbers of threads."""
 
 
+_REQUIRED = ("torch_version", "dtype", "device")
+
+
 def check_identity(
     question: Question, info: ModelInfo
 ) -> Iterator[tuple[pb.VerificationCheck, Unverifiable | None]]:
     """Yield the checks of digests and environment, each with the cause to give up, if it is one."""
     recorded = question.identity
     yield _check_weights(recorded.weights_digest or recorded.model_digest, question, info)
+    if recorded.weights_digest and recorded.model_digest:
+        yield _check_model(question, info), None
     if recorded.adapter:
         yield _check_adapter(question, info)
     if recorded.tokenizer_digest:
@@ -31,7 +36,8 @@ def check_identity(
         yield (
             make_check(
                 pb.VERIFICATION_SUBJECT_TOKENIZER,
-                same=same,
+                # Another program may have digested other files of an equal tokenizer.
+                same=None if not same and question.logprobs_only else same,
                 recorded=recorded.tokenizer_digest,
                 found=info.tokenizer_digest,
                 message="" if same else "the tokenizer here is another one than on record",
@@ -61,6 +67,22 @@ def _check_weights(
     return check, None if same else Unverifiable.OTHER_WEIGHTS
 
 
+def _check_model(question: Question, info: ModelInfo) -> pb.VerificationCheck:
+    """Compare the files beside the tensors, which have the end tokens and other settings."""
+    recorded = question.identity.model_digest
+    same = recorded == info.model_digest
+    what = "the tensors are those on record, and other files (config.json ...) are not"
+    # Another program may serve the same tensors from other files.
+    outcome = None if not same and question.logprobs_only else same
+    return make_check(
+        pb.VERIFICATION_SUBJECT_WEIGHTS,
+        same=outcome,
+        recorded=recorded,
+        found=info.model_digest,
+        message="" if same else what,
+    )
+
+
 def _check_adapter(
     question: Question, info: ModelInfo
 ) -> tuple[pb.VerificationCheck, Unverifiable | None]:
@@ -82,7 +104,11 @@ def _check_adapter(
 
 def _check_environment(question: Question, info: ModelInfo) -> pb.VerificationCheck:
     recorded = question.identity.environment
-    differences = []
+    missing = [name for name in _REQUIRED if not recorded.get(name)]
+    if missing and not any(recorded.get(name) for name in _COMPARED):
+        what = "the environment is not on record"
+        return make_check(pb.VERIFICATION_SUBJECT_ENVIRONMENT, same=None, message=what)
+    differences = [f"{name} is not on record" for name in missing]
     for name in _COMPARED:
         ours, theirs = str(getattr(info.environment, name)), recorded.get(name, "")
         if theirs and ours != theirs:

@@ -14,11 +14,14 @@ class Margins:
         logprob: of a logprob of the model's own distribution, and of a change of logits.
         root_mean_square: of all differences of a generation together.
         scale: factor by which processors can enlarge a difference of logits.
+        explainable: difference that another environment's arithmetic may explain; at most
+            `logprob` in the same environment.
     """
 
     logprob: float
     root_mean_square: float
     scale: float
+    explainable: float = 0.0
 
     @property
     def sampling_logprob(self) -> float:

@@ -110,3 +110,23 @@ def keeps(
         if (found >= wanted) if wanted > num_kept else (found <= wanted):
             return True
     return False
+
+
+def passes(
+    pipeline: Pipeline, logits: torch.Tensor, row: Row, token_id: int, nats: float, *, kept: bool
+) -> bool:
+    """Return whether a change of a token's logit lets all processors keep it, or removes it.
+
+    Args:
+        pipeline: of the model.
+        logits: float32 [V].
+        row: state before the step.
+        token_id: the token.
+        nats: size of the change.
+        kept: True if it is kept on record.
+    """
+    changed = logits.repeat(2, 1)
+    changed[0, token_id] += nats
+    changed[1, token_id] -= nats
+    found = pipeline.run(changed, [row, row]).final_logprobs[:, token_id].isfinite()
+    return bool((found == kept).any())

@@ -52,6 +52,8 @@ class SequenceReplay:
         """
         for begin in range(0, len(logits), ROWS_TOGETHER):
             part = logits[begin : begin + ROWS_TOGETHER].float().cpu()
+            if self._comparison.takes_logprobs:
+                part = torch.log_softmax(part, -1)
             steps = self._steps[first + begin : first + begin + len(part)]
             rows = [self._make_row(step) for step in steps]
             for row, step, own, decision in zip(
@@ -75,10 +77,11 @@ class SequenceReplay:
         """Return the state before a step; the constraint goes on to the state after it."""
         index, decision = step.index, step.decision
         listed = decision.candidates.token_ids if decision.candidates else []
+        requested = self._comparison.logprob_token_ids
         trace = TraceOptions(
             TraceDetail.DECISIONS,
             0,
-            logprob_token_ids=(decision.token_id, *listed),
+            logprob_token_ids=(decision.token_id, *listed, *requested),
         )
         row = Row(
             self._comparison.decoding,

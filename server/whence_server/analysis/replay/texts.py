@@ -1,79 +1,59 @@
-"""Checks of a record's texts: prompt, conversation, outputs and their ends."""
+"""Checks of a record's texts: prompt, conversation and outputs; and that its steps are complete."""
 
 from collections.abc import Iterator
 
 from whence.v1 import verification_pb2 as pb
 from whence_server.analysis.question import Question
-from whence_server.domain.decoding import Decoding, FinishReason, Strategy
-from whence_server.domain.errors import WhenceError
+from whence_server.analysis.replay.chats import check_chat
+from whence_server.analysis.replay.checks import make_check
+from whence_server.analysis.replay.ends import RELEASING, find_fault_of_results
+from whence_server.domain.decoding import Decoding, Strategy
 from whence_server.domain.generation import SequenceResult
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.processors import list_processor_names
 from whence_server.domain.steps import Step
-from whence_server.text.template_arguments import read_arguments, read_tools
 from whence_server.text.tokenizer import TextTokenizer
-
-_SAME = pb.VERIFICATION_OUTCOME_SAME
-_DIFFERENT = pb.VERIFICATION_OUTCOME_DIFFERENT
-_NOT_CHECKED = pb.VERIFICATION_OUTCOME_NOT_CHECKED
-_RELEASING = frozenset({FinishReason.END_OF_SEQUENCE, FinishReason.STOP, FinishReason.LENGTH})
-
-
-def make_check(
-    subject: pb.VerificationSubject.ValueType,
-    *,
-    same: bool | None,
-    message: str = "",
-    recorded: str = "",
-    found: str = "",
-) -> pb.VerificationCheck:
-    """Return a check; `same` is None if it could not be made."""
-    outcome = _NOT_CHECKED if same is None else _SAME if same else _DIFFERENT
-    return pb.VerificationCheck(
-        subject=subject, outcome=outcome, message=message, recorded=recorded, found=found
-    )
 
 
 def check_prompt(question: Question, tokenizer: TextTokenizer) -> Iterator[pb.VerificationCheck]:
     """Yield the checks of the conversation and of the prompt's token ids."""
-    chat, prompt = pb.VERIFICATION_SUBJECT_CHAT, pb.VERIFICATION_SUBJECT_PROMPT
+    prompt = pb.VERIFICATION_SUBJECT_PROMPT
+    if not question.keeps_text and question.prompt:
+        what = "the content policy keeps no text, and the prompt's is on record"
+        yield make_check(prompt, same=False, message=what)
+        return
     if not question.keeps_text or question.prompt is None:
         yield make_check(prompt, same=None, message="the prompt's text is not on record")
         return
     if question.chat is not None:
-        try:
-            rendered = _render(question, tokenizer)
-        except (WhenceError, ValueError) as error:
-            yield make_check(chat, same=False, message=f"the template refuses it: {error}")
-        else:
-            same = rendered == question.prompt
-            what = "" if same else "the template gives another text than the prompt on record"
-            yield make_check(chat, same=same, message=what)
-    if question.is_token_input:
-        same = tokenizer.decode(question.prompt_token_ids) == question.prompt
-        what = "" if same else "the prompt's ids give another text than the one on record"
-        yield make_check(prompt, same=same, message=what)
-        return
+        yield check_chat(question, tokenizer)
     adding = question.chat is None and question.decoding.add_special_tokens
     ids = tokenizer.encode(question.prompt, add_special_tokens=adding)
-    same = ids == question.prompt_token_ids
+    if question.is_token_input:
+        same: bool | None = False
+    else:
+        same = ids == question.prompt_token_ids
+    what = "" if same else "the prompt's text gives other token ids than those on record"
     if not same and question.chat is None:
         # A request that gave ids has their text on record.
-        same = tokenizer.decode(question.prompt_token_ids) == question.prompt
-    what = "" if same else "the prompt's text gives other token ids than those on record"
+        same, what = _compare_given_ids(question, question.prompt, tokenizer)
     yield make_check(prompt, same=same, message=what)
 
 
-def _render(question: Question, tokenizer: TextTokenizer) -> str:
-    if question.chat is None:
-        raise ValueError("the generation has no conversation")
-    given = question.chat.input
-    return tokenizer.render_chat(
-        given.messages,
-        read_arguments(given.template_arguments_json),
-        given.template_name,
-        read_tools(given.tools_json),
-    ).text
+def _compare_given_ids(
+    question: Question, prompt: str, tokenizer: TextTokenizer
+) -> tuple[bool | None, str]:
+    """Return whether a prompt's ids give its text, None if also other ids would; and why."""
+    ids = question.prompt_token_ids
+    if tokenizer.decode(ids) != prompt:
+        return False, "the prompt's ids give another text than the one on record"
+    hidden = [token_id for token_id in ids if tokenizer.is_special(token_id)]
+    if hidden:
+        return None, (
+            f"the prompt's ids give its text, and have {len(hidden)} special tokens that the text "
+            "does not show"
+        )
+    return None, "the prompt's ids give its text, which the tokenizer divides otherwise"
 
 
 def check_processors(question: Question, decoding: Decoding) -> pb.VerificationCheck:
@@ -81,7 +61,9 @@ def check_processors(question: Question, decoding: Decoding) -> pb.VerificationC
     names = tuple(list_processor_names(decoding))
     if question.logprobs_only:
         return make_check(
-            pb.VERIFICATION_SUBJECT_PROCESSORS, same=None, message="another program applied them"
+            pb.VERIFICATION_SUBJECT_PROCESSORS,
+            same=None,
+            message="another program applied them: no number after them is compared",
         )
     return make_check(
         pb.VERIFICATION_SUBJECT_PROCESSORS,
@@ -96,6 +78,8 @@ def check_steps(
 ) -> pb.VerificationCheck:
     """Return the check that each sequence is complete, of tokens, and equal to its result."""
     fault = _find_fault(question, sequences, info)
+    if not fault:
+        fault = find_fault_of_results(question, sequences)
     return make_check(pb.VERIFICATION_SUBJECT_STEPS, same=not fault, message=fault)
 
 
@@ -107,16 +91,12 @@ def _find_fault(question: Question, sequences: list[list[Step]], info: ModelInfo
         forced = question.decoding.forced_token_ids
         if question.strategy is Strategy.FORCED and len(steps) > len(forced):
             return f"sequence {index} has {len(steps)} steps, and the given text {len(forced)}"
-    for result in question.results:
-        steps = by_index.get(result.sequence_index, [])
-        ids = [step.decision.token_id for step in steps]
-        if result.token_ids and list(result.token_ids) != ids:
-            return f"the result of sequence {result.sequence_index} has other tokens than its steps"
     size = info.vocabulary_size
     highest = max(question.prompt_token_ids, default=0)
     for decision in (step.decision for step in question.steps):
         listed = decision.candidates.token_ids if decision.candidates else []
         highest = max(highest, decision.token_id, *listed)
+    highest = max(highest, *question.logprob_token_ids, 0)
     for made in question.rounds:
         highest = max([highest, *(each.token_id for each in made.continuations)])
     if highest >= size:
@@ -126,18 +106,21 @@ def _find_fault(question: Question, sequences: list[list[Step]], info: ModelInfo
     return f"{longest} tokens do not fit the model's context" if longest > room else ""
 
 
-def check_outputs(
+def check_texts(
     question: Question, decoding: Decoding, sequences: list[list[Step]], tokenizer: TextTokenizer
 ) -> Iterator[pb.VerificationCheck]:
-    """Yield the checks of the outputs' texts and of the sequences' ends."""
+    """Yield the checks of the outputs' texts."""
+    subject = pb.VERIFICATION_SUBJECT_TEXT
+    if not question.keeps_text:
+        texts = [*(step.text for step in question.steps), *(it.text for it in question.results)]
+        if any(texts):
+            what = "the content policy keeps no text, and the record has some"
+            yield make_check(subject, same=False, message=what)
+        return
     by_index = {steps[0].sequence_index: steps for steps in sequences}
     for result in question.results:
-        steps = by_index.get(result.sequence_index, [])
-        if not steps:
-            continue
-        if question.keeps_text:
+        if steps := by_index.get(result.sequence_index, []):
             yield _check_text(result, steps, decoding, tokenizer)
-        yield _check_end(result, steps, decoding, keeps_text=question.keeps_text)
 
 
 def _check_text(
@@ -146,7 +129,7 @@ def _check_text(
     stop = () if decoding.strategy is Strategy.FORCED else decoding.stop
     text = tokenizer.make_sequence_text(stop)
     # Where a stop string or a caller ended the sequence, held text was not released.
-    releases = result.finish_reason in _RELEASING and result.stop not in stop
+    releases = result.finish_reason in RELEASING and result.stop not in stop
     faults = []
     for place, step in enumerate(steps):
         is_last = place == len(steps) - 1
@@ -160,27 +143,3 @@ def _check_text(
         faults.append("the result has another text than its tokens give")
     where = f"sequence {result.sequence_index}: {faults[0]}" if faults else ""
     return make_check(pb.VERIFICATION_SUBJECT_TEXT, same=not faults, message=where)
-
-
-def _check_end(
-    result: SequenceResult, steps: list[Step], decoding: Decoding, *, keeps_text: bool
-) -> pb.VerificationCheck:
-    ids = [step.decision.token_id for step in steps]
-    ends = set() if decoding.ignore_eos else set(decoding.eos_token_ids)
-    fault = ""
-    if decoding.strategy is not Strategy.FORCED:
-        stops = ends | set(decoding.stop_token_ids)
-        early = next((i for i, token_id in enumerate(ids[:-1]) if token_id in stops), None)
-        if early is not None:
-            fault = f"token {ids[early]} at step {early} ends the sequence, and it goes on"
-        elif result.finish_reason is FinishReason.END_OF_SEQUENCE and ids[-1] not in ends:
-            fault = f"its last token {ids[-1]} is no end-of-sequence token"
-        elif result.finish_reason is FinishReason.STOP:
-            named = ids[-1] in decoding.stop_token_ids or bool(decoding.stop) or not keeps_text
-            fault = "" if named else "no stop string or stop token is among its settings"
-    if not fault and result.finish_reason is FinishReason.LENGTH:
-        most = len(decoding.forced_token_ids) or decoding.max_new_tokens
-        if len(ids) > most:
-            fault = f"it has {len(ids)} tokens, and at most {most} were allowed"
-    where = f"sequence {result.sequence_index}: {fault}" if fault else ""
-    return make_check(pb.VERIFICATION_SUBJECT_END, same=not fault, message=where)

@@ -1,6 +1,5 @@
 """Verification of one generation with a loaded model: findings in order, then the verdict."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,20 +9,26 @@ import torch
 
 from whence.v1 import verification_pb2 as pb
 from whence_server.analysis.question import Question, Unverifiable
-from whence_server.analysis.replay.beams import BeamReplay, BeamSettings
+from whence_server.analysis.replay.beams import BeamReplay, BeamSettings, is_same_score
+from whence_server.analysis.replay.checks import make_check
+from whence_server.analysis.replay.choices import Choices
 from whence_server.analysis.replay.comparison import StepComparison
+from whence_server.analysis.replay.ends import check_ends
+from whence_server.analysis.replay.given import GivenTokens
 from whence_server.analysis.replay.identity import check_identity
 from whence_server.analysis.replay.margins import Margins, Tally, compute_scale
 from whence_server.analysis.replay.noise import Noise
+from whence_server.analysis.replay.numbers import make_promise, measure
 from whence_server.analysis.replay.passes import Reader
 from whence_server.analysis.replay.rows import SequenceReplay
+from whence_server.analysis.replay.settings import check_configured
 from whence_server.analysis.replay.texts import (
-    check_outputs,
     check_processors,
     check_prompt,
     check_steps,
-    make_check,
+    check_texts,
 )
+from whence_server.analysis.replay.verdicts import Findings
 from whence_server.constraints.errors import ConstraintError
 from whence_server.domain.decoding import Decoding, FinishReason, Strategy
 from whence_server.domain.model import ModelInfo
@@ -46,6 +51,8 @@ Event = (
     | pb.VerificationResult
 )
 _CPU = torch.device("cpu")
+MOST_EXPLAINABLE = 2.0
+"""Difference of a logit that another environment's arithmetic may explain, in nats."""
 _COMPLETE = frozenset({FinishReason.END_OF_SEQUENCE, FinishReason.STOP, FinishReason.LENGTH})
 
 
@@ -125,40 +132,55 @@ class _Verification:
         self._tokenizer = tokenizer
         self._chooser = chooser
         self._pipeline = pipeline
-        self._margins = Margins(noise.margin, noise.root_mean_square_limit, compute_scale(decoding))
-        self._tally = Tally()
-        self._sequences = question.list_sequences()
-        self._result = pb.VerificationResult(
-            basis=pb.VERIFICATION_BASIS_LOGPROBS
-            if question.logprobs_only
-            else pb.VERIFICATION_BASIS_CHOICES
+        self._margins = Margins(
+            noise.margin,
+            noise.root_mean_square_limit,
+            compute_scale(decoding),
+            MOST_EXPLAINABLE,
         )
-        self._faults: list[str] = []
+        self._tally = Tally()
+        self._choices = Choices(self._margins.root_mean_square * self._margins.scale)
+        self._sequences = question.list_sequences()
+        self._findings = Findings(question, self._margins, self._tally, self._choices)
         self._is_readable = True
         """False if the steps cannot be replayed: some are missing, or are no tokens."""
-        self.reason = ""
+
+    @property
+    def reason(self) -> str:
         """Cause for which nothing can be said; "" if there is none."""
+        return self._findings.reason
 
     def check_before(self) -> Iterator[pb.VerificationCheck]:
         """Yield the checks that need no pass."""
-        question = self._question
+        question, findings = self._question, self._findings
         for check, cause in check_identity(question, self._info):
-            yield self._note(check)
+            yield findings.note(check)
             if cause:
-                self._give_up(cause, check.message)
-        if not self.reason and not self._sequences and not question.rounds:
-            self._give_up(Unverifiable.NO_TOKENS, "the generation ended before its first token")
-        if self.reason:
+                findings.give_up(cause, check.message)
+        if not findings.reason and not self._sequences and not question.rounds:
+            findings.give_up(Unverifiable.NO_TOKENS, "the generation ended before its first token")
+        if findings.reason:
             return
-        yield from map(self._note, check_prompt(question, self._tokenizer))
-        yield self._note(check_processors(question, self._decoding))
+        yield from map(findings.note, check_prompt(question, self._tokenizer))
+        yield findings.note(check_processors(question, self._decoding))
+        if not question.logprobs_only:
+            yield from map(findings.note, check_configured(question, self._info))
         complete = check_steps(question, self._sequences, self._info)
-        yield self._note(complete)
+        yield findings.note(complete)
         if complete.outcome == pb.VERIFICATION_OUTCOME_DIFFERENT:
             self._is_readable = False
             return
-        outputs = check_outputs(question, self._decoding, self._sequences, self._tokenizer)
-        yield from map(self._note, outputs)
+        tokenizer, room = self._tokenizer, self._count_room()
+        texts = check_texts(question, self._decoding, self._sequences, tokenizer)
+        yield from map(findings.note, texts)
+        ends = check_ends(question, self._decoding, self._sequences, tokenizer, room)
+        yield from map(findings.note, ends)
+        for what in question.unread:
+            yield findings.note(
+                make_check(
+                    pb.VERIFICATION_SUBJECT_STEPS, same=None, message=f"{what}: not compared"
+                )
+            )
 
     def replay(self) -> Iterator[Event]:
         """Yield the comparisons of steps, and of rounds of a beam search."""
@@ -166,22 +188,36 @@ class _Verification:
         if not self._is_readable:
             return
         if question.prompt_decisions:
-            yield self._note(self._check_prompt_logprobs())
+            yield self._findings.note(self._check_prompt_logprobs())
         try:
             constraint = self._start_constraint()
         except ConstraintError as error:
-            self._faults.append(f"the constraint {error.message}")
+            self._findings.faults.append(f"the constraint {error.message}")
             return
         if question.strategy is Strategy.BEAM_SEARCH and not question.logprobs_only:
             yield from self._replay_beams(constraint)
-            return
+            if self._findings.is_divergent:
+                return
+        elif question.rounds:
+            self._findings.faults.append("rounds of a beam search are on record, and none was made")
+        yield from self._replay_steps(constraint)
+
+    def _replay_steps(self, constraint: RowConstraint | None) -> Iterator[Event]:
+        """Yield the comparisons of the sequences' steps."""
+        question = self._question
+        requested = question.logprob_token_ids
+        searches = question.strategy is Strategy.BEAM_SEARCH
         comparison = StepComparison(
+            GivenTokens(self._pipeline) if searches else self._chooser,
             self._chooser,
             self._pipeline,
             self._decoding,
             self._margins,
             self._tally,
+            self._choices,
+            make_promise(self._decoding, question.detail, question.num_candidates, len(requested)),
             question.logprobs_only,
+            requested,
         )
         for steps in self._sequences:
             own = None if constraint is None else constraint.copy()
@@ -190,57 +226,17 @@ class _Verification:
             adapter = question.identity.adapter
             for first, logits in self._reader.read_logits(question.prompt_token_ids, ids, adapter):
                 for found in replayed.compare(first, logits):
-                    self._count(found)
+                    self._findings.count_step(found)
                     if question.every_step or found.verdict != pb.STEP_VERDICT_EXACT:
                         yield found
 
     def conclude(self, elapsed_s: float) -> pb.VerificationResult:
         """Return the verdict."""
-        result, tally = self._result, self._tally
-        result.elapsed.FromNanoseconds(int(elapsed_s * 1e9))
-        result.largest_logprob_difference = tally.largest
-        result.root_mean_square_difference = tally.root_mean_square
-        if self.reason:
-            result.verdict = pb.VERDICT_NOT_VERIFIABLE
-            result.reason = self.reason
-            result.basis = pb.VERIFICATION_BASIS_UNSPECIFIED
-            return result
-        limit = self._margins.root_mean_square
-        if not tally.root_mean_square <= limit:
-            self._faults.append(
-                f"the logprobs differ by {tally.root_mean_square:.3g} nats on the whole (root of "
-                f"the mean square); the arithmetic's noise gives at most {limit:.3g}"
-            )
-        if self._faults or result.num_divergent:
-            result.verdict = pb.VERDICT_DIVERGENT
-            result.message = "; ".join(self._faults)
-        elif result.num_within_margin:
-            result.verdict = pb.VERDICT_VERIFIED_WITHIN_MARGIN
-        else:
-            result.verdict = pb.VERDICT_VERIFIED
-        return result
+        return self._findings.conclude(elapsed_s)
 
-    def _give_up(self, reason: Unverifiable, message: str) -> None:
-        if not self.reason:
-            self.reason, self._result.message = reason.value, message
-
-    def _note(self, check: pb.VerificationCheck) -> pb.VerificationCheck:
-        differs = check.outcome == pb.VERIFICATION_OUTCOME_DIFFERENT
-        if differs and check.subject != pb.VERIFICATION_SUBJECT_ENVIRONMENT:
-            name = pb.VerificationSubject.Name(check.subject)
-            name = name.removeprefix("VERIFICATION_SUBJECT_").lower().replace("_", " ")
-            self._faults.append(check.message or f"{name}: not as recorded")
-        return check
-
-    def _count(self, found: pb.StepVerification) -> None:
-        result = self._result
-        result.num_steps += 1
-        if found.verdict == pb.STEP_VERDICT_WITHIN_MARGIN:
-            result.num_within_margin += 1
-        elif found.verdict == pb.STEP_VERDICT_DIVERGENT:
-            result.num_divergent += 1
-            if not result.HasField("first_divergent"):
-                result.first_divergent.CopyFrom(found)
+    def _count_room(self) -> int:
+        """Return the number of tokens that the model's context has after the prompt."""
+        return self._info.max_context_length - len(self._question.prompt_token_ids)
 
     def _start_constraint(self) -> RowConstraint | None:
         if self._decoding.constraint is None or self._question.logprobs_only:
@@ -249,40 +245,47 @@ class _Verification:
         return start_constraint(compiled, self._decoding, [])
 
     def _replay_beams(self, constraint: RowConstraint | None) -> Iterator[Event]:
-        question, result = self._question, self._result
-        room = self._info.max_context_length - len(question.prompt_token_ids)
+        question, faults = self._question, self._findings.faults
         settings = BeamSettings(
             self._reader,
             self._pipeline,
             self._decoding,
             question.prompt_token_ids,
             question.identity.adapter,
-            constraint,
-            min(self._decoding.max_new_tokens, max(room, 1)),
+            None if constraint is None else constraint.copy(),
+            min(self._decoding.max_new_tokens, max(self._count_room(), 1)),
             self._margins,
         )
         replayed = BeamReplay(settings, question.rounds, self._tally)
         for found in replayed.run():
-            result.num_steps += 1
-            if found.verdict == pb.STEP_VERDICT_WITHIN_MARGIN:
-                result.num_within_margin += 1
-            elif found.verdict == pb.STEP_VERDICT_DIVERGENT:
-                result.num_divergent += 1
-                result.first_divergent_round.CopyFrom(found)
+            self._findings.count_round(found)
             if question.every_step or found.verdict != pb.STEP_VERDICT_EXACT:
                 yield found
-        if result.num_divergent:
+        if self._findings.is_divergent:
             return
         if replayed.num_rounds < len(question.rounds):
-            self._faults.append(
+            faults.append(
                 f"the search ends after {replayed.num_rounds} rounds, and the record has "
                 f"{len(question.rounds)}"
             )
-        if not replayed.is_over and question.finish_reason not in _COMPLETE:
+        if not replayed.is_over:
+            if question.finish_reason in _COMPLETE:
+                faults.append(
+                    f"the search goes on after the {len(question.rounds)} recorded rounds"
+                )
+            if self._sequences:
+                faults.append("an unfinished search has no sequences, and the record has some")
             return
         ids = [[step.decision.token_id for step in steps] for steps in self._sequences]
         if replayed.winners != ids:
-            self._faults.append("the search returns other sequences than those on record")
+            faults.append("the search returns other sequences than those on record")
+            return
+        for result, own in zip(question.results, replayed.scores, strict=True):
+            if result.score is not None and not is_same_score(result.score, own):
+                faults.append(
+                    f"sequence {result.sequence_index} has a score of {result.score:.6f} on "
+                    f"record, and {own:.6f} here"
+                )
 
     def _check_prompt_logprobs(self) -> pb.VerificationCheck:
         """Return the check of the logprobs of the prompt's own tokens."""
@@ -299,8 +302,7 @@ class _Verification:
             for row, decision in zip(logprobs, traced[first + 1 :], strict=False):
                 if decision.logprob is None:
                     continue
-                difference = abs(decision.logprob - float(row[decision.token_id]))
-                largest = max(largest, difference if math.isfinite(difference) else math.inf)
+                largest = max(largest, measure(decision.logprob, float(row[decision.token_id])))
         same = largest <= self._margins.logprob
         what = f"the largest difference is {largest:.3g} nats"
         return make_check(subject, same=same, message="" if same else what)
