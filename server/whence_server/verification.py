@@ -44,7 +44,7 @@ def _make_setup(settings: ServeConfig, engine: object) -> AnalysisSetup | None:
     else:
         return None
     # The other half of the cores is left to the server.
-    num_threads = max(1, (os.cpu_count() or 1) // 2)
+    num_threads = max(1, len(os.sched_getaffinity(0)) // 2)
     return AnalysisSetup(options, str(settings.data_dir / "noise.json"), num_threads)
 
 

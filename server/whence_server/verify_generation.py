@@ -228,6 +228,8 @@ def _verify(
         name = question.identity.adapter or "adapter"
         options = options._replace(adapters=((name, str(parsed.adapter)),))
     noise_file = "" if parsed.cache is None else str(parsed.cache / "noise.json")
-    threads = parsed.threads or os.cpu_count() or 1
-    verifier = Models(AnalysisSetup(options, noise_file, threads)).get_verifier(question)
+    threads = parsed.threads or len(os.sched_getaffinity(0))
+    verifier = Models(
+        AnalysisSetup(options, noise_file, threads, follows_record=True)
+    ).get_verifier(question)
     yield from map(wrap, verifier.verify(question))

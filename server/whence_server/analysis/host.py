@@ -5,11 +5,20 @@ import logging
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, NoReturn
 
-from whence_server.analysis.question import Done, Failed, Found, Question
+from whence_server.analysis.answer import Answer
+from whence_server.analysis.question import (
+    Done,
+    Failed,
+    Found,
+    Question,
+    Unverifiable,
+    split_question,
+)
+from whence_server.analysis.results import make_refusal
 from whence_server.analysis.setup import AnalysisSetup
 from whence_server.domain.errors import AnalysisFailedError, VerificationBusyError
 from whence_server.processes import channel
@@ -23,6 +32,10 @@ MAX_OF_CALLER = 4
 """Verifications of one caller that run or wait."""
 IDLE_S = 60.0
 """Time for which the process keeps its model after an answer."""
+LONGEST_S = 3600.0
+"""Time that one verification may take: others wait for it."""
+PATIENCE_S = 60.0
+"""Time for which a caller may leave its answer unread while its verification runs."""
 RETRY_AFTER_S = 5.0
 _KEPT_STDERR_BYTES = 1 << 14
 _GRACE_S = 2.0
@@ -35,6 +48,8 @@ class AnalysisHost:
         setup: returns the model to verify with; None if there is none here.
         command: command line of the process; tests replace it.
         idle_s: time for which an idle process keeps its model.
+        longest_s: time that one verification may take.
+        patience_s: time for which a caller may leave its answer unread while others wait.
     """
 
     def __init__(
@@ -42,15 +57,20 @@ class AnalysisHost:
         setup: Callable[[], AnalysisSetup | None],
         command: Sequence[str] = COMMAND,
         idle_s: float = IDLE_S,
+        longest_s: float = LONGEST_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._setup = setup
         self._command = tuple(command)
         self._idle_s = idle_s
+        self._longest_s = longest_s
+        self._patience_s = patience_s
         self._turn = asyncio.Lock()
         self._of_callers: Counter[str] = Counter()
         self._process: _Running | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._ending: set[asyncio.Task[None]] = set()
+        """Tasks that end a process."""
 
     @property
     def has_model(self) -> bool:
@@ -62,32 +82,64 @@ class AnalysisHost:
         """Id of the process; None if none runs."""
         return None if self._process is None else self._process.process.pid
 
-    async def ask(self, question: Question, caller_id: str) -> AsyncGenerator[bytes, None]:
+    async def ask(
+        self, make_question: Callable[[], Awaitable[Question]], caller_id: str
+    ) -> AsyncGenerator[bytes, None]:
         """Yield the serialised responses to a question.
 
+        The answer is read as it comes, so that a caller who does not read keeps nobody waiting.
         Closing the generator before its end kills the process.
+
+        Args:
+            make_question: makes the question when its turn comes, as it takes memory.
+            caller_id: whose questions are counted.
 
         Raises:
             VerificationBusyError: too many verifications run or wait.
-            AnalysisFailedError: the process failed.
+            AnalysisFailedError: the process failed, or the caller did not read the answer.
         """
         with self._count(caller_id):
+            answer = Answer(self._patience_s)
+            filling = asyncio.create_task(self._fill(make_question, answer))
+            try:
+                async for message in answer.read():
+                    yield message
+                await filling
+            finally:
+                self._ending.add(filling)
+                filling.add_done_callback(self._ending.discard)
+                filling.cancel()
+                await asyncio.wait((filling,))
+                # An error that nobody waits for any more is told to nobody.
+                if not filling.cancelled():
+                    filling.exception()
+
+    async def _fill(self, make_question: Callable[[], Awaitable[Question]], answer: Answer) -> None:
+        """Take a turn, and read the answer of the process."""
+        try:
             async with self._turn:
-                running = await self._start()
-                is_done = False
-                try:
-                    running.send(question)
-                    async for message in running.read():
-                        yield message
-                    is_done = True
-                finally:
-                    if is_done:
-                        self._idle = asyncio.get_running_loop().call_later(
-                            self._idle_s, self._end_idle
-                        )
-                    else:
-                        self._process = None
-                        await running.kill()
+                await self._answer(await make_question(), answer)
+        finally:
+            answer.end()
+
+    async def _answer(self, question: Question, answer: Answer) -> None:
+        running = await self._start()
+        is_done = False
+        try:
+            async with asyncio.timeout(self._longest_s):
+                await running.ask(question)
+                async for message in running.read():
+                    await answer.put(message)
+                is_done = True
+        except TimeoutError:
+            what = f"it would take more than {self._longest_s:.0f} s: use verify-generation"
+            answer.add(make_refusal(Unverifiable.TOO_LONG, what))
+        finally:
+            if is_done:
+                self._idle = asyncio.get_running_loop().call_later(self._idle_s, self._end_idle)
+            else:
+                self._process = None
+                await running.kill()
 
     @asynccontextmanager
     async def keep_out(self) -> AsyncGenerator[None, None]:
@@ -105,7 +157,7 @@ class AnalysisHost:
         """End the process; cancel every running `ask` first."""
         async with self._turn:
             await self._end()
-        await asyncio.gather(*self._ending)
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
     @contextmanager
     def _count(self, caller_id: str) -> Iterator[None]:
@@ -137,7 +189,7 @@ class AnalysisHost:
             start_new_session=True,
         )
         self._process = _Running(process)
-        self._process.send(setup)
+        await self._process.send(setup)
         return self._process
 
     def _end_idle(self) -> None:
@@ -163,10 +215,18 @@ class _Running:
         self.process = process
         self._errors = asyncio.create_task(_read_end_of_stderr(process))
 
-    def send(self, message: Any) -> None:
-        """Send a message; its size is bounded by that of a record."""
+    async def send(self, message: Any) -> None:
+        """Send a message."""
         assert self.process.stdin is not None  # noqa: S101 - a pipe was asked for
         self.process.stdin.write(channel.encode(message))
+        # The process may have ended: reading its answer says so.
+        with suppress(ConnectionError):
+            await self.process.stdin.drain()
+
+    async def ask(self, question: Question) -> None:
+        """Send a question in parts, so that the event loop never waits for a large one."""
+        for part in split_question(question):
+            await self.send(part)
 
     async def read(self) -> AsyncGenerator[bytes, None]:
         """Yield the messages of one answer.
@@ -212,12 +272,19 @@ class _Running:
             raise cancelled
 
     async def _end(self) -> None:
+        # The end of a process is noticed only when all that it wrote has been read.
+        rest = asyncio.create_task(self._drop_rest())
         try:
             await asyncio.wait_for(self.process.wait(), _GRACE_S)
         except TimeoutError:
             self.process.kill()
             await self.process.wait()
-        await asyncio.gather(self._errors, return_exceptions=True)
+        await asyncio.gather(self._errors, rest, return_exceptions=True)
+
+    async def _drop_rest(self) -> None:
+        assert self.process.stdout is not None  # noqa: S101 - a pipe was asked for
+        while await self.process.stdout.read(1 << 16):
+            pass
 
 
 async def _read_end_of_stderr(process: Process) -> bytes:

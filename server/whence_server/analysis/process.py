@@ -11,7 +11,16 @@ import sys
 import threading
 from typing import Any, BinaryIO
 
-from whence_server.analysis.question import Answer, Done, Failed, Found, Question, Unverifiable
+from whence_server.analysis.question import (
+    Answer,
+    Done,
+    Failed,
+    Found,
+    Part,
+    Question,
+    Unverifiable,
+    join_question,
+)
 from whence_server.analysis.setup import AnalysisSetup
 from whence_server.config.environment import use_passive_waiting
 from whence_server.domain.errors import ConfigurationError
@@ -41,12 +50,20 @@ def main() -> int:
 
     models = Models(setup)
     while True:
-        question: Question = messages.get()
+        question = _take_question(messages)
         try:
             _answer(models, question, output)
         except Exception as error:
             _send(output, Failed(f"{type(error).__name__}: {error}"))
             raise
+
+
+def _take_question(messages: "queue.SimpleQueue[Any]") -> Question:
+    """Return the next question, when its last part has come."""
+    parts: list[Part] = []
+    while isinstance(message := messages.get(), Part):
+        parts.append(message)
+    return join_question(parts, message)
 
 
 def _answer(models: Any, question: Question, output: BinaryIO) -> None:

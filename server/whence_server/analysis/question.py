@@ -1,7 +1,8 @@
 """Question to the analysis process, and the frames of its answer; no torch."""
 
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from whence_server.domain.chat import ChatRecord
 from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceDetail
@@ -97,6 +98,38 @@ class Question(NamedTuple):
         return [
             sorted(by_sequence[index], key=lambda step: step.index) for index in sorted(by_sequence)
         ]
+
+
+class Part(NamedTuple):
+    """Part of a list of the question that follows."""
+
+    name: str
+    values: list[Any]
+
+
+_LISTS = ("steps", "rounds", "prompt_decisions")
+_PART_SIZE = 500
+
+
+def split_question(question: Question) -> Iterator[Part | Question]:
+    """Yield the parts of a question, and then the rest: encoding a part takes milliseconds."""
+    for name in _LISTS:
+        values = getattr(question, name)
+        for begin in range(0, len(values), _PART_SIZE):
+            yield Part(name, values[begin : begin + _PART_SIZE])
+    yield question._replace(steps=[], rounds=[], prompt_decisions=[])
+
+
+def join_question(parts: Iterable[Part], rest: Question) -> Question:
+    """Return the question of its parts."""
+    lists: dict[str, list[Any]] = {name: [] for name in _LISTS}
+    for part in parts:
+        lists[part.name] += part.values
+    return rest._replace(
+        steps=lists["steps"],
+        rounds=lists["rounds"],
+        prompt_decisions=lists["prompt_decisions"],
+    )
 
 
 class Found(NamedTuple):

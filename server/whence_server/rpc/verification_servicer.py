@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -69,21 +70,20 @@ class VerificationServicer:
         call.generation_id = generation_id
         await self._journal.get(generation_id)
         call.make_filler = verification_pb2.VerifyGenerationResponse().SerializeToString
-        try:
-            question = await self._make_question(generation_id, every_step=request.every_step)
-        except UnverifiableError as error:
-            yield make_refusal(error.reason, error.message)
-            return
         if not self._host.has_model:
             yield make_refusal(
                 Unverifiable.NO_WEIGHTS,
                 "this server has no weights: use whence-server verify-generation --model DIR",
             )
             return
-        asked = self._host.ask(question, call.identity.id or call.caller.address)
-        async with aclosing(stop_at_close(asked, self._closing)) as messages:
-            async for message in messages:
-                yield message
+        make_question = partial(self._make_question, generation_id, every_step=request.every_step)
+        asked = self._host.ask(make_question, call.identity.id or call.caller.address)
+        try:
+            async with aclosing(stop_at_close(asked, self._closing)) as messages:
+                async for message in messages:
+                    yield message
+        except UnverifiableError as error:
+            yield make_refusal(error.reason, error.message)
         if self._closing.is_set():
             raise DrainingError
 

@@ -57,6 +57,15 @@ def _check_weights(
         message = "the record names no weights"
     elif not same:
         message = "the weights here are others than on record: verify with --model DIR of those"
+    cause = Unverifiable.OTHER_WEIGHTS
+    dtype = question.identity.environment.get("dtype", "")
+    if digest and not same and dtype and dtype != str(info.environment.dtype):
+        # The digest is of the tensors in their data type.
+        cause = Unverifiable.OTHER_ENVIRONMENT
+        message = (
+            f"the weights on record are in {dtype}, and those here in {info.environment.dtype}: "
+            "verify with whence-server verify-generation --model DIR"
+        )
     check = make_check(
         pb.VERIFICATION_SUBJECT_WEIGHTS,
         same=same if digest else None,
@@ -64,7 +73,7 @@ def _check_weights(
         found=found,
         message=message,
     )
-    return check, None if same else Unverifiable.OTHER_WEIGHTS
+    return check, None if same else cause
 
 
 def _check_model(question: Question, info: ModelInfo) -> pb.VerificationCheck:

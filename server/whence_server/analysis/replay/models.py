@@ -31,7 +31,7 @@ class Models:
         self._verifier: Verifier | None = None
 
     def get_verifier(self, question: Question) -> Verifier:
-        """Return the verifier of a record: with the data type and the kernels that it names.
+        """Return the verifier of a record: with its data type and kernels if the setup says so.
 
         Raises:
             ConfigurationError: the model cannot be loaded.
@@ -48,6 +48,8 @@ class Models:
         recorded = question.identity.environment
         dtype = recorded.get("dtype", "")
         packed = recorded.get("step_kernels", "") == "packed"
+        if not self._setup.follows_record:
+            dtype, packed = "", False
         return options._replace(
             dtype=dtype if dtype in _DTYPES else options.dtype,
             step_kernels=StepKernels.PACKED if packed else options.step_kernels,

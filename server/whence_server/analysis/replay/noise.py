@@ -26,7 +26,8 @@ SAFETY = 3.0
 ROOT_MEAN_SQUARE_SAFETY = 2.0
 """Factor between the largest root mean square of a text and the limit of a generation."""
 
-_NUM_STEPS = 40
+MEASURED_STEPS = 40
+"""Steps with which each text is continued."""
 _NUM_CANDIDATES = 8
 _SEED = 20251120
 _TEXTS = (
@@ -109,7 +110,7 @@ def measure_noise(
 
 def _encode(tokenizer: TextEncoder, text: str, max_length: int, vocabulary_size: int) -> list[int]:
     ids = [token_id for token_id in tokenizer.encode(text) if token_id < vocabulary_size]
-    return ids[: max(1, max_length - _NUM_STEPS - 1)] or [1]
+    return ids[: max(1, max_length - MEASURED_STEPS - 1)] or [1]
 
 
 def _decode(
@@ -117,7 +118,7 @@ def _decode(
 ) -> list[_Decoded]:
     """Continue texts together by drawn tokens."""
     runner = reader.runner
-    decoding = Decoding(Strategy.SAMPLE, _NUM_STEPS, seed=_SEED)
+    decoding = Decoding(Strategy.SAMPLE, MEASURED_STEPS, seed=_SEED)
     trace = TraceOptions(TraceDetail.DECISIONS, _NUM_CANDIDATES)
     rows = [Row(decoding, trace, i, prompt) for i, prompt in enumerate(prompts)]
     decoded = [_Decoded(prompt, [], []) for prompt in prompts]
@@ -131,7 +132,7 @@ def _decode(
         runner.join(reading)
     try:
         together = torch.cat(logits)
-        for _ in range(_NUM_STEPS):
+        for _ in range(MEASURED_STEPS):
             newest_ids = _choose(chooser, together, rows, decoded)
             together = runner.decode(newest_ids)
     finally:

@@ -1,13 +1,18 @@
 """Sum of the findings of one verification, and the verdict that they give."""
 
+import math
+
 from whence.v1 import verification_pb2 as pb
 from whence_server.analysis.question import Question, Unverifiable
 from whence_server.analysis.replay.choices import Choices
 from whence_server.analysis.replay.margins import Margins, Tally
+from whence_server.analysis.replay.noise import MEASURED_STEPS
 from whence_server.domain.decoding import Strategy
 
 _NOTES = frozenset({pb.VERIFICATION_SUBJECT_ENVIRONMENT})
 """Subjects whose difference is a note, and no fault."""
+_LEAST_STEPS = 16
+"""Steps from which the mean of the differences has a limit; below, one step may be most of it."""
 _ARITHMETIC = frozenset({pb.STEP_PART_LOGPROB, pb.STEP_PART_KEPT_SET, pb.STEP_PART_TOKEN})
 
 
@@ -135,9 +140,12 @@ class Findings:
 
     def _list_sums(self) -> list[str]:
         """Return the faults of the generation as a whole, which arithmetic of its own may give."""
-        faults, limit = [], self._margins.root_mean_square
+        faults, num_steps = [], self._result.num_steps
+        # The limit is that of a text of some length: of shorter ones, the mean varies more.
+        scale = math.sqrt(1 + MEASURED_STEPS / max(num_steps, 1))
+        limit = self._margins.root_mean_square * scale
         found = self._tally.root_mean_square
-        if not found <= limit:
+        if num_steps >= _LEAST_STEPS and not found <= limit:
             faults.append(
                 f"the logprobs differ by {found:.3g} nats on the whole (root of the mean square); "
                 f"the arithmetic's noise gives at most {limit:.3g}"
