@@ -70,7 +70,7 @@ def test_auditor_with_nothing_but_files_finds_it_true(
     files, log = story.files, story.auditor.log
     done = run_whence(
         *("verify-bundle", str(files / f"{story.ids[0]}.json")),
-        *("--key", str(files / "server.pub"), "--key", str(files / "trainer.pub")),
+        *("--key", str(files / "server.pub"), "--training-key", str(files / "trainer.pub")),
         *("--training", str(files / RECORD_SIGNATURE)),
         *("--document", str(files / "document.txt"), str(files / "proof.json")),
         *("--log-key", log.log, "--witness", log.witnesses[0]),
@@ -81,8 +81,9 @@ def test_auditor_with_nothing_but_files_finds_it_true(
     found = [line.split()[1] for line in checks if line.startswith("ok ")]
     names = ["format", "signature", "record", "entries", "log", "training", "document"]
     assert [name for name in found if name in names] == names
-    again = ["verify-generation", str(files / "record.json"), "--model", str(story.model)]
-    assert server_main([*again, "--threads", "1", "--cache", str(files)]) == 0
+    again = ["verify-generation", str(files / f"{story.ids[0]}.json"), "--model", str(story.model)]
+    again += ["--key", str(files / "server.pub"), "--threads", "1", "--cache", str(files)]
+    assert server_main(again) == 0
     assert "verdict             verified" in capsys.readouterr().out
 
 

@@ -79,9 +79,8 @@ class Auditor:
 
     def check_bundle(self, shown: Shown, generation_id: str) -> str:
         """Check signature, record, log, witness, training and document: `verify-bundle`."""
-        origin = Origin(self.training, shown.document, self.document_proof)
-        keys = self.keys + self.training_keys
-        report = verify_bundle(shown.bundles[generation_id], keys, origin, self.log)
+        origin = Origin(self.training, self.training_keys, shown.document, self.document_proof)
+        report = verify_bundle(shown.bundles[generation_id], self.keys, origin, self.log)
         if report.verified:
             return ""
         return "; ".join(f"{it.name}: {it.detail}" for it in report.checks if it.passed is False)

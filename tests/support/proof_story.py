@@ -135,8 +135,6 @@ def serve(
         for it in ids:
             file = str(files / f"{it}.json")
             run_whence_well("generations", "export", it, "--bundle", file, *target)
-        saved = str(files / "record.json")
-        run_whence_well("verify", ids[0], "--save", saved, *target)
         proof = run_whence_well("training", "proof", "0", "--json", *target)
         (files / "proof.json").write_text(proof)
         assert server.terminate() == 0
