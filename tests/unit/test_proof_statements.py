@@ -37,7 +37,9 @@ def test_statement_about_a_long_prompt_takes_its_ids_in_with_the_entries(
     started.prompt_token_ids[:] = range(50_000, 50_000 + NUM_IDS)
     started.num_prompt_tokens = NUM_IDS
     entries = make_entries(num_steps, started)
-    statement = sign(entries, make_finished(num_steps), SIGNER)
+    finished = make_finished(num_steps)
+    finished.num_prompt_tokens = NUM_IDS
+    statement = sign(entries, finished, SIGNER)
     # What the end has to do is bounded by the prompt less 1,024 ids for each entry.
     assert num_left == [max(0, NUM_IDS - 1_024 * num_steps)]
     # Who checks computes the commitment from the start, in one piece.
