@@ -47,7 +47,7 @@ class OpenLeaf(NamedTuple):
 
 
 class HiddenLeaf(NamedTuple):
-    """A leaf of which only the hash is shown."""
+    """A hidden leaf: its hash alone is shown."""
 
     hash: bytes
 

@@ -33,7 +33,7 @@ class Content(NamedTuple):
 
     Attributes:
         prompt: text of the prompt; None if it is hidden or was not kept.
-        sequences: texts of the sequences of which steps are shown, by index.
+        sequences: texts of the sequences with shown steps, by index.
         keeps_text: True if the content policy of the record keeps texts.
     """
 

@@ -52,7 +52,7 @@ def make_envelope(payload_type: str, payload: bytes, signatures: Sequence[Signat
 
 @lru_cache(maxsize=64)
 def _quote(text: str) -> str:
-    """Return JSON of a type or a key's id, of which there are few."""
+    """Return a text as JSON; the few texts that come (types and ids of keys) are kept."""
     return json.dumps(text)
 
 

@@ -34,7 +34,7 @@ def parse_object(data: bytes, what: str, max_bytes: int) -> dict[str, Any]:
             parse_float=_refuse_float,
         )
         if _SURROGATE.search(data):
-            # Half of a pair is no text: whoever encodes it later would fail.
+            # A lone surrogate is no text: encoding it later would fail.
             json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is no valid JSON: {error}") from None
@@ -44,7 +44,7 @@ def parse_object(data: bytes, what: str, max_bytes: int) -> dict[str, Any]:
 
 
 class Fields:
-    """Fields of one JSON object, each of which is taken once with its type.
+    """Fields of one JSON object; each is taken once, with its type.
 
     Args:
         found: the object.
@@ -100,7 +100,7 @@ class Fields:
 
 
 def decode_base64(text: str, where: str) -> bytes:
-    """Return the bytes of standard base64 with padding, of which each value has one spelling.
+    """Return the bytes of standard base64 with padding; each value has one spelling.
 
     Raises:
         FormatError: the text is something else.

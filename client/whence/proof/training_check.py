@@ -36,7 +36,7 @@ def check_training(data: bytes, trusted: Iterable[PublicKey], statement: Stateme
 
     Args:
         data: the training's signature, `lineage.sig`: a DSSE envelope.
-        trusted: keys of which one has to have signed it.
+        trusted: keys; one of them must have signed it.
         statement: the statement about the generation, whose signature is checked already.
 
     Raises:
