@@ -6,7 +6,7 @@ answers at its target, and the record stays in its buffer.
 
 from processes import answering, server
 from throughput import alternate
-from workloads import NUM_NEW_TOKENS, WORKLOADS, S, Workload, find_directory
+from workloads import NUM_NEW_TOKENS, WORKLOADS, S, Workload, find_directory, make_whole_tokenizer
 
 NUM_STREAMS = (1, 16)
 NOBODY = "unix:/nonexistent/whence"
@@ -14,7 +14,9 @@ NOBODY = "unix:/nonexistent/whence"
 
 def measure(workload: Workload, target: str, runs: int) -> None:
     """Print a row for each number of streams."""
-    with answering("peer.py", str(find_directory(workload)), workload.dtype) as peer:
+    directory = find_directory(workload)
+    tokenizer = make_whole_tokenizer(workload)
+    with answering("peer.py", str(directory), workload.dtype, str(tokenizer)) as peer:
         for num_streams in NUM_STREAMS:
 
             def speed(record: str, num_streams: int = num_streams) -> float:
@@ -24,6 +26,8 @@ def measure(workload: Workload, target: str, runs: int) -> None:
                     mode="static",
                     record=record,
                 )
+                if record not in ("", NOBODY) and answer["num_lost"]:
+                    raise SystemExit("the server did not record every generation: see above")
                 return float(answer["tokens"] / answer["seconds"])
 
             _, _, alone = alternate(runs, lambda: speed(NOBODY), lambda: speed(""))

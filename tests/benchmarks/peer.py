@@ -33,10 +33,10 @@ class Counter(BaseStreamer):
         pass
 
 
-def main(directory: str, dtype: str) -> None:
+def main(directory: str, dtype: str, tokenizer_directory: str = "") -> None:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
     model.eval().to(DEVICE)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory or directory)
     print(json.dumps({"ready": True, "threads": torch.get_num_threads()}), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(model, tokenizer, **json.loads(line))), flush=True)
@@ -70,18 +70,24 @@ def run(
         assert [len(one.generated_tokens) for one in done.values()] == [
             num_new_tokens
         ] * num_streams
-        first_s, seconds = None, time.perf_counter() - started
+        first_s, seconds, num_lost = None, time.perf_counter() - started, 0
     else:
         recording = (
             record_generate(model, tokenizer, record, weights_digest=False, flush_timeout_s=0.5)
             if record
             else nullcontext()
         )
-        with recording, torch.inference_mode():
+        with recording as hook, torch.inference_mode():
             started = time.perf_counter()
             first_s = generate(model, mode, prompts, {"eos_token_id": None, **sampling})
             seconds = time.perf_counter() - started
-    return {"tokens": num_streams * num_new_tokens, "seconds": seconds, "first_s": first_s}
+        num_lost = hook.num_lost_generations if hook else 0
+    return {
+        "tokens": num_streams * num_new_tokens,
+        "seconds": seconds,
+        "first_s": first_s,
+        "num_lost": num_lost,
+    }
 
 
 def generate(model, mode: str, prompts: list[list[int]], sampling: dict) -> float | None:

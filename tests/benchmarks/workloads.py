@@ -4,6 +4,7 @@ S, M and L have random weights. R is the demo's real model, SmolLM2-135M-Instruc
 in bfloat16.
 """
 
+import json
 import os
 import random
 from dataclasses import dataclass, replace
@@ -85,6 +86,26 @@ def find_directory(workload: Workload, num_positions: int = 8_192) -> Path:
     directory = BUILD / f"model-{workload.name}-{num_positions}"
     if not (directory / "model.safetensors").exists():
         _save(workload, num_positions, directory)
+    return directory
+
+
+def make_whole_tokenizer(workload: Workload) -> Path:
+    """Return a directory with the model's tokenizer, which has a text for each row of the model.
+
+    A recorder's server takes no model with far more rows than its tokenizer has tokens.
+    """
+    source = find_directory(workload)
+    if workload.is_real:
+        return source
+    directory = BUILD / f"tokenizer-{workload.name}"
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*token*.json"):
+        content = json.loads(path.read_text())
+        if path.name == "tokenizer.json":
+            tokens = content["model"]["vocab"]
+            for number in range(len(tokens), workload.vocabulary_size):
+                tokens[f"word{number}"] = number
+        (directory / path.name).write_text(json.dumps(content))
     return directory
 
 
