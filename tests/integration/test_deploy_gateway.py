@@ -27,12 +27,15 @@ from server_process import ServerProcess
 
 from whence import Client, NotFoundError, UnavailableError
 from whence_server.config import ServeConfig
+from whence_server.journal.sealing.key_source import read_master_keys
+from whence_server.journal.sealing.master_keys import make_master_key
 
-OVERLAYS = ["gateway", "gateway-mtls", "gateway-jwt", "gateway-replicas"]
+OVERLAYS = ["gateway", "gateway-mtls", "gateway-jwt", "gateway-replicas", "gateway-encrypted"]
 MOUNT = "/etc/whence"
 UNKNOWN_TO_KUBERNETES = {"ServiceMonitor", "Certificate"}
-SECRETS = {"whence-tls", "whence-callers", "whence-journal"}
+SECRETS = {"whence-tls", "whence-callers", "whence-journal", "whence-encryption"}
 JOURNAL = "postgresql://whence@primary.postgresql.svc/whence"
+KEYS = "postgresql://whence@keys.postgresql.svc/keys"
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -55,6 +58,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "ca.crt": authority.ca.read_text(),
         },
         "callers": {"callers.jsonl": caller},
+        "encryption": {"master.key": f"{make_master_key()}\n"},
     }
     for secret, files in secrets.items():
         version = root / secret / "..2026_11_30"
@@ -75,6 +79,8 @@ def read(manifests: Manifests, mounted: Path) -> ServeConfig:
     environment = move_mounts(get_environment(manifests), mounted)
     if "WHENCE_JOURNAL" in environment:
         environment["WHENCE_JOURNAL"] = JOURNAL
+    if "WHENCE_JOURNAL_KEYS" in environment:
+        environment["WHENCE_JOURNAL_KEYS"] = KEYS
     return read_settings(environment)
 
 
@@ -176,6 +182,22 @@ def test_replicas_share_a_journal_or_there_is_one(manifests: Manifests) -> None:
     else:
         assert replicas["replicas"] == 1
         assert data in {it["metadata"]["name"] for it in replicas["volumeClaimTemplates"]}
+
+
+def test_the_master_key_is_read_from_its_secret(manifests: Manifests, mounted: Path) -> None:
+    source = read(manifests, mounted).journal_key
+    if "WHENCE_JOURNAL_KEYS" not in get_environment(manifests):
+        assert source is None
+        return
+    assert source is not None
+    assert len(read_master_keys(source, {})) == 1
+    variables = {it["name"]: it for it in get_container(manifests)["env"]}
+    # Without the database of the keys they are in the journal's.
+    assert variables["WHENCE_JOURNAL_KEYS"]["valueFrom"]["secretKeyRef"] == {
+        "name": "whence-encryption",
+        "key": "keys-url",
+        "optional": True,
+    }
 
 
 def test_selectors_find_the_pods(manifests: Manifests) -> None:

@@ -24,6 +24,7 @@ CHOICES = {
     "gateway-mtls": "overlays/gateway-mtls",
     "gateway-jwt": "overlays/gateway-jwt",
     "gateway-replicas": "overlays/gateway-replicas",
+    "gateway-encrypted": "overlays/gateway-encrypted",
 }
 # What comes apart from a release of the chart.
 APART = {"Namespace", "PersistentVolumeClaim", "Certificate"}

@@ -15,6 +15,14 @@ envFrom:
   - configMapRef:
       name: {{ include "whence.name" . }}-settings
 env:
+  {{- with .Values.encryption.secret }}
+  - name: WHENCE_JOURNAL_KEYS
+    valueFrom:
+      secretKeyRef:
+        name: {{ . }}
+        key: keys-url
+        optional: true
+  {{- end }}
   {{- if $shared }}
   - name: WHENCE_JOURNAL
     valueFrom:
@@ -76,6 +84,11 @@ volumeMounts:
     mountPath: /etc/whence/journal
     readOnly: true
   {{- end }}
+  {{- if .Values.encryption.secret }}
+  - name: encryption
+    mountPath: /etc/whence/encryption
+    readOnly: true
+  {{- end }}
   {{- if .Values.modelClaim }}
   - name: models
     mountPath: /models
@@ -115,6 +128,12 @@ volumeMounts:
 - name: journal-files
   secret:
     secretName: {{ .Values.postgresql.secret }}
+    defaultMode: 0440
+{{- end }}
+{{- with .Values.encryption.secret }}
+- name: encryption
+  secret:
+    secretName: {{ . }}
     defaultMode: 0440
 {{- end }}
 - name: whence-cache

@@ -3,6 +3,7 @@
 {{- $derived := dict "WHENCE_METRICS_LISTEN" "0.0.0.0:9464" "WHENCE_DATA_DIR" "/data" "OTEL_SERVICE_NAME" "whence" -}}
 {{- with .Values.upstream }}{{ $_ := set $derived "WHENCE_UPSTREAM" . }}{{ end -}}
 {{- with .Values.modelName }}{{ $_ := set $derived "WHENCE_MODEL_NAME" . }}{{ end -}}
+{{- if .Values.encryption.secret }}{{ $_ := set $derived "WHENCE_JOURNAL_KEY" "/etc/whence/encryption/master.key" }}{{ end -}}
 {{- if eq .Values.mode "sidecar" -}}
 {{- $_ := set $derived "WHENCE_LISTEN" "unix:/run/whence/whence.sock" -}}
 {{- $_ := set $derived "WHENCE_INSECURE_METRICS_ANYWHERE" "true" -}}
