@@ -6,7 +6,7 @@ import logging
 import math
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from opentelemetry.sdk.trace.sampling import Sampler
 
@@ -14,7 +14,6 @@ from whence_server.access.failures import Failures
 from whence_server.admission import Access, make_limits, open_access, sign_generations
 from whence_server.config import ServeConfig
 from whence_server.config.environment import copy_environment
-from whence_server.domain.addresses import is_loopback, parse_host_port
 from whence_server.domain.errors import ConfigurationError, EngineLostError, JournalError
 from whence_server.domain.generation import CallRecord
 from whence_server.domain.limits import Limits
@@ -31,10 +30,6 @@ from whence_server.generation.recovery import close_interrupted
 from whence_server.generation.service import Generations
 from whence_server.generation.texts import TextProcesses
 from whence_server.generation.upstream_prepare import fit_checks
-from whence_server.http.openai.routes import list_routes, make_not_found
-from whence_server.http.openai.running import Front
-from whence_server.http.origins import Origins
-from whence_server.http.proof_routes import list_proof_routes
 from whence_server.http.server import HttpServer
 from whence_server.journal.codec import encode_call
 from whence_server.journal.journal import Journal
@@ -58,7 +53,7 @@ from whence_server.rpc import (
     verification_servicer,
 )
 from whence_server.rpc.audit_servicer import AuditServicer
-from whence_server.rpc.calls import CallLog
+from whence_server.rpc.calls import CallLog, Method
 from whence_server.rpc.descriptors import compute_max_connections, raise_descriptor_limit
 from whence_server.rpc.generation_servicer import GenerationServicer
 from whence_server.rpc.model_servicer import ModelServicer
@@ -77,6 +72,7 @@ from whence_server.telemetry.live import LiveServer
 from whence_server.text.tokenizer import TextTokenizer
 from whence_server.transparency import Transparency
 from whence_server.verification import open_analyses
+from whence_server.web import WebParts, make_http_server
 
 ServedEngine: TypeAlias = EngineSupervisor | UpstreamEngine | AbsentEngine
 
@@ -227,7 +223,23 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     calls = CallLog(
         lambda call: _record_call(journal, redaction.redact_call(call)), sampler=sampler
     )
-    max_connections = _share_connections(settings)
+    services: dict[str, list[Method[Any]]] = {
+        generation_servicer.SERVICE: GenerationServicer(serving, limits).list_methods(),
+        trace_servicer.SERVICE: TraceServicer(journal, closing).list_methods(),
+        training_servicer.SERVICE: TrainingServicer(
+            library, serving, analyses.tracer, closing
+        ).list_methods(),
+        verification_servicer.SERVICE: VerificationServicer(
+            journal, analyses.host, closing
+        ).list_methods(),
+        proof_servicer.SERVICE: ProofServicer(
+            journal, None if proof is None else proof.keys, transparency.log
+        ).list_methods(),
+        audit_servicer.SERVICE: AuditServicer(journal.audit).list_methods(),
+        model_servicer.SERVICE: ModelServicer(serving, vocabularies).list_methods(),
+        transparency_servicer.SERVICE: TransparencyLogServicer(transparency.log).list_methods(),
+        record_servicer.SERVICE: RecordServicer(recorders, journal, limits, sampler).list_methods(),
+    }
     rpc = await build_server(
         ServerOptions(
             listen=settings.listen,
@@ -236,35 +248,18 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             max_message_bytes=settings.max_message_bytes,
             max_concurrent_streams=settings.max_concurrent_streams,
             socket_mode=settings.socket_mode,
-            max_connections=max_connections,
+            max_connections=_share_connections(settings),
             progress_interval_s=settings.progress_interval,
             metrics_listen=settings.metrics_listen,
             tls=access.tls,
         ),
-        {
-            generation_servicer.SERVICE: GenerationServicer(serving, limits).list_methods(),
-            trace_servicer.SERVICE: TraceServicer(journal, closing).list_methods(),
-            training_servicer.SERVICE: TrainingServicer(
-                library, serving, analyses.tracer, closing
-            ).list_methods(),
-            verification_servicer.SERVICE: VerificationServicer(
-                journal, analyses.host, closing
-            ).list_methods(),
-            proof_servicer.SERVICE: ProofServicer(
-                journal, None if proof is None else proof.keys, transparency.log
-            ).list_methods(),
-            audit_servicer.SERVICE: AuditServicer(journal.audit).list_methods(),
-            model_servicer.SERVICE: ModelServicer(serving, vocabularies).list_methods(),
-            transparency_servicer.SERVICE: TransparencyLogServicer(transparency.log).list_methods(),
-            record_servicer.SERVICE: RecordServicer(
-                recorders, journal, limits, sampler
-            ).list_methods(),
-        },
+        services,
         calls,
         access.gate,
     )
-    http = _make_http_server(
-        settings, access, serving, limits, calls, max_connections, proof, transparency
+    http = make_http_server(
+        WebParts(settings, access, serving, services, live, limits, calls, proof, transparency),
+        _share_connections(settings),
     )
     await rpc.server.start()
     rpc.watch_addresses(settings.max_connections_per_address)
@@ -419,39 +414,6 @@ async def _watch_journal(watch: JournalWatch) -> None:
         if journal.trouble is trouble:
             await journal.trouble_changed.wait()
     raise journal.lost
-
-
-def _make_http_server(  # noqa: PLR0917 - the parts of a server
-    settings: ServeConfig,
-    access: Access,
-    serving: Serving,
-    limits: Limits,
-    calls: CallLog,
-    max_connections: int,
-    proof: Proof | None,
-    transparency: Transparency,
-) -> HttpServer | None:
-    if not settings.http_listen:
-        return None
-    front = Front(serving, limits, settings.max_message_bytes, settings.progress_interval)
-    host, port = parse_host_port(settings.http_listen)
-    origins = Origins(settings.http_allow_origin, checks_host=is_loopback(host))
-    routes = list_routes(front, calls, access.gate, origins)
-    keys = None if proof is None else proof.keys
-    return HttpServer(
-        {
-            **routes,
-            **list_proof_routes(keys, calls, access.gate, origins),
-            **transparency.list_routes(),
-        },
-        host,
-        port,
-        make_not_found(calls, origins),
-        max_connections=max_connections,
-        max_per_address=settings.max_connections_per_address,
-        tls=access.make_http_context(),
-        origins=origins,
-    )
 
 
 def _record_call(journal: Journal, call: CallRecord) -> None:

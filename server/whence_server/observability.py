@@ -115,6 +115,7 @@ class Observability:
             push=push,
             exporter=exporter,
         )
+        live.consumers = self._metrics.consumers
         self._health = Health(
             version("whence"),
             live,

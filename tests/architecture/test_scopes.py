@@ -2,7 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -18,15 +20,21 @@ from whence.v1 import (
     transparency_log_pb2,
     verification_pb2,
 )
+from whence_server.access.gate import OPEN_GATE
 from whence_server.access.scope_table import PUBLIC, ROUTES, RPCS, TABLE, Rule
 from whence_server.config.access import PUBLIC_SERVICES
+from whence_server.domain.api_routes import API_ROUTES
 from whence_server.domain.identity import Scope
 from whence_server.domain.limits import Limits
+from whence_server.http.api.routes import list_api_routes
+from whence_server.http.api.state import list_state_routes
+from whence_server.http.login import list_login_routes
 from whence_server.http.openai.routes import list_routes
 from whence_server.http.openai.running import Front
 from whence_server.http.proof_routes import list_proof_routes
 from whence_server.proof.signing_keys import SigningKeys
-from whence_server.rpc.calls import CallLog
+from whence_server.rpc.calls import CallLog, Method
+from whence_server.telemetry.live import LiveServer
 from whence_server.telemetry.metrics.http import HEALTH_PATH, PATH
 
 ROOT = Path(__file__).parents[2]
@@ -72,10 +80,42 @@ def test_every_http_route_has_a_rule_and_no_other() -> None:
     front = Front(None, Limits(), 1, 0.0)  # type: ignore[arg-type]  # nothing is called
     calls = CallLog(lambda _: None)
     keys: SigningKeys = object()  # type: ignore[assignment]  # the same
-    listed = [*list_routes(front, calls), *list_proof_routes(keys, calls)]
+    methods: dict[str, list[Method[Any]]] = {}
+    for rpc in RPCS:
+        service, _, name = rpc.partition("/")
+        methods.setdefault(service, []).append(Method(name, Message))
+    listed = [
+        *list_routes(front, calls),
+        *list_proof_routes(keys, calls),
+        *list_api_routes(methods, calls, max_body_bytes=1),
+        *list_state_routes(methods, LiveServer(None, 0), calls),  # type: ignore[arg-type]  # the same
+        *list_login_routes(calls, OPEN_GATE),
+    ]
     # A browser asks with OPTIONS what a page may send, without credentials.
-    routes = {f"{method} {path}" for method, path in listed if method != "OPTIONS"}
+    # "*" is what has no route.
+    routes = {f"{method} {path}" for method, path in listed if method not in {"OPTIONS", "*"}}
     assert set(ROUTES) == routes | {f"GET {PATH}", f"GET {HEALTH_PATH}"}
+
+
+def test_every_part_of_a_path_is_a_field_of_its_rpc() -> None:
+    methods = {
+        f"{service.full_name}/{method.name}": method.input_type
+        for file in CONTRACT
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+    }
+    for route in API_ROUTES:
+        parts = re.findall(r"{(\w+)", route.path)
+        assert set(parts) <= set(methods[route.rpc].fields_by_name), route.name
+
+
+def test_no_field_of_a_filter_is_hidden_by_one_of_its_request() -> None:
+    """Hold the query parameters apart, which have the names of both."""
+    for file in CONTRACT:
+        for request in file.DESCRIPTOR.message_types_by_name.values():
+            if "filter" in request.fields_by_name:
+                parts = request.fields_by_name["filter"].message_type.fields_by_name
+                assert not set(parts) & set(request.fields_by_name), request.full_name
 
 
 def test_content_is_never_shown_for_a_scope_of_numbers_by_rule_alone() -> None:
@@ -97,7 +137,7 @@ def make_row(name: str, rule: Rule) -> str:
 
 
 def test_documentation_shows_the_table() -> None:
-    rows = re.findall(r"^\| `(?:[a-z.]+v1[a-z]*\.\w+/|GET|POST).*\|$", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| `(?:[a-z.]+v1[a-z]*\.\w+/|GET|POST|DELETE).*\|$", PAGE, re.MULTILINE)
     assert rows == [make_row(name, rule) for name, rule in TABLE.items()]
 
 

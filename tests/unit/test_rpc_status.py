@@ -42,6 +42,7 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.MediaTypeError("text/plain"), grpc.StatusCode.INVALID_ARGUMENT),
         (errors.OriginRefusedError("https://x"), grpc.StatusCode.PERMISSION_DENIED),
         (errors.HostRefusedError("x"), grpc.StatusCode.PERMISSION_DENIED),
+        (errors.ForgeryRefusedError(), grpc.StatusCode.PERMISSION_DENIED),
         (errors.HealthNotFoundError("s"), grpc.StatusCode.NOT_FOUND),
         (errors.GenerationNotFoundError("g"), grpc.StatusCode.NOT_FOUND),
         (errors.NoTransparencyLogError(), grpc.StatusCode.UNIMPLEMENTED),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from whence_server.access.audit import SILENT, AuditTrail
 from whence_server.access.credentials import Credentials
 from whence_server.access.failures import Cause, Failures, RefusedError
+from whence_server.access.logins import Logins
 from whence_server.access.public_calls import PublicCalls
 from whence_server.access.scope_table import TABLE, Rule
 from whence_server.access.sessions import ANYBODY, Admission, Sessions
@@ -59,6 +60,7 @@ class Gate:
     Attributes:
         sessions: the admitted calls that run.
         public_calls: gRPC's calls of public methods that run.
+        logins: logins of people with a browser.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Gate:
         self.trail = trail
         self.sessions = Sessions(max_calls)
         self.public_calls = PublicCalls()
+        self.logins = Logins()
 
     @property
     def is_open(self) -> bool:

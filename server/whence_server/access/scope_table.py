@@ -7,6 +7,7 @@ docs/access.md shows the same table.
 from dataclasses import dataclass
 from typing import Final
 
+from whence_server.domain.api_routes import API_ROUTES, LOGIN, LOGOUT, STATE
 from whence_server.domain.audit import AuditAction
 from whence_server.domain.identity import Identity, Scope
 
@@ -117,6 +118,10 @@ ROUTES: Final[dict[str, Rule]] = {
     "GET /keys.json": Rule(public="keys"),
     "GET /metrics": Rule((Scope.METRICS,), public="metrics"),
     "GET /healthz": Rule(public="health"),
+    **{route.name: RPCS[route.rpc] for route in API_ROUTES},
+    f"GET {STATE}": Rule(),
+    f"POST {LOGIN}": Rule(note="with a token in its body"),
+    f"POST {LOGOUT}": Rule(note="needs nothing"),
 }
 """Rules by the request's method and route."""
 

@@ -7,4 +7,7 @@ COMPLETIONS: Final = "/v1/completions"
 RESPONSES: Final = "/v1/responses"
 KEYS: Final = "/keys.json"
 
-RECORDED: Final = frozenset({CHAT_COMPLETIONS, COMPLETIONS, RESPONSES})
+GENERATIONS: Final = "/api/v1/generations"
+EVENTS: Final = f"{GENERATIONS}/{{generation_id}}/events"
+
+RECORDED: Final = frozenset({CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, GENERATIONS, EVENTS})

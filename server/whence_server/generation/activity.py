@@ -1,6 +1,7 @@
 """Load of the engine, over all its processes since the server's start."""
 
 from whence_server.domain.engine import Turn, Utilisation
+from whence_server.generation.token_rate import TokenRate
 
 
 class EngineActivity:
@@ -10,14 +11,21 @@ class EngineActivity:
         batch_size: sequences that took a step in the latest turn; 0 when nothing runs.
         num_cache_tokens: reserved positions of the key-value cache.
         num_restarts: number of restarts of the engine process.
+        rate: tokens a second.
     """
 
     def __init__(self) -> None:
         self.batch_size = 0
         self.num_cache_tokens = 0
         self.num_restarts = 0
+        self.rate = TokenRate()
         self._num_chunks_before = 0
         self._utilisation = Utilisation()
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second over the last seconds."""
+        return self.rate.per_second
 
     @property
     def num_prefill_chunks(self) -> int:
@@ -33,6 +41,7 @@ class EngineActivity:
         """Update the load from a turn."""
         self._utilisation = turn.utilisation
         self.batch_size = turn.cost.batch_size
+        self.rate.add(turn.cost.batch_size)
         self.num_cache_tokens = turn.utilisation.num_cache_tokens
 
     def note_idle(self) -> None:

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from aiohttp import web
+from google.protobuf.message import Message
 
 from whence_server import logs
 from whence_server.access.audit import REASON_KEY, parse_reason
@@ -23,8 +24,9 @@ from whence_server.domain.occurrences import Caller
 from whence_server.domain.tracing import TraceContext
 from whence_server.http.credentials import read_credentials
 from whence_server.http.statuses import CLIENT_CLOSED_REQUEST, get_http_status
+from whence_server.rpc.auditing import note_call
 from whence_server.rpc.call_errors import make_call_error
-from whence_server.rpc.calls import CallLog
+from whence_server.rpc.calls import Call, CallLog
 from whence_server.telemetry.context import read_trace_context
 
 _log = logging.getLogger(__name__)
@@ -56,6 +58,10 @@ class Exchange:
     """The error's status; None without an error."""
     response: web.StreamResponse | None = field(default=None, repr=False)
     """The streamed answer, once it has begun."""
+    call: Call | None = field(default=None, repr=False)
+    """The call of an RPC that the request is; None for a route that is none."""
+    asked: Message | None = field(default=None, repr=False)
+    """The request of that RPC."""
 
     @property
     def identity(self) -> Identity:
@@ -69,6 +75,11 @@ class Exchange:
         address, port = (peer[0], peer[1]) if peer else ("", None)
         method = f"{self.request.method} {self.route}"
         return Caller(method, self.trace_context, address, port, self.identity.id)
+
+    def take_generation_id(self) -> None:
+        """Take the id of the generation that the call has found out."""
+        if self.call is not None:
+            self.generation_id = self.call.generation_id
 
     def make_headers(self) -> Mapping[str, str]:
         """Return the headers that name the generation and the request's span."""
@@ -105,6 +116,7 @@ def guard(
     *,
     gate: Gate = OPEN_GATE,
     recorded: bool = True,
+    takes_login: bool = False,
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """Wrap a handler: its callers are admitted, its errors become answers, its requests recorded.
 
@@ -115,6 +127,7 @@ def guard(
         calls: recording of requests.
         gate: admits callers.
         recorded: whether requests are put on record, and so exported as SERVER spans.
+        takes_login: whether the cookie of a login counts as credentials.
     """
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -122,7 +135,7 @@ def guard(
         context = exchange.trace_context
         with logs.add_ids(trace_id=context.trace_id, span_id=context.span_id):
             try:
-                exchange.admission = await _admit(gate, exchange)
+                exchange.admission = await _admit(gate, exchange, takes_login)
             except WhenceError as error:
                 # Strangers put nothing on record.
                 return await _answer_error(exchange, error, errors)
@@ -132,6 +145,7 @@ def guard(
                 # Nobody reads an answer, and aiohttp would log a client that went as a fault.
                 return exchange.response or web.Response(status=CLIENT_CLOSED_REQUEST)
             finally:
+                exchange.take_generation_id()
                 _note(gate, exchange)
                 if recorded:
                     calls.record(_make_record(exchange))
@@ -146,11 +160,12 @@ def _begin(request: web.Request, route: str, calls: CallLog) -> Exchange:
     return Exchange(request, route, context, time.time_ns(), time.monotonic_ns())
 
 
-async def _admit(gate: Gate, exchange: Exchange) -> Admission:
+async def _admit(gate: Gate, exchange: Exchange, takes_login: bool) -> Admission:
     if gate.is_open:
         return ANYBODY
     request = exchange.request
-    return await gate.admit(f"{request.method} {exchange.route}", read_credentials(request))
+    credentials = read_credentials(request, gate.logins if takes_login else None)
+    return await gate.admit(f"{request.method} {exchange.route}", credentials)
 
 
 async def _answer(
@@ -176,11 +191,15 @@ async def _answer(
 def _note(gate: Gate, exchange: Exchange) -> None:
     if not gate.trail.is_on:
         return
+    status_code = 0 if exchange.code is None else exchange.code.value
+    if exchange.call is not None:
+        note_call(gate.trail, exchange.call, exchange.asked, status_code)
+        return
     deed = make_deed(
         exchange.caller,
         exchange.identity,
         exchange.time_ns,
-        0 if exchange.code is None else exchange.code.value,
+        status_code,
         generation_id=exchange.generation_id,
         reason=parse_reason(exchange.request.headers.get(REASON_KEY, "")),
     )

@@ -78,7 +78,7 @@ class Origins:
         """Tell a browser what a page of an allowed origin may send (Fetch, "CORS protocol")."""
         asked = exchange.request.headers
         headers = {
-            hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
+            hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST, DELETE",
             hdrs.ACCESS_CONTROL_MAX_AGE: str(_PREFLIGHT_S),
         }
         wanted = asked.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS)

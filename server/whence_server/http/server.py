@@ -9,6 +9,7 @@ from aiohttp import web
 from whence_server.domain.errors import ConfigurationError
 from whence_server.http.connections import NEXT_REQUEST_S, Connections
 from whence_server.http.origins import OWN_PAGES, Origins
+from whence_server.http.security_headers import add_security_headers
 from whence_server.rpc.address_bound import AddressBound
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -72,6 +73,7 @@ class HttpServer:
         """
         application = web.Application(middlewares=[self._mark_busy])
         application.on_response_prepare.append(self._origins.add_headers)
+        application.on_response_prepare.append(add_security_headers)
         for (method, path), answer in self._routes.items():
             application.router.add_route(method, path, answer)
         application.router.add_route("*", "/{path:.*}", self._not_found)

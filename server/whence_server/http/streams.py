@@ -15,7 +15,8 @@ _HEADERS = {
     # nginx would hold events back until its buffer is full.
     "X-Accel-Buffering": "no",
 }
-_COMMENT = b": waiting\n\n"
+COMMENT = b": waiting\n\n"
+"""What readers of events pass over."""
 
 T = TypeVar("T")
 
@@ -28,9 +29,17 @@ async def open_stream(exchange: Exchange) -> web.StreamResponse:
     return response
 
 
-def make_event(data: bytes, name: str = "") -> bytes:
-    """Return one event whose data is a line of JSON."""
+def make_event(data: bytes, name: str = "", position: str = "") -> bytes:
+    """Return one event whose data is a line of JSON.
+
+    Args:
+        data: the line.
+        name: name of the event; "" for the one that readers expect.
+        position: what a reader that comes back sends as `Last-Event-ID`; "" for no change.
+    """
     event = b"event: %s\n" % name.encode() if name else b""
+    if position:
+        event += b"id: %s\n" % position.encode()
     return event + b"data: %s\n\n" % data
 
 
@@ -51,7 +60,7 @@ async def write_comments_in_silence(
             following = asyncio.ensure_future(anext(source))
             try:
                 while not (await asyncio.wait({following}, timeout=interval_s or None))[0]:
-                    await response.write(_COMMENT)
+                    await response.write(COMMENT)
                 try:
                     item = following.result()
                 except StopAsyncIteration:

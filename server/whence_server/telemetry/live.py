@@ -65,6 +65,11 @@ class LiveActivity(Protocol):
         """Number of times that the engine process was started again."""
         ...
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens a second over the last seconds."""
+        ...
+
 
 class LiveGenerations(Protocol):
     """Current state of the generations."""
@@ -154,6 +159,7 @@ class LiveServer:
         retention: None until the journal is open for requests.
         transparency: None for a server that keeps no transparency log.
         refused: number of calls that were refused for want of authentication or scope, by cause.
+        consumers: followers of the journal, by name.
     """
 
     def __init__(self, journal: LiveJournal, max_cache_tokens: int) -> None:
@@ -164,6 +170,7 @@ class LiveServer:
         self.retention: LiveRetention | None = None
         self.transparency: LiveTransparency | None = None
         self.refused: Mapping[str, int] = {}
+        self.consumers: Consumers = {}
         self._is_serving: Callable[[], bool] = lambda: False
         self._is_draining: Callable[[], bool] = lambda: False
 
@@ -181,6 +188,12 @@ class LiveServer:
     def num_restarts(self) -> int:
         """Number of times that the engine process was started again."""
         return 0 if self.generations is None else self.generations.activity.num_restarts
+
+    @property
+    def export_lag_s(self) -> float | None:
+        """Seconds that the slowest export is behind the journal; None without an export."""
+        exports = [it.lag().oldest_s for it in self.consumers.values() if it.export is not None]
+        return max(exports, default=None)
 
     def show_start(
         self,

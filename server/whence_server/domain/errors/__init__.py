@@ -7,6 +7,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── RouteNotFoundError          NOT_FOUND: a path over HTTP
 ├── MediaTypeError              INVALID_ARGUMENT: a body over HTTP that is not JSON by its type
 ├── OriginRefusedError          PERMISSION_DENIED: a browser's request for another site's page
+├── ForgeryRefusedError         PERMISSION_DENIED: a write that another site could have made
 ├── HostRefusedError            PERMISSION_DENIED: a request to another machine's name
 ├── HealthNotFoundError         NOT_FOUND: health of an unknown service
 ├── GenerationNotFoundError     NOT_FOUND
@@ -111,6 +112,7 @@ from whence_server.domain.errors.generations import (
     TextQueueFullError,
 )
 from whence_server.domain.errors.http import (
+    ForgeryRefusedError,
     HostRefusedError,
     MediaTypeError,
     OriginRefusedError,
@@ -171,6 +173,7 @@ __all__ = [
     "EmergenceRefusedError",
     "EngineLostError",
     "FieldViolation",
+    "ForgeryRefusedError",
     "GenerationElsewhereError",
     "GenerationExistsError",
     "GenerationFailedError",

@@ -53,3 +53,16 @@ class HostRefusedError(WhenceError):
             "addresses, and to the hosts of the origins in --http-allow-origin",
             host=host,
         )
+
+
+class ForgeryRefusedError(WhenceError):
+    """The request changes something, and a page of another site could have made it."""
+
+    code = Code.PERMISSION_DENIED
+    reason = "REQUEST_HEADER_MISSING"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the request changes something and lacks what no page of another site can send: send "
+            "the header X-Whence-Request: 1, or a body with Content-Type: application/json"
+        )

@@ -17,6 +17,7 @@ _METHODS = frozenset(
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 )
+_HTTP_METHODS = frozenset({"GET", "POST"})
 _REASON = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 
@@ -32,7 +33,7 @@ def get_method(name: str) -> str:
 
 def get_http_method(name: str) -> str:
     """Return the request method of a recorded HTTP request, and OTHER for any other name."""
-    return name if name == "POST" else OTHER
+    return name if name in _HTTP_METHODS else OTHER
 
 
 def get_route(route: str) -> str:

@@ -1,0 +1,111 @@
+"""Streams of the contract as server-sent events, files and joined messages."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from aiohttp import web
+from google.protobuf.message import Message
+
+from whence_server.http.api.errors import END
+from whence_server.http.api.messages import make_json
+from whence_server.http.exchange import Exchange
+from whence_server.http.streams import COMMENT, make_event, open_stream
+from whence_server.rpc.calls import Call
+from whence_server.rpc.stream_writer import StreamWriter
+
+# An error that comes sooner has its own status; a reader of a silent stream is not kept waiting.
+_OPEN_AFTER_S = 0.5
+
+RESUMED: Mapping[str, tuple[str, Callable[[Any], object]]] = {
+    "ResumeGenerationRequest": ("after_offset", lambda it: it.event.last_offset),
+    "WatchGenerationsRequest": ("after_position", lambda it: it.position),
+    "WatchTrainingRunRequest": ("after_position", lambda it: it.last_position),
+}
+"""By the request: its field that `Last-Event-ID` sets, and a message's value of it."""
+LAST_EVENT_ID = "Last-Event-ID"
+
+
+async def stream_events(
+    exchange: Exchange,
+    messages: AsyncGenerator[bytes, None],
+    call: Call,
+    types: tuple[type[Message], type[Message]],
+    interval_s: float,
+) -> web.StreamResponse:
+    """Answer with an event for each message, and one named "end" after the last.
+
+    Args:
+        exchange: the request.
+        messages: serialised messages; closed at the end.
+        call: the call that makes them.
+        types: types of the request and of the messages.
+        interval_s: seconds of silence after which something is written; 0 for never.
+    """
+    request_type, message_type = types
+    _, get_position = RESUMED.get(request_type.DESCRIPTOR.name, ("", _get_nothing))
+
+    def make_filler() -> bytes:
+        return b"" if call.make_filler is None else call.make_filler()
+
+    async with aclosing(messages):
+        following = asyncio.ensure_future(anext(messages, None))
+        try:
+            await asyncio.wait({following}, timeout=_OPEN_AFTER_S)
+            if following.done():
+                following.result()
+            exchange.take_generation_id()
+            response = await open_stream(exchange)
+
+            async def write(raw: bytes) -> None:
+                # Messages that only keep a stream open have no field.
+                if not raw:
+                    await response.write(COMMENT)
+                    return
+                document = await make_json(message_type, raw)
+                position = str(get_position(message_type.FromString(raw)))
+                await response.write(make_event(document, position=position))
+
+            with StreamWriter(write, make_filler, interval_s) as writer:
+                while (raw := await following) is not None:
+                    await writer.write(raw)
+                    following = asyncio.ensure_future(anext(messages, None))
+        finally:
+            if not following.done():
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+    await response.write(make_event(b"{}", END, END))
+    await response.write_eof()
+    return response
+
+
+def _get_nothing(_message: object) -> str:
+    return ""
+
+
+async def read_joined(messages: AsyncGenerator[bytes, None], message_type: type[Message]) -> bytes:
+    """Return one message with the lists of all, whose other fields are the first one's."""
+    first, others = message_type(), message_type()
+    async with aclosing(messages):
+        async for raw in messages:
+            if not first.ByteSize():
+                first.MergeFromString(raw)
+            else:
+                others.MergeFromString(raw)
+    for field, value in others.ListFields():
+        if field.is_repeated:
+            getattr(first, field.name).extend(value)
+    return first.SerializeToString()
+
+
+async def read_file(messages: AsyncGenerator[bytes, None], message_type: type[Message]) -> bytes:
+    """Return the bytes of the field `data` of all messages."""
+    async with aclosing(messages):
+        return b"".join([_get_data(message_type, raw) async for raw in messages])
+
+
+def _get_data(message_type: type[Message], raw: bytes) -> bytes:
+    message: Any = message_type.FromString(raw)
+    data: bytes = message.data
+    return data
