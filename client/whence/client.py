@@ -352,6 +352,28 @@ class Generations:
         pages = self._calls.list_pages(self._calls.trace.ListGenerations, request)
         return (summary for page in pages for summary in page.generations)
 
+    def search(
+        self, text: str, *, page_size: int = 0, **options: Unpack[FilterOptions]
+    ) -> Iterator[trace_pb2.SearchHit]:
+        """Yield the generations that contain a text, or most of it: exact hits first.
+
+        Args:
+            text: from 16 to 2,000 characters.
+            page_size: most hits of one page; 0 for the server's default.
+            options: options of `FilterOptions`.
+
+        Raises:
+            InvalidRequestError: the text is too short or too long.
+            WhenceError: the server's journal is encrypted.
+            TypeError: an unknown option, or a value of the wrong type.
+            ValueError: a time without a time zone.
+        """
+        request = trace_pb2.SearchGenerationsRequest(
+            text=text, page_size=page_size, filter=make_filter(options)
+        )
+        pages = self._calls.list_pages(self._calls.trace.SearchGenerations, request)
+        return (hit for page in pages for hit in page.hits)
+
     def get(self, generation_id: str) -> trace_pb2.GetGenerationResponse:
         """Return one generation: its summary, start, occurrences and, if finished, finish.
 

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -37,6 +38,8 @@ from whence_server.journal.open_store import choose_store
 from whence_server.journal.recorded_vocabularies import RecordedVocabularies
 from whence_server.journal.rows import Durability
 from whence_server.journal.sealing.opening import KEYS_BESIDE_JOURNAL, SealingOptions
+from whence_server.journal.search.indexer import CURSOR, Indexer
+from whence_server.journal.search.search import Search
 from whence_server.journal.vocabularies import Vocabularies
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
@@ -67,7 +70,7 @@ from whence_server.rpc.training_servicer import TrainingServicer
 from whence_server.rpc.transparency_servicer import TransparencyLogServicer
 from whence_server.rpc.verification_servicer import VerificationServicer
 from whence_server.stopping import set_on_signals, wait_or_stop
-from whence_server.takeover import Takeovers
+from whence_server.takeover import Follower, Takeovers
 from whence_server.telemetry.live import LiveServer
 from whence_server.text.tokenizer import TextTokenizer
 from whence_server.transparency import Transparency
@@ -149,11 +152,15 @@ async def _serve_with(
             readers = (*observability.export_names, *transparency.cursors)
             sweeper = journal.make_sweeper(policy, readers)
             live.retention = None if sweeper is None else sweeper.stats
-            make_followers = partial(transparency.make_followers, observability)
+            search = None if settings.journal_key is not None else Search(journal)
+            make_followers = partial(_make_followers, transparency, observability, search)
             takeovers = Takeovers(journal, make_followers, policy, sweeper)
             takeovers.start()
             try:
-                async with nullcontext() if sweeper is None else sweeper.running():
+                async with (
+                    nullcontext() if sweeper is None else sweeper.running(),
+                    nullcontext() if search is None else search.running(),
+                ):
                     return await _serve(
                         settings,
                         engine,
@@ -165,6 +172,7 @@ async def _serve_with(
                         observability.sampler,
                         proof,
                         transparency,
+                        search,
                     )
             finally:
                 await takeovers.close()
@@ -174,6 +182,17 @@ async def _serve_with(
             await observability.close()
     finally:
         await journal.close()
+
+
+def _make_followers(
+    transparency: Transparency,
+    observability: Observability,
+    search: Search | None,
+    journal: Journal,
+) -> Mapping[str, Follower]:
+    """Make what reads the log of another server to its end, by the names of their cursors."""
+    found = transparency.make_followers(observability, journal)
+    return found if search is None else {**found, CURSOR: Indexer(journal)}
 
 
 def _make_sealing(settings: ServeConfig) -> SealingOptions | None:
@@ -203,6 +222,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     sampler: Sampler,
     proof: Proof | None,
     transparency: Transparency,
+    search: Search | None,
 ) -> int:
     limits = make_limits(settings)
     serving = Serving(settings.served_name, journal, has_model=not settings.record_only)
@@ -225,7 +245,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     )
     services: dict[str, list[Method[Any]]] = {
         generation_servicer.SERVICE: GenerationServicer(serving, limits).list_methods(),
-        trace_servicer.SERVICE: TraceServicer(journal, closing).list_methods(),
+        trace_servicer.SERVICE: TraceServicer(journal, closing, search).list_methods(),
         training_servicer.SERVICE: TrainingServicer(
             library, serving, analyses.tracer, closing
         ).list_methods(),
@@ -258,7 +278,9 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         access.gate,
     )
     http = make_http_server(
-        WebParts(settings, access, serving, services, live, limits, calls, proof, transparency),
+        WebParts(
+            settings, access, serving, services, live, limits, calls, proof, transparency, search
+        ),
         _share_connections(settings),
     )
     await rpc.server.start()

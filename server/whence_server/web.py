@@ -14,6 +14,7 @@ from whence_server.http.openai.running import Front
 from whence_server.http.origins import Origins
 from whence_server.http.proof_routes import list_proof_routes
 from whence_server.http.server import HttpServer
+from whence_server.journal.search.search import Search
 from whence_server.proof.opening import Proof
 from whence_server.rpc.calls import CallLog
 from whence_server.rpc.serving import Serving
@@ -33,6 +34,7 @@ class WebParts(NamedTuple):
     calls: CallLog
     proof: Proof | None
     transparency: Transparency
+    search: Search | None
 
 
 def make_http_server(parts: WebParts, max_connections: int) -> HttpServer | None:
@@ -46,10 +48,19 @@ def make_http_server(parts: WebParts, max_connections: int) -> HttpServer | None
     origins = Origins(settings.http_allow_origin, checks_host=is_loopback(host))
     gate = access.gate
     keys = None if parts.proof is None else parts.proof.keys
+    missing = ["search"] if parts.search is None else []
     routes = {
         **list_routes(front, calls, gate, origins),
         # Before the API, whose last route refuses what it does not have.
-        **list_state_routes(parts.services, parts.live, calls, gate, origins),
+        **list_state_routes(
+            parts.services,
+            parts.live,
+            calls,
+            gate,
+            origins,
+            trace_url=settings.trace_url,
+            missing=missing,
+        ),
         **list_api_routes(
             parts.services,
             calls,

@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         bundles,
         connection,
         exits,
+        find,
         generate,
         generations,
         model,
@@ -69,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     generate.add_command(commands, common)
     generations.add_commands(commands, common)
+    find.add_command(commands, common)
     verify.add_command(commands, common)
     training.add_commands(commands, common)
     model.add_command(commands, common)

@@ -18,7 +18,7 @@ from whence.v1 import occurrence_pb2 as whence_dot_v1_dot_occurrence__pb2
 from whence.v1 import step_pb2 as whence_dot_v1_dot_step__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15whence/v1/trace.proto\x12\twhence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1awhence/v1/generation.proto\x1a\x1awhence/v1/occurrence.proto\x1a\x14whence/v1/step.proto\"\xa2\x03\n\x11GenerationSummary\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x10\n\x08trace_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.whence.v1.FinishReasonH\x00\x88\x01\x01\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x07 \x01(\r\x12\x16\n\x0eprompt_preview\x18\x08 \x01(\t\x12\x14\n\x0ctext_preview\x18\t \x01(\t\x12\x38\n\x06labels\x18\n \x03(\x0b\x32(.whence.v1.GenerationSummary.LabelsEntry\x12\x0e\n\x06\x64\x61mage\x18\x0b \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_finish_reason\"-\n\x14GetGenerationRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"\xe4\x01\n\x15GetGenerationResponse\x12-\n\x07summary\x18\x01 \x01(\x0b\x32\x1c.whence.v1.GenerationSummary\x12-\n\x07started\x18\x02 \x01(\x0b\x32\x1c.whence.v1.GenerationStarted\x12\x34\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.whence.v1.GenerationFinishedH\x00\x88\x01\x01\x12*\n\x0boccurrences\x18\x04 \x03(\x0b\x32\x15.whence.v1.OccurrenceB\x0b\n\t_finished\"\xfe\x01\n\x10GenerationFilter\x12/\n\x0bstart_after\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cstart_before\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08trace_id\x18\x04 \x01(\t\x12\x37\n\x06labels\x18\x05 \x03(\x0b\x32\'.whence.v1.GenerationFilter.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"l\n\x16ListGenerationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1b.whence.v1.GenerationFilter\"e\n\x17ListGenerationsResponse\x12\x31\n\x0bgenerations\x18\x01 \x03(\x0b\x32\x1c.whence.v1.GenerationSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\x10ListStepsRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06prompt\x18\x04 \x01(\x08\"L\n\x11ListStepsResponse\x12\x1e\n\x05steps\x18\x01 \x03(\x0b\x32\x0f.whence.v1.Step\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x17WatchGenerationsRequest\x12+\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1b.whence.v1.GenerationFilter\x12\x16\n\x0elifecycle_only\x18\x02 \x01(\x08\x12\x16\n\x0e\x61\x66ter_position\x18\x03 \x01(\t\"n\n\x18WatchGenerationsResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\t\x12)\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x1a.whence.v1.GenerationEvent\"0\n\x17\x44\x65leteGenerationRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteGenerationResponse2\xc0\x03\n\x0cTraceService\x12R\n\rGetGeneration\x12\x1f.whence.v1.GetGenerationRequest\x1a .whence.v1.GetGenerationResponse\x12X\n\x0fListGenerations\x12!.whence.v1.ListGenerationsRequest\x1a\".whence.v1.ListGenerationsResponse\x12\x46\n\tListSteps\x12\x1b.whence.v1.ListStepsRequest\x1a\x1c.whence.v1.ListStepsResponse\x12]\n\x10WatchGenerations\x12\".whence.v1.WatchGenerationsRequest\x1a#.whence.v1.WatchGenerationsResponse0\x01\x12[\n\x10\x44\x65leteGeneration\x12\".whence.v1.DeleteGenerationRequest\x1a#.whence.v1.DeleteGenerationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15whence/v1/trace.proto\x12\twhence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1awhence/v1/generation.proto\x1a\x1awhence/v1/occurrence.proto\x1a\x14whence/v1/step.proto\"\xa2\x03\n\x11GenerationSummary\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x10\n\x08trace_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.whence.v1.FinishReasonH\x00\x88\x01\x01\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x07 \x01(\r\x12\x16\n\x0eprompt_preview\x18\x08 \x01(\t\x12\x14\n\x0ctext_preview\x18\t \x01(\t\x12\x38\n\x06labels\x18\n \x03(\x0b\x32(.whence.v1.GenerationSummary.LabelsEntry\x12\x0e\n\x06\x64\x61mage\x18\x0b \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_finish_reason\"-\n\x14GetGenerationRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"\xe4\x01\n\x15GetGenerationResponse\x12-\n\x07summary\x18\x01 \x01(\x0b\x32\x1c.whence.v1.GenerationSummary\x12-\n\x07started\x18\x02 \x01(\x0b\x32\x1c.whence.v1.GenerationStarted\x12\x34\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.whence.v1.GenerationFinishedH\x00\x88\x01\x01\x12*\n\x0boccurrences\x18\x04 \x03(\x0b\x32\x15.whence.v1.OccurrenceB\x0b\n\t_finished\"\xfe\x01\n\x10GenerationFilter\x12/\n\x0bstart_after\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0cstart_before\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08trace_id\x18\x04 \x01(\t\x12\x37\n\x06labels\x18\x05 \x03(\x0b\x32\'.whence.v1.GenerationFilter.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"l\n\x16ListGenerationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1b.whence.v1.GenerationFilter\"e\n\x17ListGenerationsResponse\x12\x31\n\x0bgenerations\x18\x01 \x03(\x0b\x32\x1c.whence.v1.GenerationSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"|\n\x18SearchGenerationsRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\x12+\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1b.whence.v1.GenerationFilter\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"t\n\x19SearchGenerationsResponse\x12\"\n\x04hits\x18\x01 \x03(\x0b\x32\x14.whence.v1.SearchHit\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x1a\n\x12num_entries_behind\x18\x03 \x01(\x04\"\x82\x02\n\tSearchHit\x12-\n\x07summary\x18\x01 \x01(\x0b\x32\x1c.whence.v1.GenerationSummary\x12#\n\x04part\x18\x02 \x01(\x0e\x32\x15.whence.v1.SearchPart\x12\x16\n\x0esequence_index\x18\x03 \x01(\r\x12\x12\n\nbegin_byte\x18\x04 \x01(\r\x12\x10\n\x08\x65nd_byte\x18\x05 \x01(\r\x12\x17\n\nstep_index\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05share\x18\x07 \x01(\x01\x12\x0e\n\x06\x62\x65\x66ore\x18\x08 \x01(\t\x12\r\n\x05match\x18\t \x01(\t\x12\r\n\x05\x61\x66ter\x18\n \x01(\tB\r\n\x0b_step_index\"`\n\x10ListStepsRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0e\n\x06prompt\x18\x04 \x01(\x08\"L\n\x11ListStepsResponse\x12\x1e\n\x05steps\x18\x01 \x03(\x0b\x32\x0f.whence.v1.Step\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x17WatchGenerationsRequest\x12+\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1b.whence.v1.GenerationFilter\x12\x16\n\x0elifecycle_only\x18\x02 \x01(\x08\x12\x16\n\x0e\x61\x66ter_position\x18\x03 \x01(\t\"n\n\x18WatchGenerationsResponse\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\t\x12)\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x1a.whence.v1.GenerationEvent\"0\n\x17\x44\x65leteGenerationRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\"\x1a\n\x18\x44\x65leteGenerationResponse*Y\n\nSearchPart\x12\x1b\n\x17SEARCH_PART_UNSPECIFIED\x10\x00\x12\x16\n\x12SEARCH_PART_OUTPUT\x10\x01\x12\x16\n\x12SEARCH_PART_PROMPT\x10\x02\x32\xa0\x04\n\x0cTraceService\x12R\n\rGetGeneration\x12\x1f.whence.v1.GetGenerationRequest\x1a .whence.v1.GetGenerationResponse\x12X\n\x0fListGenerations\x12!.whence.v1.ListGenerationsRequest\x1a\".whence.v1.ListGenerationsResponse\x12\x46\n\tListSteps\x12\x1b.whence.v1.ListStepsRequest\x1a\x1c.whence.v1.ListStepsResponse\x12^\n\x11SearchGenerations\x12#.whence.v1.SearchGenerationsRequest\x1a$.whence.v1.SearchGenerationsResponse\x12]\n\x10WatchGenerations\x12\".whence.v1.WatchGenerationsRequest\x1a#.whence.v1.WatchGenerationsResponse0\x01\x12[\n\x10\x44\x65leteGeneration\x12\".whence.v1.DeleteGenerationRequest\x1a#.whence.v1.DeleteGenerationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -29,6 +29,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_GENERATIONSUMMARY_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_GENERATIONFILTER_LABELSENTRY']._options = None
   _globals['_GENERATIONFILTER_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_SEARCHPART']._serialized_start=2307
+  _globals['_SEARCHPART']._serialized_end=2396
   _globals['_GENERATIONSUMMARY']._serialized_start=148
   _globals['_GENERATIONSUMMARY']._serialized_end=566
   _globals['_GENERATIONSUMMARY_LABELSENTRY']._serialized_start=503
@@ -45,18 +47,24 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_LISTGENERATIONSREQUEST']._serialized_end=1211
   _globals['_LISTGENERATIONSRESPONSE']._serialized_start=1213
   _globals['_LISTGENERATIONSRESPONSE']._serialized_end=1314
-  _globals['_LISTSTEPSREQUEST']._serialized_start=1316
-  _globals['_LISTSTEPSREQUEST']._serialized_end=1412
-  _globals['_LISTSTEPSRESPONSE']._serialized_start=1414
-  _globals['_LISTSTEPSRESPONSE']._serialized_end=1490
-  _globals['_WATCHGENERATIONSREQUEST']._serialized_start=1492
-  _globals['_WATCHGENERATIONSREQUEST']._serialized_end=1610
-  _globals['_WATCHGENERATIONSRESPONSE']._serialized_start=1612
-  _globals['_WATCHGENERATIONSRESPONSE']._serialized_end=1722
-  _globals['_DELETEGENERATIONREQUEST']._serialized_start=1724
-  _globals['_DELETEGENERATIONREQUEST']._serialized_end=1772
-  _globals['_DELETEGENERATIONRESPONSE']._serialized_start=1774
-  _globals['_DELETEGENERATIONRESPONSE']._serialized_end=1800
-  _globals['_TRACESERVICE']._serialized_start=1803
-  _globals['_TRACESERVICE']._serialized_end=2251
+  _globals['_SEARCHGENERATIONSREQUEST']._serialized_start=1316
+  _globals['_SEARCHGENERATIONSREQUEST']._serialized_end=1440
+  _globals['_SEARCHGENERATIONSRESPONSE']._serialized_start=1442
+  _globals['_SEARCHGENERATIONSRESPONSE']._serialized_end=1558
+  _globals['_SEARCHHIT']._serialized_start=1561
+  _globals['_SEARCHHIT']._serialized_end=1819
+  _globals['_LISTSTEPSREQUEST']._serialized_start=1821
+  _globals['_LISTSTEPSREQUEST']._serialized_end=1917
+  _globals['_LISTSTEPSRESPONSE']._serialized_start=1919
+  _globals['_LISTSTEPSRESPONSE']._serialized_end=1995
+  _globals['_WATCHGENERATIONSREQUEST']._serialized_start=1997
+  _globals['_WATCHGENERATIONSREQUEST']._serialized_end=2115
+  _globals['_WATCHGENERATIONSRESPONSE']._serialized_start=2117
+  _globals['_WATCHGENERATIONSRESPONSE']._serialized_end=2227
+  _globals['_DELETEGENERATIONREQUEST']._serialized_start=2229
+  _globals['_DELETEGENERATIONREQUEST']._serialized_end=2277
+  _globals['_DELETEGENERATIONRESPONSE']._serialized_start=2279
+  _globals['_DELETEGENERATIONRESPONSE']._serialized_end=2305
+  _globals['_TRACESERVICE']._serialized_start=2399
+  _globals['_TRACESERVICE']._serialized_end=2943
 # @@protoc_insertion_point(module_scope)

@@ -7,14 +7,45 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import sys
 import typing
 import whence.v1.generation_pb2
 import whence.v1.occurrence_pb2
 import whence.v1.step_pb2
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _SearchPart:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _SearchPartEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_SearchPart.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    SEARCH_PART_UNSPECIFIED: _SearchPart.ValueType  # 0
+    """Never sent."""
+    SEARCH_PART_OUTPUT: _SearchPart.ValueType  # 1
+    """Text of a sequence, SequenceResult.text."""
+    SEARCH_PART_PROMPT: _SearchPart.ValueType  # 2
+    """GenerationStarted.prompt."""
+
+class SearchPart(_SearchPart, metaclass=_SearchPartEnumTypeWrapper):
+    """Part of a generation that a text was found in."""
+
+SEARCH_PART_UNSPECIFIED: SearchPart.ValueType  # 0
+"""Never sent."""
+SEARCH_PART_OUTPUT: SearchPart.ValueType  # 1
+"""Text of a sequence, SequenceResult.text."""
+SEARCH_PART_PROMPT: SearchPart.ValueType  # 2
+"""GenerationStarted.prompt."""
+global___SearchPart = SearchPart
 
 @typing.final
 class GenerationSummary(google.protobuf.message.Message):
@@ -282,6 +313,140 @@ class ListGenerationsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["generations", b"generations", "next_page_token", b"next_page_token"]) -> None: ...
 
 global___ListGenerationsResponse = ListGenerationsResponse
+
+@typing.final
+class SearchGenerationsRequest(google.protobuf.message.Message):
+    """Text to look for in the texts of generations."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """A sentence: from 16 to 2,000 characters. Letters count without their case,
+    and white space as one space.
+    """
+    page_size: builtins.int
+    """Maximum number of hits to return. 0 is the server's default; numbers above
+    the server's maximum are reduced to it; negative ones are INVALID_ARGUMENT.
+    """
+    page_token: builtins.str
+    """SearchGenerationsResponse.next_page_token of the previous page, with the same
+    text and filter; empty for the first page.
+    """
+    @property
+    def filter(self) -> global___GenerationFilter:
+        """Generations to look in; unset looks in all."""
+
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        filter: global___GenerationFilter | None = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "text", b"text"]) -> None: ...
+
+global___SearchGenerationsRequest = SearchGenerationsRequest
+
+@typing.final
+class SearchGenerationsResponse(google.protobuf.message.Message):
+    """A page of hits."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HITS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    NUM_ENTRIES_BEHIND_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Opaque token of the next page; empty on the last page."""
+    num_entries_behind: builtins.int
+    """Number of entries of the record that are not searched yet; of a journal from
+    before searches, it may take minutes.
+    """
+    @property
+    def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SearchHit]:
+        """Hits by descending share, those with the same share newest first. The server
+        compares at most 200 generations with the text: those that have the most
+        passages in common with it.
+        """
+
+    def __init__(
+        self,
+        *,
+        hits: collections.abc.Iterable[global___SearchHit] | None = ...,
+        next_page_token: builtins.str = ...,
+        num_entries_behind: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hits", b"hits", "next_page_token", b"next_page_token", "num_entries_behind", b"num_entries_behind"]) -> None: ...
+
+global___SearchGenerationsResponse = SearchGenerationsResponse
+
+@typing.final
+class SearchHit(google.protobuf.message.Message):
+    """A generation with the text, or most of it. Of several places the best one."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SUMMARY_FIELD_NUMBER: builtins.int
+    PART_FIELD_NUMBER: builtins.int
+    SEQUENCE_INDEX_FIELD_NUMBER: builtins.int
+    BEGIN_BYTE_FIELD_NUMBER: builtins.int
+    END_BYTE_FIELD_NUMBER: builtins.int
+    STEP_INDEX_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    MATCH_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    part: global___SearchPart.ValueType
+    """Part that has the text."""
+    sequence_index: builtins.int
+    """Index of the sequence, with SEARCH_PART_OUTPUT."""
+    begin_byte: builtins.int
+    """Range of the part that has the text, as UTF-8 bytes [begin, end)."""
+    end_byte: builtins.int
+    """See begin_byte."""
+    step_index: builtins.int
+    """Index of the step whose token begins the range. Absent in a prompt, and where
+    the record does not tell the bytes of tokens.
+    """
+    share: builtins.float
+    """Share of the text's different sequences of three characters that stand there:
+    1 only for the text itself, and at least 0.5.
+    """
+    before: builtins.str
+    """Up to 80 characters that stand before the range."""
+    match: builtins.str
+    """The range itself, up to 320 characters."""
+    after: builtins.str
+    """Up to 80 characters that stand after the range."""
+    @property
+    def summary(self) -> global___GenerationSummary:
+        """The generation."""
+
+    def __init__(
+        self,
+        *,
+        summary: global___GenerationSummary | None = ...,
+        part: global___SearchPart.ValueType = ...,
+        sequence_index: builtins.int = ...,
+        begin_byte: builtins.int = ...,
+        end_byte: builtins.int = ...,
+        step_index: builtins.int | None = ...,
+        share: builtins.float = ...,
+        before: builtins.str = ...,
+        match: builtins.str = ...,
+        after: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_step_index", b"_step_index", "step_index", b"step_index", "summary", b"summary"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_step_index", b"_step_index", "after", b"after", "before", b"before", "begin_byte", b"begin_byte", "end_byte", b"end_byte", "match", b"match", "part", b"part", "sequence_index", b"sequence_index", "share", b"share", "step_index", b"step_index", "summary", b"summary"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_step_index", b"_step_index"]) -> typing.Literal["step_index"] | None: ...
+
+global___SearchHit = SearchHit
 
 @typing.final
 class ListStepsRequest(google.protobuf.message.Message):

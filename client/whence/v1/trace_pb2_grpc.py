@@ -30,6 +30,11 @@ class TraceServiceStub(object):
                 request_serializer=whence_dot_v1_dot_trace__pb2.ListStepsRequest.SerializeToString,
                 response_deserializer=whence_dot_v1_dot_trace__pb2.ListStepsResponse.FromString,
                 )
+        self.SearchGenerations = channel.unary_unary(
+                '/whence.v1.TraceService/SearchGenerations',
+                request_serializer=whence_dot_v1_dot_trace__pb2.SearchGenerationsRequest.SerializeToString,
+                response_deserializer=whence_dot_v1_dot_trace__pb2.SearchGenerationsResponse.FromString,
+                )
         self.WatchGenerations = channel.unary_stream(
                 '/whence.v1.TraceService/WatchGenerations',
                 request_serializer=whence_dot_v1_dot_trace__pb2.WatchGenerationsRequest.SerializeToString,
@@ -63,6 +68,16 @@ class TraceServiceServicer(object):
 
     def ListSteps(self, request, context):
         """Lists the steps of one generation, page by page, in the order of recording.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchGenerations(self, request, context):
+        """Lists the generations that contain a text, or most of it: exact ones first,
+        then by the share of it that they have. A generation is found a second or
+        two after its end. UNIMPLEMENTED with the reason NOT_OFFERED if the journal
+        is encrypted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,6 +118,11 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     servicer.ListSteps,
                     request_deserializer=whence_dot_v1_dot_trace__pb2.ListStepsRequest.FromString,
                     response_serializer=whence_dot_v1_dot_trace__pb2.ListStepsResponse.SerializeToString,
+            ),
+            'SearchGenerations': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchGenerations,
+                    request_deserializer=whence_dot_v1_dot_trace__pb2.SearchGenerationsRequest.FromString,
+                    response_serializer=whence_dot_v1_dot_trace__pb2.SearchGenerationsResponse.SerializeToString,
             ),
             'WatchGenerations': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchGenerations,
@@ -173,6 +193,23 @@ class TraceService(object):
         return grpc.experimental.unary_unary(request, target, '/whence.v1.TraceService/ListSteps',
             whence_dot_v1_dot_trace__pb2.ListStepsRequest.SerializeToString,
             whence_dot_v1_dot_trace__pb2.ListStepsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SearchGenerations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/whence.v1.TraceService/SearchGenerations',
+            whence_dot_v1_dot_trace__pb2.SearchGenerationsRequest.SerializeToString,
+            whence_dot_v1_dot_trace__pb2.SearchGenerationsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -41,6 +41,16 @@ class TraceServiceStub:
     ]
     """Lists the steps of one generation, page by page, in the order of recording."""
 
+    SearchGenerations: grpc.UnaryUnaryMultiCallable[
+        whence.v1.trace_pb2.SearchGenerationsRequest,
+        whence.v1.trace_pb2.SearchGenerationsResponse,
+    ]
+    """Lists the generations that contain a text, or most of it: exact ones first,
+    then by the share of it that they have. A generation is found a second or
+    two after its end. UNIMPLEMENTED with the reason NOT_OFFERED if the journal
+    is encrypted.
+    """
+
     WatchGenerations: grpc.UnaryStreamMultiCallable[
         whence.v1.trace_pb2.WatchGenerationsRequest,
         whence.v1.trace_pb2.WatchGenerationsResponse,
@@ -81,6 +91,16 @@ class TraceServiceAsyncStub:
         whence.v1.trace_pb2.ListStepsResponse,
     ]
     """Lists the steps of one generation, page by page, in the order of recording."""
+
+    SearchGenerations: grpc.aio.UnaryUnaryMultiCallable[
+        whence.v1.trace_pb2.SearchGenerationsRequest,
+        whence.v1.trace_pb2.SearchGenerationsResponse,
+    ]
+    """Lists the generations that contain a text, or most of it: exact ones first,
+    then by the share of it that they have. A generation is found a second or
+    two after its end. UNIMPLEMENTED with the reason NOT_OFFERED if the journal
+    is encrypted.
+    """
 
     WatchGenerations: grpc.aio.UnaryStreamMultiCallable[
         whence.v1.trace_pb2.WatchGenerationsRequest,
@@ -128,6 +148,18 @@ class TraceServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[whence.v1.trace_pb2.ListStepsResponse, collections.abc.Awaitable[whence.v1.trace_pb2.ListStepsResponse]]:
         """Lists the steps of one generation, page by page, in the order of recording."""
+
+    @abc.abstractmethod
+    def SearchGenerations(
+        self,
+        request: whence.v1.trace_pb2.SearchGenerationsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[whence.v1.trace_pb2.SearchGenerationsResponse, collections.abc.Awaitable[whence.v1.trace_pb2.SearchGenerationsResponse]]:
+        """Lists the generations that contain a text, or most of it: exact ones first,
+        then by the share of it that they have. A generation is found a second or
+        two after its end. UNIMPLEMENTED with the reason NOT_OFFERED if the journal
+        is encrypted.
+        """
 
     @abc.abstractmethod
     def WatchGenerations(

@@ -76,6 +76,11 @@ RPCS: Final[dict[str, Rule]] = {
     ),
     _SERVICE + "TraceService/GetGeneration": _read_record(),
     _SERVICE + "TraceService/ListGenerations": _read_record(),
+    _SERVICE + "TraceService/SearchGenerations": Rule(
+        (Scope.READ_CONTENT,),
+        "of one's own, with `read:all` of all",
+        action=AuditAction.READ_CONTENT,
+    ),
     _SERVICE + "TraceService/ListSteps": _read_record(),
     _SERVICE + "TraceService/WatchGenerations": _read_record(),
     _SERVICE + "TraceService/DeleteGeneration": Rule(

@@ -73,6 +73,7 @@ API_ROUTES: Final = (
     _read(f"{_GENERATION}/bundle", "ProofService/ExportBundle", "bundle", Form.FILE),
     _write("POST", f"{_GENERATION}:cancel", "GenerationService/CancelGeneration", "cancel"),
     _write("POST", f"{_GENERATION}:verify", "VerificationService/VerifyGeneration", "verify"),
+    _read(f"{API}/search", "TraceService/SearchGenerations", "search"),
     _read(f"{API}/watch", "TraceService/WatchGenerations"),
     _read(f"{API}/models", "ModelService/ListModels"),
     _read(f"{API}/models/{{model:.+}}", "ModelService/GetModel"),

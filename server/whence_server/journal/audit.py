@@ -24,7 +24,8 @@ from whence_server.journal.expected import (
 from whence_server.journal.findings import Finding, VerifyReport
 from whence_server.journal.label_index import make_label_rows
 from whence_server.journal.origin import read_origin
-from whence_server.journal.schema import CURSORS_OF_WRITERS_VERSION
+from whence_server.journal.schema import CURSORS_OF_WRITERS_VERSION, PASSAGES_VERSION
+from whence_server.journal.search.passages import find_orphans
 from whence_server.journal.sql_lookup import collect_entry_digests
 
 _FIRST_BOUND_VERSION = 2
@@ -96,6 +97,7 @@ class Audit:
             ("entries of unknown writers", self._check_unknown_writers),
             ("labels without a generation", self._check_orphan_labels),
             ("owners without a generation", self._check_orphan_owners),
+            ("passages without a generation", self._check_orphan_passages),
         ):
             run_stage(self._report, name, stage)
 
@@ -265,6 +267,14 @@ class Audit:
             "(SELECT 1 FROM generations g WHERE g.generation_id = o.generation_id)"
         ):
             self._add_detail("owners", _decode(generation_id), "belongs to no generation")
+
+    def _check_orphan_passages(self) -> None:
+        """Check that deleted generations cannot be searched."""
+        if self._version < PASSAGES_VERSION:
+            return
+        for writer, generation in find_orphans(self._connection):
+            place = f"log {writer}, position {generation}"
+            self._add_detail("passages", place, "belong to a generation that is deleted or unknown")
 
     # ---- the rest ----
 

@@ -26,7 +26,7 @@ class PageKey(NamedTuple):
 
 def encode_page_token(key: PageKey, list_filter: ListFilter) -> str:
     """Return an opaque token for the page beyond `key`."""
-    head = _HEAD.pack(_digest_filter(list_filter), key.start_time_ns)
+    head = _HEAD.pack(digest_filter(list_filter), key.start_time_ns)
     return base64.urlsafe_b64encode(head + key.generation_id[:_MAX_ID_BYTES]).decode()
 
 
@@ -44,12 +44,13 @@ def decode_page_token(token: str, list_filter: ListFilter) -> PageKey:
         key = PageKey(start_time_ns, raw[_HEAD.size :])
     except (ValueError, struct.error):
         raise _make_token_error("is not a token that this server returned") from None
-    if digest != _digest_filter(list_filter):
+    if digest != digest_filter(list_filter):
         raise _make_token_error("belongs to a list with another filter; start without a token")
     return key
 
 
-def _digest_filter(list_filter: ListFilter) -> bytes:
+def digest_filter(list_filter: ListFilter) -> bytes:
+    """Return a digest that differs for different filters."""
     parts = [
         list_filter.start_after_ns,
         list_filter.start_before_ns,

@@ -87,3 +87,14 @@ class ListFilter:
     """Labels that a generation must have, with these values."""
     owner: str | None = None
     """Id of the caller that started it, not empty; None for all."""
+
+    def matches(self, index: GenerationIndex) -> bool:
+        """Return whether a generation is one of those that are asked for."""
+        return (
+            (self.start_after_ns is None or index.start_time_ns > self.start_after_ns)
+            and (self.start_before_ns is None or index.start_time_ns < self.start_before_ns)
+            and self.model in ("", index.model)
+            and self.trace_id in ("", index.trace_id)
+            and self.owner in {None, index.owner}
+            and self.labels.items() <= index.labels.items()
+        )

@@ -8,6 +8,7 @@ from typing import Any
 from whence_server.domain.errors import ConfigurationError
 from whence_server.journal import label_index, origin, owner_index, tree_tables
 from whence_server.journal.cursors import seal_cursors
+from whence_server.journal.search import passages
 
 _INITIAL = """
 CREATE TABLE writers (
@@ -87,9 +88,12 @@ MIGRATIONS: tuple[str, ...] = (
     origin.SCHEMA,
     _CURSORS_OF_WRITERS,
     tree_tables.SCHEMA,
+    passages.SCHEMA,
 )
 CURSORS_OF_WRITERS_VERSION = MIGRATIONS.index(_CURSORS_OF_WRITERS) + 1
 """First version whose cursors name the writer of their log."""
+PASSAGES_VERSION = MIGRATIONS.index(passages.SCHEMA) + 1
+"""First version with an index of texts."""
 _PREPARATIONS = {2: label_index.prepare}
 """Functions that run before a migration, in their own transactions; may run repeatedly."""
 _COMPLETIONS = {2: seal_cursors}

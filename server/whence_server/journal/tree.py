@@ -1,4 +1,7 @@
-"""Access of the transparency log to its tables, and to the entries whose statements go into it."""
+"""Tables beside a log of the journal, and the FINISHED entries that they are made of.
+
+The transparency log and the index of texts have tables of their own.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,11 +17,11 @@ T = TypeVar("T")
 
 
 class Tree:
-    """Tables of the transparency log beside one log of the journal.
+    """Tables beside one log of the journal.
 
     Attributes:
         writer: number of the writer of the journal's log.
-        is_shared: True if other servers grow the same transparency log.
+        is_shared: True if other servers write to the same tables.
     """
 
     def __init__(self, log: Log, store: Store, readers: Readers) -> None:
@@ -41,6 +44,10 @@ class Tree:
     async def read(self, read: Callable[[Any], T]) -> T:
         """Call a function with a connection that sees one state of the database."""
         return await self._readers.run(self._store.read_tree, read)
+
+    async def read_long(self, read: Callable[[Any], T]) -> T:
+        """Call a function as `read` does, in a thread of those that may take long."""
+        return await self._readers.run_heavy(self._store.read_tree, read)
 
     async def read_finished(self, after_position: int, limit: int) -> tuple[list[Entry], int]:
         """Read the next committed FINISHED entries of this log.

@@ -14,6 +14,7 @@ from whence_server.domain.errors import (
     DrainingError,
     FieldViolation,
     InvalidRequestError,
+    NotOfferedError,
     RecordDamagedError,
 )
 from whence_server.domain.identity import Scope
@@ -21,6 +22,7 @@ from whence_server.domain.limits import Limits
 from whence_server.journal.content_hiding import READER
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import GenerationRow, ListFilter
+from whence_server.journal.search.search import Hit, Search
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import choose_page_size, require_generation_id
 from whence_server.rpc.splice import (
@@ -39,6 +41,11 @@ from whence_server.rpc.watching import (
 SERVICE = "whence.v1.TraceService"
 
 _DEFAULT_PAGE, _LARGEST_PAGE = 50, 1_000
+_DEFAULT_HITS, _LARGEST_HITS = 20, 200
+_NO_SEARCH = (
+    "the journal is encrypted, and an index of its texts would tell what the encryption hides; "
+    "list generations by model, time or label instead"
+)
 _DEFAULT_STEPS, _LARGEST_STEPS = 500, 5_000
 # Well below the 4 MiB that a gRPC client accepts by default.
 _MAX_STEPS_BYTES = 2 << 20
@@ -50,9 +57,12 @@ _MAX_MODEL, _TRACE_ID = 1_024, 32
 class TraceServicer:
     """Servicer that reads the journal alone and needs no model."""
 
-    def __init__(self, journal: Journal, closing: asyncio.Event) -> None:
+    def __init__(
+        self, journal: Journal, closing: asyncio.Event, search: Search | None = None
+    ) -> None:
         self._journal = journal
         self._closing = closing
+        self._search = search
 
     def list_methods(self) -> list[Method[Any]]:
         """Return the service's methods."""
@@ -60,6 +70,11 @@ class TraceServicer:
             Method("GetGeneration", trace_pb2.GetGenerationRequest, unary=self.get_generation),
             Method(
                 "ListGenerations", trace_pb2.ListGenerationsRequest, unary=self.list_generations
+            ),
+            Method(
+                "SearchGenerations",
+                trace_pb2.SearchGenerationsRequest,
+                unary=self.search_generations,
             ),
             Method("ListSteps", trace_pb2.ListStepsRequest, unary=self.list_steps),
             Method(
@@ -118,6 +133,24 @@ class TraceServicer:
         if not sees_content(call.identity):
             READER.hide(response)
         return response.SerializeToString()
+
+    async def search_generations(
+        self, request: trace_pb2.SearchGenerationsRequest, call: Call
+    ) -> bytes:
+        """Return a page of the generations that contain a text, or most of it."""
+        if self._search is None:
+            raise NotOfferedError(_NO_SEARCH)
+        page = await self._search.find(
+            request.text,
+            convert_filter(request.filter, get_visible_owner(call.identity)),
+            limit=choose_page_size(request.page_size, _DEFAULT_HITS, _LARGEST_HITS),
+            token=request.page_token,
+        )
+        return trace_pb2.SearchGenerationsResponse(
+            hits=[_make_hit_message(hit) for hit in page.hits],
+            next_page_token=page.next_token,
+            num_entries_behind=self._search.indexer.num_entries_behind,
+        ).SerializeToString()
 
     async def list_steps(self, request: trace_pb2.ListStepsRequest, call: Call) -> bytes:
         """Return a page of steps, in the order in which they were made."""
@@ -180,6 +213,22 @@ class TraceServicer:
         await require_access(self._journal, call.generation_id, call.identity, Scope.READ_ALL)
         await self._journal.delete(call.generation_id, call.identity.id)
         return trace_pb2.DeleteGenerationResponse().SerializeToString()
+
+
+def _make_hit_message(hit: Hit) -> trace_pb2.SearchHit:
+    before, match, after = hit.excerpt
+    return trace_pb2.SearchHit(
+        summary=make_summary_message(hit.row),
+        part=trace_pb2.SearchPart.ValueType(hit.found.part.value),
+        sequence_index=hit.found.sequence,
+        begin_byte=hit.bytes.begin,
+        end_byte=hit.bytes.end,
+        step_index=hit.step,
+        share=hit.share,
+        before=before,
+        match=match,
+        after=after,
+    )
 
 
 def make_summary_message(row: GenerationRow) -> trace_pb2.GenerationSummary:

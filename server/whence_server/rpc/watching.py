@@ -79,15 +79,7 @@ class WatchFilter:
             index = (await self._journal.get(generation_id)).index
         except (GenerationNotFoundError, RecordDamagedError):
             return False
-        wanted = self._wanted
-        return (
-            (wanted.start_after_ns is None or index.start_time_ns > wanted.start_after_ns)
-            and (wanted.start_before_ns is None or index.start_time_ns < wanted.start_before_ns)
-            and wanted.model in ("", index.model)
-            and wanted.trace_id in ("", index.trace_id)
-            and wanted.owner in {None, index.owner}
-            and wanted.labels.items() <= index.labels.items()
-        )
+        return self._wanted.matches(index)
 
 
 def _is_readable(entry: Entry) -> bool:
