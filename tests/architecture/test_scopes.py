@@ -141,6 +141,23 @@ def test_documentation_shows_the_table() -> None:
     assert rows == [make_row(name, rule) for name, rule in TABLE.items()]
 
 
+def test_documentation_shows_the_routes_of_the_api() -> None:
+    streams = {
+        f"{service.full_name}/{method.name}"
+        for file in CONTRACT
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.server_streaming
+    }
+    expected = []
+    for route in API_ROUTES:
+        rpc = route.rpc.removeprefix("whence.v1.").replace("/", ".")
+        form = route.form.value if route.rpc in streams else "JSON"
+        expected.append(f"| `{route.name}` | {rpc} | {form} |")
+    page = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(?:GET|POST|DELETE).*\|$", page, re.MULTILINE) == expected
+
+
 def test_documentation_shows_every_scope() -> None:
     rows = re.findall(r"^\| `([a-z:]+)` \| [A-Z]", PAGE, re.MULTILINE)
     assert rows == list(Scope)

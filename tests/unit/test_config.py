@@ -188,6 +188,16 @@ def test_allowed_origins_are_as_browsers_send_them() -> None:
         read("--model", "m", flags[0])
 
 
+def test_the_url_of_a_trace_says_where_its_id_goes() -> None:
+    listen = ("--model", "m")
+    url = "https://traces.example/trace/{trace_id}?a=b"
+    assert read(*listen, "--trace-url", url).trace_url == url
+    assert read(*listen, WHENCE_TRACE_URL=url).trace_url == url
+    for given in ("https://traces.example/", "ftp://x/{trace_id}", "javascript:{trace_id}", "x"):
+        with pytest.raises(ConfigurationError, match="trace_id"):
+            read(*listen, "--trace-url", given)
+
+
 @pytest.mark.parametrize(
     "given", ["*", "null", "app.example", "https://app.example/", "ftp://app.example", "https://"]
 )

@@ -175,3 +175,33 @@ async def test_beyond_loopback_any_host_is_this_server() -> None:
         assert (await post(counted, JSON | other))[0] == 403
     finally:
         await counted.server.close()
+
+
+async def test_a_link_of_another_site_may_open_a_page_and_nothing_else() -> None:
+    origins = Origins(checks_host=True)
+    calls, errors = CallLog(lambda _: None), OpenAIErrors({})
+
+    async def show(_exchange: Exchange) -> web.StreamResponse:
+        return web.Response(text="shown")
+
+    page = guard("/", origins.protect(show, is_page=True), errors, calls)
+    other = guard("/api", origins.protect(show), errors, calls)
+    routes = {("GET", "/"): page, ("POST", "/"): page, ("GET", "/api"): other}
+    server = HttpServer(routes, "127.0.0.1", 0, other, max_connections=8, origins=origins)
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    opened = link | {"Sec-Fetch-Dest": "document"}
+    await server.start()
+    try:
+        async with ClientSession() as session:
+            for method, path, headers, status in (
+                ("GET", "/", opened, 200),
+                ("POST", "/", opened, 403),
+                ("GET", "/", link | {"Sec-Fetch-Dest": "iframe"}, 403),
+                ("GET", "/", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}, 403),
+                ("GET", "/", opened | {"Host": "rebound.example"}, 403),
+                ("GET", "/api", opened, 403),
+            ):
+                async with session.request(method, server.url + path, headers=headers) as answer:
+                    assert answer.status == status, (method, path, headers)
+    finally:
+        await server.close()

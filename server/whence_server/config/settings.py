@@ -16,6 +16,7 @@ from whence_server.config.access import AccessSettings, check_access
 from whence_server.config.checks import check_settings
 from whence_server.config.content import ContentSettings
 from whence_server.config.fields import declare_setting
+from whence_server.config.http import HttpSettings
 from whence_server.config.journal import JournalSettings
 from whence_server.config.otlp import read_span_destination
 from whence_server.config.reading import add_field_arguments, read_field_values
@@ -32,7 +33,6 @@ from whence_server.config.spelling import (
     parse_exporter,
     parse_grace_seconds,
     parse_host_and_port,
-    parse_origin,
     parse_path,
     parse_probability,
     parse_progress_seconds,
@@ -55,7 +55,7 @@ from whence_server.domain.otlp import OtlpSettings
 
 # Read by the client, which may share the server's environment.
 CLIENT_VARIABLES = frozenset(
-    f"WHENCE_{name}" for name in ("TARGET", "TRACE_URL", "CA", "CERT", "KEY", "TOKEN", "TOKEN_FILE")
+    f"WHENCE_{name}" for name in ("TARGET", "CA", "CERT", "KEY", "TOKEN", "TOKEN_FILE")
 )
 DEMO_GGUF_VARIABLE = "WHENCE_DEMO_MODEL_GGUF"
 """Variable with the path of the demo model's GGUF file; `make demo` and the tests read it."""
@@ -83,6 +83,7 @@ class ServeConfig(
     SigningSettings,
     RetentionSettings,
     TransparencySettings,
+    HttpSettings,
 ):
     """The settings of `whence-server serve`, validated."""
 
@@ -295,21 +296,6 @@ class ServeConfig(
         "probability under the model below which spans flag a token, and its generation, as "
         "unlikely; 0 flags none",
         "P",
-    )
-    http_listen: str = declare_setting(
-        "",
-        parse_host_and_port,
-        "HOST:PORT of OpenAI's API over HTTP: /v1/chat/completions, /v1/completions, /v1/responses "
-        "and /v1/models (default: none)",
-        "ADDRESS",
-    )
-    http_allow_origin: tuple[str, ...] = declare_setting(
-        (),
-        parse_origin,
-        "origin of web pages that may use --http-listen, for example https://app.example; the flag "
-        "can be repeated, and commas separate the origins in the variable (default: none)",
-        "ORIGIN",
-        each="--http-allow-origin",
     )
     metrics_listen: str = declare_setting(
         "",

@@ -6,6 +6,7 @@ Each parser returns the value of a text, or raises a ValueError that says what i
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from whence_server.domain.addresses import parse_host_port
 from whence_server.domain.errors import ConfigurationError
@@ -14,6 +15,7 @@ from whence_server.domain.limits import Limits
 LEAST_STALL_S = 5.0
 MAX_GRACE_S = Limits().max_disconnect_grace_s
 LEAST_PROGRESS_S = 0.1
+_TRACE_ID = "{trace_id}"
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -196,6 +198,23 @@ def parse_origin(text: str) -> str:
         )
     scheme, _, place = text.lower().partition("://")
     return f"{scheme}://{place.removesuffix(_DEFAULT_PORTS[scheme])}"
+
+
+def parse_trace_url(text: str) -> str:
+    """Parse the URL of a trace, with the place of its id."""
+    url = urlsplit(text.replace(_TRACE_ID, "0" * 32))
+    if (
+        url.scheme not in {"http", "https"}
+        or not url.hostname
+        or _TRACE_ID not in text
+        or not text.isprintable()
+        or " " in text
+    ):
+        raise ValueError(
+            f"expected http://HOST/... or https://HOST/... with {_TRACE_ID} in it, such as "
+            f"http://localhost:16686/trace/{_TRACE_ID}"
+        )
+    return text
 
 
 def parse_step_spans(text: str) -> int | None:

@@ -51,9 +51,7 @@ class Origins:
             HostRefusedError: it was sent to a name that is not this machine's.
             OriginRefusedError: it was sent for a page of another origin.
         """
-        host = request.headers.get(hdrs.HOST, "")
-        if self._checks_host and host and not self._is_own(_get_name(host)):
-            raise HostRefusedError(host)
+        host = self._check_host(request)
         origin = request.headers.get(hdrs.ORIGIN)
         if origin in self._allowed:
             return
@@ -65,14 +63,36 @@ class Origins:
         if not own:
             raise OriginRefusedError(origin or "")
 
-    def protect(self, handle: Handler) -> Handler:
-        """Wrap a handler: requests for pages that are not allowed are refused."""
+    def protect(self, handle: Handler, *, is_page: bool = False) -> Handler:
+        """Wrap a handler: requests for pages that are not allowed are refused.
+
+        Args:
+            handle: the handler.
+            is_page: whether links of other sites may open what it shows, in a window of its own.
+        """
 
         async def answer(exchange: Exchange) -> web.StreamResponse:
-            self.check(exchange.request)
+            if not (is_page and self._opens_page(exchange.request)):
+                self.check(exchange.request)
             return await handle(exchange)
 
         return answer
+
+    def _opens_page(self, request: web.Request) -> bool:
+        """Return whether a person opens a page by a link; its name is still checked."""
+        self._check_host(request)
+        asked = request.headers
+        return (
+            request.method == hdrs.METH_GET
+            and asked.get("Sec-Fetch-Mode") == "navigate"
+            and asked.get("Sec-Fetch-Dest") == "document"
+        )
+
+    def _check_host(self, request: web.Request) -> str:
+        host = request.headers.get(hdrs.HOST, "")
+        if self._checks_host and host and not self._is_own(_get_name(host)):
+            raise HostRefusedError(host)
+        return host
 
     async def answer_preflight(self, exchange: Exchange) -> web.StreamResponse:
         """Tell a browser what a page of an allowed origin may send (Fetch, "CORS protocol")."""

@@ -16,7 +16,7 @@ _HEADERS = {
     "X-Accel-Buffering": "no",
 }
 COMMENT = b": waiting\n\n"
-"""What readers of events pass over."""
+"""Comment, which readers of events pass over."""
 
 T = TypeVar("T")
 

@@ -6,23 +6,21 @@ lowerCamelCase, 64-bit numbers as strings, bytes in base64, times in RFC 3339.
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
-import orjson
 from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
+from whence_server.http.api.json_form import write_message
 from whence_server.rpc.wire_counts import check_wire
 
 _FILTER = "filter"
-# Converting a message of this size takes a few milliseconds.
-_INLINE_BYTES = 16 << 10
-# The watchers of one server get the same messages.
-_MAX_REMEMBERED, _MAX_REMEMBERED_BYTES = 256, 32 << 10
+INLINE_BYTES = 16 << 10
+"""Size up to which a message is converted in the event loop: that takes a few milliseconds."""
 _BOOLEANS = {"true": True, "false": False}
 _JSON_WHOLE = frozenset({"google.protobuf.Timestamp", "google.protobuf.Duration"})
 """Messages that are one value in JSON."""
@@ -120,7 +118,7 @@ async def parse_body(
         InvalidRequestError: a field is unknown, or has a value of another kind.
     """
     document = {**body, **path}
-    if num_bytes <= _INLINE_BYTES:
+    if num_bytes <= INLINE_BYTES:
         return _parse(document, request_type)
     return await asyncio.to_thread(_parse, document, request_type)
 
@@ -144,23 +142,11 @@ def get_message_type(descriptor: Descriptor) -> type[Message]:
 
 async def make_json(message_type: type[Message], raw: bytes) -> bytes:
     """Return a serialised message as JSON; large ones are converted in a thread."""
-    if len(raw) <= _INLINE_BYTES:
+    if len(raw) <= INLINE_BYTES:
         return write_json(message_type, raw)
     return await asyncio.to_thread(write_json, message_type, raw)
 
 
 def write_json(message_type: type[Message], raw: bytes) -> bytes:
     """Return a serialised message as JSON on one line; unset fields are left out."""
-    if len(raw) <= _MAX_REMEMBERED_BYTES:
-        key: Any = message_type
-        return _write_remembered(key, raw)
-    return _write(message_type, raw)
-
-
-def _write(message_type: type[Message], raw: bytes) -> bytes:
-    return orjson.dumps(json_format.MessageToDict(message_type.FromString(raw)))
-
-
-@lru_cache(maxsize=_MAX_REMEMBERED)
-def _write_remembered(message_type: Any, raw: bytes) -> bytes:
-    return _write(message_type, raw)
+    return write_message(message_type.FromString(raw))

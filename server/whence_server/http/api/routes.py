@@ -129,8 +129,9 @@ class _ApiHandler:
                 return await answer_read(exchange, raw, keep)
             case Form.EVENTS:
                 noted = self._note_first(messages, call, request)
-                types = self._request_type, self._response_type
-                return await stream_events(exchange, noted, call, types, self._interval_s)
+                return await stream_events(
+                    exchange, noted, call, self._response_type, self._interval_s
+                )
 
     async def _note_first(
         self, messages: AsyncGenerator[bytes, None], call: Call, request: Message
@@ -172,7 +173,7 @@ class _ApiHandler:
     def _read_last_event_id(self, request: web.Request) -> list[tuple[str, str]]:
         """Return the place that a reader who comes back has reached, as a parameter."""
         told = request.headers.get(LAST_EVENT_ID)
-        field, _ = RESUMED.get(self._request_type.DESCRIPTOR.name, ("", None))
+        field = RESUMED.get(self._request_type.DESCRIPTOR.name)
         return [(field, told)] if told and field else []
 
 

@@ -1,6 +1,6 @@
 """GET /api/v1/server: the server's load, its models, and what it offers to the caller."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -32,6 +32,7 @@ def list_state_routes(
     origins: Origins = OWN_PAGES,
     *,
     trace_url: str = "",
+    missing: Collection[str] = (),
 ) -> Mapping[tuple[str, str], Answer]:
     """Return the handler by request method and path.
 
@@ -42,15 +43,24 @@ def list_state_routes(
         gate: admits callers.
         origins: rule for requests of browsers.
         trace_url: URL of the tracing backend's page of a trace; "" if it is not known.
+        missing: offers that the server does not make, although it has their RPCs.
     """
-    handler = _StateHandler(services, live, gate, trace_url)
+    handler = _StateHandler(services, live, gate, trace_url, missing)
     handle = origins.protect(handler.answer)
     answer = guard(STATE, handle, ApiErrors(), calls, gate=gate, recorded=False, takes_login=True)
     return {("GET", STATE): answer}
 
 
 class _StateHandler:
-    def __init__(self, services: Services, live: LiveServer, gate: Gate, trace_url: str) -> None:
+    def __init__(
+        self,
+        services: Services,
+        live: LiveServer,
+        gate: Gate,
+        trace_url: str,
+        missing: Collection[str],
+    ) -> None:
+        self._missing = frozenset(missing) | {""}
         self._live = live
         self._gate = gate
         self._trace_url = trace_url
@@ -85,7 +95,7 @@ class _StateHandler:
         return sorted(
             offer
             for offer, rule in rules.items()
-            if offer and (not rule.scopes or scopes.intersection(rule.scopes))
+            if offer not in self._missing and (not rule.scopes or scopes.intersection(rule.scopes))
         )
 
     def _describe_load(self) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from functools import lru_cache
 from typing import Any
 
 from aiohttp import web
 from google.protobuf.message import Message
 
 from whence_server.http.api.errors import END
-from whence_server.http.api.messages import make_json
+from whence_server.http.api.messages import INLINE_BYTES, write_json
 from whence_server.http.exchange import Exchange
 from whence_server.http.streams import COMMENT, make_event, open_stream
 from whence_server.rpc.calls import Call
@@ -18,12 +19,21 @@ from whence_server.rpc.stream_writer import StreamWriter
 # An error that comes sooner has its own status; a reader of a silent stream is not kept waiting.
 _OPEN_AFTER_S = 0.5
 
-RESUMED: Mapping[str, tuple[str, Callable[[Any], object]]] = {
-    "ResumeGenerationRequest": ("after_offset", lambda it: it.event.last_offset),
-    "WatchGenerationsRequest": ("after_position", lambda it: it.position),
-    "WatchTrainingRunRequest": ("after_position", lambda it: it.last_position),
+RESUMED: Mapping[str, str] = {
+    "ResumeGenerationRequest": "after_offset",
+    "WatchGenerationsRequest": "after_position",
+    "WatchTrainingRunRequest": "after_position",
 }
-"""By the request: its field that `Last-Event-ID` sets, and a message's value of it."""
+"""Field of a request that `Last-Event-ID` sets."""
+_POSITIONS: Mapping[str, Callable[[Any], object]] = {
+    "GenerateResponse": lambda it: it.event.last_offset,
+    "ResumeGenerationResponse": lambda it: it.event.last_offset,
+    "WatchGenerationsResponse": lambda it: it.position,
+    "WatchTrainingRunResponse": lambda it: it.last_position,
+}
+"""A message's value of that field."""
+# The watchers of one server get the same messages.
+_MAX_REMEMBERED = 256
 LAST_EVENT_ID = "Last-Event-ID"
 
 
@@ -31,7 +41,7 @@ async def stream_events(
     exchange: Exchange,
     messages: AsyncGenerator[bytes, None],
     call: Call,
-    types: tuple[type[Message], type[Message]],
+    message_type: type[Message],
     interval_s: float,
 ) -> web.StreamResponse:
     """Answer with an event for each message, and one named "end" after the last.
@@ -40,11 +50,9 @@ async def stream_events(
         exchange: the request.
         messages: serialised messages; closed at the end.
         call: the call that makes them.
-        types: types of the request and of the messages.
+        message_type: type of the messages.
         interval_s: seconds of silence after which something is written; 0 for never.
     """
-    request_type, message_type = types
-    _, get_position = RESUMED.get(request_type.DESCRIPTOR.name, ("", _get_nothing))
 
     def make_filler() -> bytes:
         return b"" if call.make_filler is None else call.make_filler()
@@ -60,12 +68,8 @@ async def stream_events(
 
             async def write(raw: bytes) -> None:
                 # Messages that only keep a stream open have no field.
-                if not raw:
-                    await response.write(COMMENT)
-                    return
-                document = await make_json(message_type, raw)
-                position = str(get_position(message_type.FromString(raw)))
-                await response.write(make_event(document, position=position))
+                event = await _make_event(message_type, raw) if raw else COMMENT
+                await response.write(event)
 
             with StreamWriter(write, make_filler, interval_s) as writer:
                 while (raw := await following) is not None:
@@ -80,8 +84,26 @@ async def stream_events(
     return response
 
 
+async def _make_event(message_type: type[Message], raw: bytes) -> bytes:
+    if len(raw) > INLINE_BYTES:
+        return await asyncio.to_thread(_write_event, message_type, raw)
+    key: Any = message_type
+    return _write_remembered(key, raw)
+
+
+def _write_event(message_type: type[Message], raw: bytes) -> bytes:
+    get_position = _POSITIONS.get(message_type.DESCRIPTOR.name, _get_nothing)
+    position = str(get_position(message_type.FromString(raw)))
+    return make_event(write_json(message_type, raw), position=position)
+
+
 def _get_nothing(_message: object) -> str:
     return ""
+
+
+@lru_cache(maxsize=_MAX_REMEMBERED)
+def _write_remembered(message_type: Any, raw: bytes) -> bytes:
+    return _write_event(message_type, raw)
 
 
 async def read_joined(messages: AsyncGenerator[bytes, None], message_type: type[Message]) -> bytes:
