@@ -360,7 +360,7 @@ class AsyncGenerations:
         """Yield the generations that contain a text, or most of it: exact hits first.
 
         Args:
-            text: from 16 to 2,000 characters.
+            text: from 20 to 2,000 characters.
             page_size: most hits of one page; 0 for the server's default.
             options: options of `FilterOptions`.
 

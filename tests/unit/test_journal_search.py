@@ -138,7 +138,7 @@ async def test_verification_notices_passages_of_a_deleted_generation(tmp_path: P
     report = verify_journal(tmp_path)
     assert not report.findings
     database = apsw.Connection(str(tmp_path / "journal.db"))
-    database.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows[:1])
+    database.execute("INSERT INTO passages VALUES (?, ?, ?)", rows[0])
     database.close()
     (finding,) = verify_journal(tmp_path).findings
     assert finding.table == "passages"
@@ -212,7 +212,7 @@ async def test_a_text_that_many_have_costs_a_bounded_number_of_comparisons(
 @pytest.mark.parametrize("text", ["", "too short", "  a   b   c  d  e ", "x" * 2_001])
 async def test_a_text_of_the_wrong_length_is_refused(tmp_path: Path, text: str) -> None:
     async with searching(tmp_path) as (_, search):
-        with pytest.raises(InvalidRequestError, match="from 16 to 2000 characters"):
+        with pytest.raises(InvalidRequestError, match="from 20 to 2000 characters"):
             await search.find(text, ALL, limit=3)
 
 

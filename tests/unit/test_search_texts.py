@@ -37,14 +37,14 @@ def test_any_text_has_fingerprints_of_32_bits(text: str) -> None:
     assert len(set(found)) == len(found)
 
 
-def test_fingerprints_are_about_two_of_ten_characters() -> None:
+def test_fingerprints_are_about_one_for_seven_characters() -> None:
     text = " ".join(str(number * 7_919) for number in range(2_000))
-    assert 0.15 < len(make_fingerprints(text)) / len(text) < 0.25
+    assert 0.12 < len(make_fingerprints(text)) / len(text) < 0.17
 
 
 def test_fingerprints_stay_the_same() -> None:
     """Notice a change of the hash: what is on record would not be found any more."""
-    assert make_fingerprints("the capital of france") == [319937759, 512992180, 532087321]
+    assert make_fingerprints("the capital of france") == [319937759]
 
 
 @given(TEXTS, st.text(alphabet="ABcé  ß\t\nİ", min_size=1, max_size=30), TEXTS)

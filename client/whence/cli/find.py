@@ -31,7 +31,7 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("text", metavar="TEXT", help='at least 16 characters; "-" reads them')
+    parser.add_argument("text", metavar="TEXT", help='at least 20 characters; "-" reads them')
     parser.add_argument(
         "--limit",
         type=_parse_count,

@@ -325,7 +325,7 @@ class SearchGenerationsRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     text: builtins.str
-    """A sentence: from 16 to 2,000 characters. Letters count without their case,
+    """A sentence: from 20 to 2,000 characters. Letters count without their case,
     and white space as one space.
     """
     page_size: builtins.int
@@ -416,7 +416,7 @@ class SearchHit(google.protobuf.message.Message):
     """
     share: builtins.float
     """Share of the text's different sequences of three characters that stand there:
-    1 only for the text itself, and at least 0.5.
+    1 only for the text itself, and at least 0.6.
     """
     before: builtins.str
     """Up to 80 characters that stand before the range."""

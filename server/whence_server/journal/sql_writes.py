@@ -7,7 +7,7 @@ from whence_server.journal import cursors, label_index, owner_index
 from whence_server.journal.chain import digest_payload
 from whence_server.journal.label_index import make_label_rows
 from whence_server.journal.origin import remove_entries
-from whence_server.journal.search import passages
+from whence_server.journal.search.passages import Place, delete_passages
 from whence_server.journal.sql_rows import INDEX_COLUMNS, bind_finish, bind_generation
 from whence_server.journal.store import Batch, NewEntry
 
@@ -117,4 +117,4 @@ def _destroy(connection: Any, writer: int, generation_id: str, before: int) -> N
     connection.execute(_BURY, (generation_id,))
     connection.execute("DELETE FROM labels WHERE generation_id = ?", (generation_id,))
     connection.execute(owner_index.DELETE, (generation_id,))
-    connection.execute(passages.DELETE, (writer, generation))
+    delete_passages(connection, Place(writer, generation))

@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 from google.protobuf.message import Message
 
+from whence_server.http.api.bundling import BundlingWriter
 from whence_server.http.api.errors import END
 from whence_server.http.api.messages import INLINE_BYTES, write_json
 from whence_server.http.exchange import Exchange
@@ -66,15 +67,19 @@ async def stream_events(
             exchange.take_generation_id()
             response = await open_stream(exchange)
 
-            async def write(raw: bytes) -> None:
-                # Messages that only keep a stream open have no field.
-                event = await _make_event(message_type, raw) if raw else COMMENT
-                await response.write(event)
+            async with BundlingWriter(response) as bundling:
 
-            with StreamWriter(write, make_filler, interval_s) as writer:
-                while (raw := await following) is not None:
-                    await writer.write(raw)
-                    following = asyncio.ensure_future(anext(messages, None))
+                async def write(raw: bytes) -> None:
+                    # Messages that only keep a stream open have no field.
+                    event = await _make_event(message_type, raw) if raw else COMMENT
+                    await bundling.write(event)
+
+                with StreamWriter(write, make_filler, interval_s) as writer:
+                    first = await following
+                    if first is not None:
+                        await writer.write(first)
+                        async for raw in messages:
+                            await writer.write(raw)
         finally:
             if not following.done():
                 following.cancel()

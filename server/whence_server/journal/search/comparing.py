@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from whence_server.journal.search.fingerprints import GRAM_CHARACTERS
 
-LEAST_SHARE = 0.5
+LEAST_SHARE = 0.6
 """Least share of a sentence's trigrams that a text must have in one place."""
 _TRIGRAM = 3
 _MAX_PROBES = 128

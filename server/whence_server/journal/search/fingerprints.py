@@ -2,7 +2,7 @@
 
 A fingerprint is a hash of `GRAM_CHARACTERS` consecutive characters. Of each `WINDOW` consecutive
 ones the smallest is kept, so that two texts with `LEAST_CHARACTERS` consecutive characters in
-common have a fingerprint in common, and a text has two for each ten characters (Schleimer,
+common have a fingerprint in common, and a text has one for each seven characters (Schleimer,
 Wilkerson and Aiken, "Winnowing: local algorithms for document fingerprinting", SIGMOD 2003).
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 GRAM_CHARACTERS = 8
-WINDOW = 9
+WINDOW = 13
 LEAST_CHARACTERS = GRAM_CHARACTERS + WINDOW - 1
 """Length of a common passage that is found without fail, in characters of `normalise`."""
 # Odd constants of 64 bits: a polynomial hash, whose bits murmur's finaliser mixes.

@@ -25,7 +25,7 @@ MAX_CHARACTERS = {Part.OUTPUT: 100_000, Part.PROMPT: 8_000}
 """Characters that are indexed: of an output the first, of a prompt the last."""
 _INTERVAL_S = 1.0
 # A few milliseconds of the thread that commits.
-_LIMIT = 8
+_LIMIT = 16
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 30.0
 _PLACE = "SELECT writer, started_position FROM generations WHERE generation_id = ? AND deleted = 0"
 

@@ -1,8 +1,9 @@
-"""Table of passages: the fingerprints of each generation's texts, in SQL of both databases.
+"""Tables of passages: the fingerprints of each generation's texts, in SQL of both databases.
 
 A row is content of a kind: it tells that a passage is in a generation. It goes with the content.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,11 +15,21 @@ CREATE TABLE passages (
     generation INTEGER NOT NULL, -- generations.started_position
     PRIMARY KEY (fingerprint, writer, generation)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX passages_by_generation ON passages (writer, generation);
+
+CREATE TABLE searchable (
+    writer INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    fingerprints BLOB NOT NULL, -- those in passages, of four bytes each: a deletion looks them up
+    PRIMARY KEY (writer, generation)
+) STRICT, WITHOUT ROWID;
 """
-"""Migration that creates it; old migrations are never edited."""
-DELETE = "DELETE FROM passages WHERE writer = ? AND generation = ?"
+"""Migration that creates them; old migrations are never edited."""
 _INSERT = "INSERT INTO passages VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_INSERT_LIST = "INSERT INTO searchable VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_READ_LIST = "SELECT fingerprints FROM searchable WHERE writer = ? AND generation = ?"
+_DELETE = "DELETE FROM passages WHERE fingerprint = ? AND writer = ? AND generation = ?"
+_DELETE_LIST = "DELETE FROM searchable WHERE writer = ? AND generation = ?"
+_CODE = "i"
 # Nothing is changed, and no deletion can come in between on a shared database.
 _LOCK = """
     UPDATE generations SET deleted = deleted WHERE writer = ? AND started_position = ?
@@ -32,7 +43,8 @@ _FIND = """
 
 
 _ORPHANS = """
-    SELECT p.writer, p.generation FROM (SELECT DISTINCT writer, generation FROM passages) p
+    SELECT p.writer, p.generation FROM (
+        SELECT writer, generation FROM passages UNION SELECT writer, generation FROM searchable) p
     WHERE NOT EXISTS (SELECT 1 FROM generations g WHERE g.writer = p.writer
         AND g.started_position = p.generation AND g.deleted = 0)
 """
@@ -54,10 +66,20 @@ def add_passages(
         if is_shared:
             connection.execute(_LOCK, place)
         if connection.execute(_LIVE, place).fetchall():
+            listed = array(_CODE, fingerprints).tobytes()
+            connection.execute(_INSERT_LIST, (*place, listed))
             rows += [(fingerprint, *place) for fingerprint in fingerprints]
     if rows:
         # In the order of the table: neighbours share its pages.
         connection.executemany(_INSERT, sorted(rows))
+
+
+def delete_passages(connection: Any, place: Place) -> None:
+    """Remove what finds a generation."""
+    for (listed,) in connection.execute(_READ_LIST, place).fetchall():
+        fingerprints = array(_CODE, bytes(listed))
+        connection.executemany(_DELETE, [(fingerprint, *place) for fingerprint in fingerprints])
+    connection.execute(_DELETE_LIST, place)
 
 
 def count_common(connection: Any, fingerprints: Sequence[int], most: int) -> Counter[Place]:
