@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from functools import lru_cache
 from itertools import groupby
 from typing import TypeVar
+
+from google.protobuf.message import DecodeError
 
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import (
     GenerationNotFoundError,
     RecordDamagedError,
 )
+from whence_server.journal.entry_messages import MESSAGES
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import ListFilter
-from whence_server.rpc.splice import require_readable
 
 T = TypeVar("T")
 
@@ -84,8 +87,14 @@ class WatchFilter:
 
 def _is_readable(entry: Entry) -> bool:
     """Return whether an entry can be parsed: a damaged one must not end the watch."""
+    return _can_parse(entry.kind, entry.payload)
+
+
+# Each watcher asks for the same entries, whose payloads are the same objects.
+@lru_cache(maxsize=256)
+def _can_parse(kind: EntryKind, payload: bytes) -> bool:
     try:
-        require_readable([entry])
-    except RecordDamagedError:
+        MESSAGES[kind].FromString(payload)
+    except (DecodeError, KeyError):
         return False
     return True
