@@ -138,6 +138,17 @@ async def test_an_idle_process_ends_and_another_analysis_has_its_place(tmp_path:
     await host.close()
 
 
+async def test_a_question_at_the_end_of_the_idle_time_has_a_new_process(host: AnalysisHost) -> None:
+    await ask(host, "g")
+    first = host.pid
+    asking = asyncio.create_task(ask(host, "h"))
+    await asyncio.sleep(0)
+    host._end_idle()
+    assert await asking == [b"first", b"h"]
+    assert host.pid not in {None, first}
+    await host.close()
+
+
 async def test_a_caller_who_does_not_read_holds_nobody(host: AnalysisHost) -> None:
     async with aclosing(host.ask(make("b"), "alice")) as messages:
         assert await anext(messages) == b"first"

@@ -193,9 +193,12 @@ class AnalysisHost:
         return self._process
 
     def _end_idle(self) -> None:
-        if self._turn.locked():
+        self._idle = None
+        if self._turn.locked() or self._process is None:
             return
-        task = asyncio.get_running_loop().create_task(self._end())
+        # At once: a question that comes before the task runs would be asked of a dying process.
+        running, self._process = self._process, None
+        task = asyncio.get_running_loop().create_task(running.kill())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
