@@ -191,18 +191,19 @@ async def test_a_reader_that_is_slow_is_waited_for(server):
     assert [int(item.position) for item in rest] == list(range(2, 23))
 
 
-def num_reading_threads() -> int:
-    return sum(thread.name == "whence-reader" for thread in threading.enumerate())
+def list_reading_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "whence-reader"}
 
 
 async def test_a_timed_stream_that_is_dropped_ends_its_call_and_its_thread(server, client):
     server.script.turns.append(Hold(2))
+    of_others = list_reading_threads()
     generation = client.generate("The")
     assert generation.read(timeout_s=20).text == "Hello"
-    assert num_reading_threads() == 1
+    (thread,) = list_reading_threads() - of_others
     del generation
     gc.collect()
-    await wait_until(lambda: num_reading_threads() == 0)
+    await wait_until(lambda: not thread.is_alive())
 
 
 async def test_a_stream_that_is_dropped_ends_its_call_and_its_task(server):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
+from folders import read_folder
 from google.protobuf.message import Message
 from otlp_collector import Collected, collecting
 from server_process import ServerProcess
@@ -320,10 +321,9 @@ def test_nothing_is_on_disk_on_spans_or_in_the_log(run: Run) -> None:
         for ids, content in ((KEPT_IDS, "tokens"), (SECRET_IDS, "none")):
             text = client.generate(ids, content=content, forced=ids).result()
             assert text.sequences[0].token_ids == tuple(ids)
-    files = [path for path in run.directory.rglob("*") if path.is_file()]
-    while_running = {path: path.read_bytes() for path in files}
+    while_running = read_folder(run.directory)
     assert run.server.terminate() == 0
-    at_rest = {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
+    at_rest = read_folder(run.directory)
     for content in (while_running, at_rest):
         assert [path.name for path, raw in content.items() if find_words(raw)] == []
     stored = b"".join(at_rest.values())

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import grpc
 import pytest
+from folders import read_folder
 from otlp_collector import Collected, collecting
 from server_process import ServerProcess
 
@@ -272,12 +273,13 @@ def test_generations_of_other_processes_are_redacted(
 
 def test_nothing_is_on_disk_on_spans_or_in_the_log(run: Run) -> None:
     """The last test of the file: it ends the server."""
-    while_running = {p.name: p.read_bytes() for p in run.directory.rglob("*") if p.is_file()}
+    while_running = read_folder(run.directory)
     assert run.server.terminate() == 0
-    at_rest = {p.name: p.read_bytes() for p in run.directory.rglob("*") if p.is_file()}
+    at_rest = read_folder(run.directory)
     for content in (while_running, at_rest):
-        assert [name for name, raw in content.items() if find_parts(raw)] == []
-    assert b"[customer]" in at_rest["journal.db"], "there was something to look through"
+        assert [path.name for path, raw in content.items() if find_parts(raw)] == []
+    database = at_rest[run.directory / "journal.db"]
+    assert b"[customer]" in database, "there was something to look through"
     exported = [it.SerializeToString() for it in (*run.collected.traces, *run.collected.logs)]
     assert b"[mail]" in b"".join(exported)
     assert find_parts(b"".join(exported)) == []

@@ -1,16 +1,21 @@
 """A server whose journal is encrypted: used, killed, verified, and never readable on disk."""
 
+import hashlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
+from awaiting import await_that
 from sealed_journals import read_files
 from server_process import ServerProcess
 
 from whence import Client, NotFoundError
+from whence.v1.transparency_log_pb2 import ProveInclusionRequest
+from whence.v1.transparency_log_pb2_grpc import TransparencyLogServiceStub
 
 PROMPT, OUTPUT, LABEL = "zanzibar quokka", "wombat numbat", "kookaburra"
 CONTENT = [word.encode() for text in (PROMPT, OUTPUT, LABEL) for word in text.split()]
@@ -25,6 +30,25 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         check=False,
         env={k: v for k, v in os.environ.items() if not k.startswith("WHENCE_")},
     )
+
+
+def wait_until_logged(client: Client, target: str, generation_id: str) -> None:
+    """Wait until the transparency log, which follows behind, has a generation's statement."""
+    envelope = client.generations.get(generation_id).finished.statement.envelope
+    request = ProveInclusionRequest(statement_digest=hashlib.sha256(envelope).digest())
+    with grpc.insecure_channel(target) as channel:
+        stub = TransparencyLogServiceStub(channel)
+
+        def is_logged() -> bool:
+            try:
+                stub.ProveInclusion(request)
+            except grpc.RpcError as error:
+                if error.code() in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE}:
+                    return False
+                raise
+            return True
+
+        await_that(is_logged, "the transparency log has the statement")
 
 
 def test_encrypted_journal_serves_every_reader_and_is_unreadable_on_disk(
@@ -53,6 +77,7 @@ def test_encrypted_journal_serves_every_reader_and_is_unreadable_on_disk(
                 client.generations.get(ids[1])
             files = read_files(data_dir)
             assert [word for word in CONTENT if word in files] == []
+            wait_until_logged(client, server.target, ids[0])
         server.kill()
         assert [word for word in CONTENT if word in "".join(server.log).encode()] == []
     files = read_files(data_dir)

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from aiohttp import web
+from backend_process import find_free_port
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server_process import ServerProcess
 from waiting import wait_until
@@ -24,7 +25,7 @@ class Upstream:
     """A plain OpenAI-compatible server, which tells text and logprobs."""
 
     def __init__(self) -> None:
-        self.port = 0
+        self.port = find_free_port()
         self.num_open = 0
         self.keys: set[str | None] = set()
         self.bodies: list[dict] = []
@@ -38,7 +39,6 @@ class Upstream:
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
         await site.start()
-        self.port = runner.addresses[0][1]
         try:
             yield
         finally:
@@ -109,8 +109,6 @@ async def run(client: AsyncClient, prompt: str) -> None:
 async def test_an_upstream_is_served_while_it_is_there(tmp_path: Path) -> None:
     upstream, key = Upstream(), tmp_path / "key"
     key.write_text(KEY)
-    async with upstream.running():
-        pass  # so that its port is known, and nothing answers there
     server = ServerProcess(
         None,
         tmp_path / "data",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 from backend_process import find_free_port
+from folders import read_folder
 from required import skip_without
 
 _CONFIGURATION = """
@@ -95,8 +96,7 @@ class PostgresServer:
 
     def read_files(self, folder: str = "") -> bytes:
         """Return every byte of every file of the server, or of a folder of its data."""
-        paths = sorted((self._data / folder).rglob("*"))
-        return b"".join(path.read_bytes() for path in paths if path.is_file())
+        return b"".join(read_folder(self._data / folder).values())
 
     def kill(self) -> None:
         """Kill its first process as the system does when memory is short; the others then end."""

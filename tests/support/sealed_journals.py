@@ -7,6 +7,7 @@ from pathlib import Path
 
 import apsw
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from folders import read_folder
 
 from whence.v1.sealing_pb2 import SealedFinish, SealedStart
 from whence_server.domain.journal_url import JournalUrl
@@ -43,7 +44,7 @@ def open_keys(data_dir: Path | JournalUrl, key_file: Path) -> KeysToVerify:
 
 def read_files(directory: Path) -> bytes:
     """Return every byte of every file below a directory."""
-    return b"".join(path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file())
+    return b"".join(read_folder(directory).values())
 
 
 class Decryption:

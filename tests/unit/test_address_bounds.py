@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 from aiohttp import web
+from backend_process import find_free_port
 from waiting import wait_until
 
 from whence_server import observability
@@ -83,7 +84,9 @@ def test_newest_connections_of_an_address_with_too_many_are_shut_down() -> None:
         third = connect("127.0.0.2")
         alone = connect("127.0.0.4")
         assert bound.close_excess() == 1
-        assert is_closed(third)
+        # The system may tell this end a moment later.
+        third.settimeout(60)
+        assert third.recv(1) == b""
         kept = [first, second, alone, *unlimited, *of_other_port]
         assert not any(map(is_closed, kept))
         accepted[-2].close()
@@ -167,8 +170,7 @@ async def test_connections_in_their_tls_handshake_count(tls: ssl.SSLContext) -> 
 async def test_handshakes_of_the_metrics_page_count(tls: ssl.SSLContext, tmp_path: Path) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_arguments(parser)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = find_free_port()
     flags = ["--metrics-listen", f"127.0.0.1:{port}", "--max-connections-per-address", "2"]
     settings = make_serve_config(parser.parse_args(["--model", "m", *flags]), {})
     journal = await Journal.open(tmp_path)

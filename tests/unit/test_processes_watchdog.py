@@ -81,10 +81,8 @@ def test_heartbeat_reports_phase_and_cpu_time_of_other_threads() -> None:
         first = pulse.read_newest()
     assert (first.phase, first.num_turns) == (Phase.WORKING, 7)
     # This thread is busy looking, and says so in the next beat.
-    while (second := pulse.read_newest()) == first:
+    while (second := pulse.read_newest()) is None or second.busy_ns <= first.busy_ns:
         pass
-    assert second is not None
-    assert second.busy_ns > first.busy_ns
     # It ends with the reader.
     pulse.close()
     pulse.close()

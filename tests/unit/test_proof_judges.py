@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import apsw
 import pytest
+from backend_process import find_free_port
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from required import find_program, skip_without
@@ -104,9 +105,7 @@ def run_litewitness(folder, log_key):
     """Run litewitness for a log; yield what the log's `--witness` takes."""
     program = find_program("litewitness")
     private = Ed25519PrivateKey.generate()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = find_free_port()
     with run_agent(private, folder) as (agent, fingerprint):
         command = [program, "-name", "example.com/w", "-key", fingerprint]
         command += ["-ssh-agent", str(agent), "-db", str(folder / "litewitness.db")]

@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from backend_process import find_free_port
 
 from whence_server.domain.errors import ConfigurationError
 from whence_server.rpc import listening
@@ -72,8 +73,7 @@ async def test_address_given_twice_is_refused_by_naming_both(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
     second, shared = SAME[first]
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    port = str(find_free_port())
     first, second = first.replace("PORT", port), second.replace("PORT", port)
     with pytest.raises(ConfigurationError) as caught:
         await build(first, second)
