@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ import pytest
 
 if TYPE_CHECKING:
     from postgres import PostgresServer
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
 
     from whence_server.domain.journal_url import JournalUrl
     from whence_server.journal.findings import VerifyReport
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "numba"))
+
+# Some images switch it off: each server of a test would then compile its code, for a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Collecting tests makes a million objects that stay. Looking for garbage among them would take each
 # worker a third of the time.
@@ -36,6 +43,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """Collect garbage in a process that only hands tests to others."""
     if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
         gc.enable()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: "Producer"
+) -> "LoadFileScheduling | None":
+    """Give the tests of one architecture to one worker, which then loads its models once."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from distribution import ByArchitecture
+
+    return ByArchitecture(config, log)
 
 
 def pytest_collection_finish() -> None:
