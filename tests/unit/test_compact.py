@@ -7,7 +7,6 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from statistics import median
 
 import apsw
 import pytest
@@ -55,8 +54,6 @@ async def test_a_journal_shrinks_and_is_the_same(tmp_path) -> None:
 async def test_a_journal_shrinks_while_generations_are_recorded_and_read(tmp_path) -> None:
     await fill_and_delete(tmp_path, keep=2)
     journal = await Journal.open(tmp_path)
-    durations: list[float] = []
-    journal.time_commits(durations.append)
     done = threading.Event()
     reports = []
 
@@ -77,8 +74,8 @@ async def test_a_journal_shrinks_while_generations_are_recorded_and_read(tmp_pat
     thread.join()
     assert reports[0].size_before > 3 * SMALL
     assert reports[0].used_bytes < SMALL
+    # Commits went through while the file was written anew.
     assert number > 105
-    assert median(durations) < 1.0
     assert await list_kept(journal, range(100, number)) == list(range(100, number))
     assert (await journal.verify()).intact
     await journal.close()
