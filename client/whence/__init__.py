@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         UnimplementedError,
         WhenceError,
     )
+    from whence.forks import ForkOptions, PromptEdit
     from whence.generation import FinishReason, GeneratedSequence
     from whence.internals import Internals, Layer, Source
     from whence.merkle import verify_inclusion
@@ -59,6 +60,7 @@ __all__ = [
     "FailedPreconditionError",
     "FieldViolation",
     "FinishReason",
+    "ForkOptions",
     "GenerateOptions",
     "GeneratedSequence",
     "Generation",
@@ -71,6 +73,7 @@ __all__ = [
     "Origin",
     "PermissionDeniedError",
     "ProcessorEffect",
+    "PromptEdit",
     "ResourceExhaustedError",
     "Source",
     "Timing",
@@ -93,12 +96,14 @@ _MODULES = {
     "Client": "whence.client",
     "Draw": "whence.tokens",
     "FinishReason": "whence.generation",
+    "ForkOptions": "whence.forks",
     "GenerateOptions": "whence.options",
     "GeneratedSequence": "whence.generation",
     "Generation": "whence.client",
     "Internals": "whence.internals",
     "Layer": "whence.internals",
     "ProcessorEffect": "whence.tokens",
+    "PromptEdit": "whence.forks",
     "Source": "whence.internals",
     "Timing": "whence.tokens",
     "Token": "whence.tokens",

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, Unpack
+from uuid import UUID
 
 import grpc
 
@@ -16,6 +17,7 @@ from whence.audit import AuditOptions, make_audit_request
 from whence.backoff import Backoff, RetryPolicy
 from whence.bundles import make_bundle_stream
 from whence.errors import DeadlineExceededError, FailedPreconditionError, WhenceError
+from whence.forks import ForkOptions, open_branch
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
 from whence.once import add_event, make_record_stream, make_verification_stream
 from whence.options import FilterOptions, GenerateOptions, Prompt
@@ -114,6 +116,21 @@ class AsyncClient:
             ValueError: a value that the wire cannot carry, or options that contradict.
         """
         stream, metadata = open_stream(prompt, options, self._policy)
+        following = self._calls.follow(stream, metadata)
+        return AsyncGeneration(stream, following, self._calls, self._find_text)
+
+    def fork(self, parent: str | UUID, **options: Unpack[ForkOptions]) -> "AsyncGeneration":
+        """Start a branch of a recorded generation, with something changed from a step on.
+
+        Args:
+            parent: id of the generation.
+            options: options of `ForkOptions`.
+
+        Raises:
+            TypeError: an unknown option, or a value of the wrong type.
+            ValueError: a value that the wire cannot carry, or options that contradict.
+        """
+        stream, metadata = open_branch(parent, options, self._policy)
         following = self._calls.follow(stream, metadata)
         return AsyncGeneration(stream, following, self._calls, self._find_text)
 

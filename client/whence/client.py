@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, Unpack
+from uuid import UUID
 
 import grpc
 
@@ -16,6 +17,7 @@ from whence.bundles import make_bundle_stream
 from whence.calls import Calls
 from whence.errors import DeadlineExceededError, WhenceError
 from whence.following import Following
+from whence.forks import ForkOptions, open_branch
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
 from whence.once import add_event, make_record_stream, make_verification_stream
 from whence.options import FilterOptions, GenerateOptions, Prompt
@@ -115,6 +117,21 @@ class Client:
             ValueError: a value that the wire cannot carry, or options that contradict.
         """
         stream, metadata = open_stream(prompt, options, self._policy)
+        following = self._calls.follow(stream, metadata)
+        return Generation(stream, following, self._calls, self._find_text)
+
+    def fork(self, parent: str | UUID, **options: Unpack[ForkOptions]) -> "Generation":
+        """Start a branch of a recorded generation, with something changed from a step on.
+
+        Args:
+            parent: id of the generation.
+            options: options of `ForkOptions`.
+
+        Raises:
+            TypeError: an unknown option, or a value of the wrong type.
+            ValueError: a value that the wire cannot carry, or options that contradict.
+        """
+        stream, metadata = open_branch(parent, options, self._policy)
         following = self._calls.follow(stream, metadata)
         return Generation(stream, following, self._calls, self._find_text)
 

@@ -12,7 +12,7 @@ from whence.options import GenerateOptions, Prompt
 from whence.outputs import ToolCall, convert_tool_call, make_message
 from whence.requests import generate_request
 from whence.resume import GenerationStream
-from whence.summary import PROMPT, count
+from whence.summary import FORCED, PROMPT, count
 from whence.tokens import Token
 from whence.v1 import generation_pb2 as pb
 from whence.v1.step_pb2 import Step
@@ -107,7 +107,9 @@ class TokenReader:
         tokens = []
         for step in steps:
             self._context.add(step)
-            tokens.append(self._make_token(step, self._context, self._strategy))
+            given = step.index < self._started.fork.num_forced_steps
+            strategy = FORCED if given else self._strategy
+            tokens.append(self._make_token(step, self._context, strategy))
         return tokens
 
     def _make_token(self, step: Step, context: Context, strategy: str) -> Token:

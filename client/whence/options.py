@@ -303,3 +303,5 @@ class FilterOptions(TypedDict, total=False):
     trace_id: str | None
     labels: Mapping[str, str] | None
     """Labels that a generation must have, with these values."""
+    parent: str | UUID | None
+    """Id of the generation whose branches match."""

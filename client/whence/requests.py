@@ -48,20 +48,20 @@ def generate_request(prompt: Prompt | None, options: GenerateOptions) -> pb.Gene
         ValueError: a value that the wire cannot carry, or two options that contradict.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    _refuse_unknown(given, GenerateOptions.__annotations__)
+    refuse_unknown(given, GenerateOptions.__annotations__)
     request = pb.GenerateRequest(
         generation_id=require_text("generation_id", str(given.get("generation_id", uuid.uuid4()))),
         model=require_text("model", given.get("model", "")),
         adapter=require_text("adapter", given.get("adapter", "")),
         upstream_parameters_json=_encode_parameters(given),
     )
-    _set_input(request, prompt, given)
-    asked = _make_options_request(given)
+    set_input(request, prompt, given)
+    asked = make_options_request(given)
     if asked.decoding.ListFields():
         request.decoding.CopyFrom(asked.decoding)
     if asked.trace.ListFields():
         request.trace.CopyFrom(asked.trace)
-    _set_labels(request.labels, given)
+    set_labels(request.labels, given)
     grace = given.get("disconnect_grace_s", DEFAULT_DISCONNECT_GRACE_S)
     request.disconnect_grace.CopyFrom(convert_seconds("disconnect_grace_s", grace))
     refuse_contradicting(given)
@@ -84,12 +84,13 @@ def make_filter(options: FilterOptions) -> trace_pb2.GenerationFilter:
         ValueError: a time without a time zone, or text that the wire cannot carry.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    _refuse_unknown(given, FilterOptions.__annotations__)
+    refuse_unknown(given, FilterOptions.__annotations__)
     wanted = trace_pb2.GenerationFilter(
         model=require_text("model", given.get("model", "")),
         trace_id=require_text("trace_id", given.get("trace_id", "")),
+        parent_generation_id=require_text("parent", str(given.get("parent", ""))),
     )
-    _set_labels(wanted.labels, given)
+    set_labels(wanted.labels, given)
     set_times(wanted, given)
     return wanted
 
@@ -112,7 +113,12 @@ def set_times(message: Any, given: Mapping[str, object]) -> None:
             getattr(message, name).FromDatetime(time)
 
 
-def _refuse_unknown(given: Mapping[str, object], known: Mapping[str, object]) -> None:
+def refuse_unknown(given: Mapping[str, object], known: Mapping[str, object]) -> None:
+    """Refuse options that are not known.
+
+    Raises:
+        TypeError: there is one.
+    """
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, n=1)
@@ -120,12 +126,19 @@ def _refuse_unknown(given: Mapping[str, object], known: Mapping[str, object]) ->
             raise TypeError(f"there is no option {name!r}{hint}")
 
 
-def _set_labels(labels: MutableMapping[str, str], given: Mapping[str, Any]) -> None:
+def set_labels(labels: MutableMapping[str, str], given: Mapping[str, Any]) -> None:
+    """Set the labels of a message from options."""
     for key, value in require_mapping("labels", given.get("labels", {})).items():
         labels[require_text("labels", key)] = require_text(f"labels[{key!r}]", value)
 
 
-def _set_input(request: pb.GenerateRequest, prompt: Prompt | None, given: dict[str, Any]) -> None:
+def set_input(request: pb.GenerateRequest, prompt: Prompt | None, given: dict[str, Any]) -> None:
+    """Set the prompt or the conversation of a request.
+
+    Raises:
+        TypeError: not exactly one of them is given.
+        ValueError: the wire cannot carry it, or an option of a conversation is given without one.
+    """
     messages = given.get("messages")
     if prompt is not None and messages is not None:
         raise TypeError("`prompt` and `messages` contradict: give one of them")
@@ -165,7 +178,7 @@ def _join_arguments(given: dict[str, Any]) -> Mapping[str, Any]:
     return {**arguments, name: given[name]}
 
 
-def _make_options_request(given: dict[str, Any]) -> pb.GenerateRequest:
+def make_options_request(given: dict[str, Any]) -> pb.GenerateRequest:
     """Return a request with `decoding` and `trace` alone."""
     asked = pb.GenerateRequest()
     strategy = _choose_strategy(given)

@@ -11,6 +11,8 @@ from whence.backoff import Backoff
 from whence.deadline import Deadline
 from whence.errors import InternalError, WhenceError
 from whence.v1.generation_pb2 import (
+    ForkGenerationRequest,
+    ForkGenerationResponse,
     GenerateRequest,
     GenerateResponse,
     GenerationEvent,
@@ -32,6 +34,7 @@ from whence.v1.verification_pb2 import VerifyGenerationRequest, VerifyGeneration
 
 Request: TypeAlias = (
     GenerateRequest
+    | ForkGenerationRequest
     | ResumeGenerationRequest
     | WatchGenerationsRequest
     | WatchTrainingRunRequest
@@ -43,6 +46,7 @@ Request: TypeAlias = (
 )
 Response: TypeAlias = (
     GenerateResponse
+    | ForkGenerationResponse
     | ResumeGenerationResponse
     | WatchGenerationsResponse
     | WatchTrainingRunResponse
@@ -82,8 +86,8 @@ class Resumable(Protocol[Item_co]):
 class GenerationStream:
     """Stream of one generation's events, each exactly once and in order.
 
-    Before the first event the same Generate call is repeated, which its generation id makes
-    idempotent; then ResumeGeneration continues after the last offset.
+    Before the first event the same Generate or ForkGeneration call is repeated, which its
+    generation id makes idempotent; then ResumeGeneration continues after the last offset.
 
     Attributes:
         lacks_content: True once an event came from the record, whose content policy keeps content
@@ -92,7 +96,7 @@ class GenerationStream:
 
     def __init__(
         self,
-        request: GenerateRequest,
+        request: GenerateRequest | ForkGenerationRequest,
         backoff: Backoff,
         *,
         timeout_s: float | None = None,
@@ -111,8 +115,10 @@ class GenerationStream:
         """True after the event `finished`."""
         return self._complete
 
-    def prepare_call(self) -> tuple[GenerateRequest | ResumeGenerationRequest, float | None]:
-        """Return Generate before the first event, then ResumeGeneration."""
+    def prepare_call(
+        self,
+    ) -> tuple[GenerateRequest | ForkGenerationRequest | ResumeGenerationRequest, float | None]:
+        """Return the request that starts it before the first event, then ResumeGeneration."""
         if self._last_offset == 0:
             return self._request, self._deadline.left_s
         resume = ResumeGenerationRequest(
@@ -131,7 +137,8 @@ class GenerationStream:
         Raises:
             InternalError: events before it are missing.
         """
-        if not isinstance(response, GenerateResponse | ResumeGenerationResponse):
+        kinds = GenerateResponse | ForkGenerationResponse | ResumeGenerationResponse
+        if not isinstance(response, kinds):
             raise make_unreadable_error(response)
         if isinstance(response, ResumeGenerationResponse) and response.content:
             self.lacks_content = True

@@ -5,7 +5,11 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from whence.v1.generation_pb2 import GenerateRequest, ResumeGenerationRequest
+from whence.v1.generation_pb2 import (
+    ForkGenerationRequest,
+    GenerateRequest,
+    ResumeGenerationRequest,
+)
 from whence.v1.generation_pb2_grpc import GenerationServiceStub
 from whence.v1.model_pb2 import GetVocabularyRequest
 from whence.v1.model_pb2_grpc import ModelServiceStub
@@ -33,6 +37,7 @@ def make_stream_methods(followed: Any, others: Any) -> dict[type[Message], Calla
     generation, training = GenerationServiceStub(followed), TrainingServiceStub(followed)
     return {
         GenerateRequest: generation.Generate,
+        ForkGenerationRequest: generation.ForkGeneration,
         ResumeGenerationRequest: generation.ResumeGeneration,
         WatchGenerationsRequest: TraceServiceStub(followed).WatchGenerations,
         WatchTrainingRunRequest: training.WatchTrainingRun,

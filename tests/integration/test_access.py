@@ -211,6 +211,7 @@ def test_generations_of_others_do_not_exist(site: Site, of_alice: str) -> None:
             lambda: list(client.generations.steps(generation_id)),
             lambda: client.generations.delete(generation_id),
             lambda: client.cancel(generation_id),
+            lambda: client.fork(generation_id).result(),
         )
         told = []
         for call in calls:
@@ -344,6 +345,7 @@ def test_audit_tells_who_did_what_and_why(site: Site, capsys: pytest.CaptureFixt
     why = {"whence-reason": "L%C3%B6schung 4711"}
     with site.connect("alice", metadata=why) as alice:
         done = alice.generate("The", max_new_tokens=1).result().id
+        branch = alice.fork(done, seed=1).result().id
         with site.connect("auditor") as auditor, site.connect("counter") as counter:
             for _ in range(5):
                 auditor.generations.get(done)
@@ -370,6 +372,8 @@ def test_audit_tells_who_did_what_and_why(site: Site, capsys: pytest.CaptureFixt
             ("delete", "alice", 5, reason),
         ], "equal calls are counted at the minute's end, and the record survives the deletion"
         assert {it.address for it in records} == {"127.0.0.1"}
+        (forked,) = admin.audit(generation_id=branch)
+        assert (get_action_name(forked.action), forked.detail) == ("generate", done)
         refusals = list(admin.audit(actions=["refused"], caller_id="alice"))
         assert [(it.detail, it.method.rpartition("/")[2]) for it in refusals] == [
             ("scope", "ListAudit")

@@ -100,6 +100,14 @@ def test_requests_choose_adapters_side_by_side(served: Served) -> None:
             assert started.adapter.base_model_digest == model.model_digest
 
 
+def test_a_branch_has_the_adapter_of_its_parent(served: Served) -> None:
+    options = {"greedy": True, "max_new_tokens": 12, "ignore_eos": True}
+    parent = served.client.generate(PROMPT, adapter="tone", **options).result()
+    branch = served.client.fork(parent.id, step=5).result()
+    assert branch.started.adapter == parent.started.adapter
+    assert branch.sequences[0].token_ids == parent.sequences[0].token_ids
+
+
 def test_an_unknown_adapter_is_refused_with_the_known_names(served: Served) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         list(served.client.generate(PROMPT, adapter="tune"))

@@ -60,6 +60,23 @@ def theirs(model: Path, messages: list[dict[str, Any]], **options: Any) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
 
+def test_a_branch_has_the_conversation_of_its_parent_until_it_has_another_prompt(
+    client: Client,
+) -> None:
+    parent = client.generate(messages=[QUESTION], tools=TOOLS, forced=OUTPUT).result()
+    branch = client.fork(parent.id).result()
+    assert branch.started.chat == parent.started.chat
+    assert branch.started.prompt == parent.started.prompt
+    assert branch.started.operation == "chat"
+    assert [call.arguments_json for call in branch.tool_calls] == [ARGUMENTS]
+    asked = {"role": "user", "content": "How cold is it?"}
+    other = client.fork(parent.id, messages=[asked], tools=TOOLS).result()
+    assert "How cold is it?" in other.started.prompt
+    assert other.text == OUTPUT
+    text = client.fork(parent.id, prompt=parent.started.prompt).result()
+    assert not text.started.fork.changes_prompt
+
+
 def test_a_call_is_read_sent_back_with_its_result_and_rendered_as_transformers_does(
     model: Path, client: Client
 ) -> None:

@@ -95,9 +95,10 @@ def sent(
         ) as server:
             with grpc.insecure_channel(server.target) as channel:
                 steps = dict(generate(channel, request) for request in REQUESTS)
+                fork(channel, next(iter(steps)))
                 refuse(channel)
             # A server that ends waits for its exports for some seconds only.
-            asyncio.run(wait_until(lambda: count_calls(collected) == len(REQUESTS) + 1))
+            asyncio.run(wait_until(lambda: count_calls(collected) == len(REQUESTS) + 2))
             assert server.terminate() == 0
         assert collected.spans, "".join(server.log)
         yield Sent(collected, steps)
@@ -115,6 +116,13 @@ def generate(channel: grpc.Channel, request: g.GenerateRequest) -> tuple[str, li
         trace_pb2.ListStepsRequest(generation_id=generation_id, page_size=5_000)
     )
     return generation_id, list(page.steps)
+
+
+def fork(channel: grpc.Channel, generation_id: str) -> None:
+    request = g.ForkGenerationRequest(
+        parent_generation_id=generation_id, step=3, decoding=g.Decoding(max_new_tokens=6)
+    )
+    list(generation_pb2_grpc.GenerationServiceStub(channel).ForkGeneration(request))
 
 
 def refuse(channel: grpc.Channel) -> None:

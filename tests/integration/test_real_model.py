@@ -261,3 +261,29 @@ def test_a_stop_string_ends_an_answer_before_it(client: Client) -> None:
     (sequence,) = generation.sequences
     assert sequence.text == "The capital of France is "
     assert (sequence.finish_reason, sequence.stop) == (FinishReason.STOP, "Paris")
+
+
+def test_a_branch_repeats_the_model_s_draws_and_another_token_leads_elsewhere(
+    client: Client,
+) -> None:
+    options = {"seed": 13, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 16}
+    parent = client.generate(PROMPT, **options).result()
+    others = [client.generate(PROMPT, seed=n, max_new_tokens=24) for n in range(2)]
+    branch = client.fork(parent.id, step=4).result()
+    for other in others:
+        other.result()
+    theirs, ours = (list(client.generations.steps(it.id)) for it in (parent, branch))
+    assert [token.token_id for token in ours] == [token.token_id for token in theirs]
+    noises = [[token.draw.noise for token in it[4:] if token.draw] for it in (theirs, ours)]
+    assert noises[0] == noises[1]
+
+    first = client.generate(PROMPT, greedy=True, max_new_tokens=12).result()
+    tokens = list(client.generations.steps(first.id))
+    assert tokens[0].text == " Paris"
+    other = next(it for it in tokens[0].candidates if it.text != " Paris")
+    forked = client.fork(first.id, step=0, instead=other.text).result()
+    assert forked.sequences[0].token_ids[0] == other.token_id
+    assert forked.sequences[0].text.startswith(other.text)
+    assert forked.sequences[0].text != first.sequences[0].text
+    masked = client.fork(first.id, prompt="The capital of Italy is").result()
+    assert "Rome" in masked.sequences[0].text

@@ -116,6 +116,11 @@ def _append_sampled(journal: MemoryJournal) -> None:
         operation="text_completion",
         training_run=run,
         adapter=g.AppliedAdapter(name="tone", digest="ad" * 32, weights_digest="ae" * 32),
+        fork=g.Fork(
+            parent_generation_id="parent",
+            parent_trace_id="af" * 16,
+            changed_settings=["decoding.stop"],
+        ),
         request_digest=DIGEST,
         tokenizer_digest=DIGEST,
         environment=g.Environment(weights_digest=DIGEST),

@@ -142,6 +142,10 @@ def _read_grade(part: str) -> Source:
     return lambda it: enum.Name(getattr(it.observation, part)).removeprefix(prefix).lower()
 
 
+def _read_fork(started: generation_pb2.GenerationStarted, name: str) -> object:
+    return getattr(started.fork, name) if started.HasField("fork") else None
+
+
 STARTED_ROWS: dict[str, Source] = {
     **{f"whence.observation.{part}": _read_grade(part) for part in GRADES},
     "gen_ai.operation.name": "operation",
@@ -168,6 +172,13 @@ STARTED_ROWS: dict[str, Source] = {
     "whence.adapter.name": lambda it: it.adapter.name or None,
     "whence.adapter.digest": lambda it: it.adapter.digest or None,
     "whence.adapter.weights_digest": lambda it: it.adapter.weights_digest or None,
+    "whence.fork.parent.generation_id": lambda it: it.fork.parent_generation_id or None,
+    "whence.fork.parent.trace_id": lambda it: it.fork.parent_trace_id or None,
+    "whence.fork.sequence_index": lambda it: _read_fork(it, "sequence_index"),
+    "whence.fork.step": lambda it: _read_fork(it, "step"),
+    "whence.fork.num_forced_steps": lambda it: _read_fork(it, "num_forced_steps"),
+    "whence.fork.changes_prompt": lambda it: _read_fork(it, "changes_prompt"),
+    "whence.fork.changed_settings": "fork.changed_settings",
     "whence.decoding.strategy": lambda it: it.effective_decoding.WhichOneof("strategy"),
     "whence.decoding.seed": lambda it: (
         str(it.effective_decoding.sample.seed) if it.effective_decoding.HasField("sample") else None

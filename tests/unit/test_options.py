@@ -35,8 +35,8 @@ def test_every_field_of_the_contract_is_declared_once(message: str) -> None:
 def test_a_request_has_a_field_for_every_option() -> None:
     decoding = {field.name for field in dataclasses.fields(DecodingRequest)}
     trace = {field.name for field in dataclasses.fields(TraceRequest)}
-    # The last is a default of OpenAI's API, and no option of the contract.
-    others = {"strategy", "forced", "fills_context"}
+    # No options of the contract: a default of OpenAI's API, and what a branch has of its parent.
+    others = {"strategy", "forced", "fills_context", "forced_prefix", "first_draw_sequence"}
     assert decoding - others == {option.name for option in DECODING_OPTIONS}
     assert trace == {option.name for option in TRACE_OPTIONS}
 

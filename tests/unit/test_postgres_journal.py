@@ -77,7 +77,9 @@ def test_the_tables_are_those_of_sqlite(filled):
         *("writer", "position", "generation", "offset"),
         *("kind", "payload", "inner_digest", "hash"),
     }
-    assert {"writers", "generations", "entries", "labels", "owners", "cursors"} <= set(columns)
+    assert {"writers", "generations", "entries", "labels", "owners", "parents", "cursors"} <= set(
+        columns
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ async def test_deletion_leaves_no_content_in_any_table(url, tmp_path):
     assert (await journal.verify()).intact
     await journal.close()
     with psycopg.connect(url) as connection:
-        for table in ("entries", "generations", "labels", "owners"):
+        for table in ("entries", "generations", "labels", "owners", "parents"):
             rows = connection.execute(f"SELECT {table}::text FROM {table}").fetchall()
             assert secret.hex() not in str(rows)
             assert b"alice".hex() not in str(rows)

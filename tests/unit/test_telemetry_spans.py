@@ -497,6 +497,50 @@ async def test_a_training_run_without_span_ids_makes_attributes_and_no_link(ids)
     assert attributes(span)["whence.training.step.number"] == 0
 
 
+FORK = generation_pb2.Fork(
+    parent_generation_id="g0",
+    sequence_index=1,
+    step=2,
+    num_forced_steps=3,
+    changed_settings=["decoding.sample.temperature"],
+    parent_trace_id=TRACE_ID,
+    parent_span_id=server_span_id("g0"),
+)
+
+
+async def test_a_branch_links_to_the_genai_span_of_its_parent():
+    span = await _genai_span(fork=FORK)
+    journal = MemoryJournal()
+    journal.append_generation("g0", num_steps=1)
+    parent = named(await spans_of(journal), "text_completion demo")[0]
+    (link,) = span.links
+    assert (link.trace_id, link.span_id) == (parent.trace_id, parent.span_id)
+    told = {k: v for k, v in attributes(span).items() if k.startswith("whence.fork.")}
+    assert told == {
+        "whence.fork.parent.generation_id": "g0",
+        "whence.fork.parent.trace_id": TRACE_ID,
+        "whence.fork.sequence_index": 1,
+        "whence.fork.step": 2,
+        "whence.fork.num_forced_steps": 3,
+        "whence.fork.changes_prompt": False,
+        "whence.fork.changed_settings": ["decoding.sample.temperature"],
+    }
+
+
+async def test_given_steps_of_a_branch_are_told_as_given():
+    journal = MemoryJournal()
+    greedy = generation_pb2.Decoding(greedy=generation_pb2.Greedy())
+    journal.append("g", EntryKind.STARTED, started("g", fork=FORK, effective_decoding=greedy))
+    for index in range(5):
+        bare = step(index)
+        bare.ClearField("draw")
+        journal.append("g", EntryKind.STEP, bare)
+    spans = named(await spans_of(journal), "decode_step")
+    summaries = [attributes(span)["whence.step.summary"] for span in spans]
+    assert [", given" in it for it in summaries] == [True] * 3 + [False] * 2
+    assert ["taken greedily" in it for it in summaries] == [False] * 3 + [True] * 2
+
+
 async def test_without_a_training_run_there_is_no_link():
     span = await _genai_span()
     assert not span.links

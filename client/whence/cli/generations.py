@@ -23,12 +23,14 @@ from whence.cli.render import (
     format_row,
     wants_color,
 )
+from whence.cli.tree import run_tree
 from whence.client import Client
 from whence.content import explain_policy
 from whence.generation import FinishReason
 from whence.outputs import convert_tool_call
 from whence.summary import (
     count,
+    describe_fork,
     describe_upstream,
     escape,
     find_signer,
@@ -95,6 +97,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     add_html(showing)
     showing.add_argument("--color", choices=["auto", "always", "never"], default="auto")
+    branching = add("tree", run_tree, "the branches of a generation, and theirs")
     watching = add("watch", run_watch, "generations as they start and finish")
     watching.add_argument(
         "--steps", action="store_true", help="also print every event of each generation"
@@ -116,9 +119,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
             metavar="K=V",
             help="only generations with this label; may be repeated",
         )
-    for action in (showing, deleting):
+        action.add_argument(
+            "--parent", metavar="ID", help="only branches of this generation (`whence fork`)"
+        )
+    for action in (showing, branching, deleting):
         action.add_argument("generation_id", metavar="ID")
-    for action in (listing, showing, watching):
+    for action in (listing, showing, branching, watching):
         action.add_argument(
             "--json", action="store_true", help="print one JSON object on each line"
         )
@@ -266,6 +272,7 @@ def _make_filter_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": arguments.model,
         "trace_id": arguments.trace_id,
+        "parent": arguments.parent,
         "labels": dict(arguments.labels or ()),
     }
 
@@ -294,6 +301,7 @@ def _format_details(generation: GetGenerationResponse) -> str:
         "model": f"{summary.model} ({started.model_digest or 'digest unknown'})",
         **_describe_adapter(started),
         **_describe_observation(started),
+        **_describe_branch(started),
         "training run": _format_training_run(started),
         "started": _format_time(summary.start_time),
         "finished": _format_reason(summary),
@@ -332,6 +340,12 @@ def _describe_adapter(started: GenerationStarted) -> dict[str, str]:
     if not started.HasField("adapter"):
         return {}
     return {"adapter": f"{started.adapter.name} ({started.adapter.digest})"}
+
+
+def _describe_branch(started: GenerationStarted) -> dict[str, str]:
+    if not started.HasField("fork"):
+        return {}
+    return {"branch of": f"{started.fork.parent_generation_id}, {describe_fork(started)}"}
 
 
 def _describe_observation(started: GenerationStarted) -> dict[str, str]:

@@ -50,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         connection,
         exits,
         find,
+        fork,
         generate,
         generations,
         model,
@@ -69,6 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action=_Version, nargs=0, help="show the version, and exit")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     generate.add_command(commands, common)
+    fork.add_command(commands, common)
     generations.add_commands(commands, common)
     find.add_command(commands, common)
     verify.add_command(commands, common)

@@ -240,6 +240,7 @@ def _list_claims(predicate: Mapping[str, Any]) -> list[tuple[str, str]]:
         "grades": _spell(predicate, "grades"),
         "time": f"{predicate.get('startTime')} to {predicate.get('endTime')}",
         "decoding": _spell(predicate, "decoding"),
+        "branch": _spell(predicate, "fork"),
         "results": _spell(predicate, "results"),
         "training": _spell(predicate, "trainingRun"),
         "policy": predicate.get("contentPolicy"),

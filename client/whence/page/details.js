@@ -150,12 +150,15 @@ function constraintSentence({ processors, rank }) {
 function noiseSentence({ draw, index }, { sequence }) {
   if (!draw) return "";
   const seed = record.generation.decoding.sample?.seed ?? "?";
-  const inputs = `seed ${seed}, sequence ${sequence}, index ${index} and its id alone`;
+  const drawn = sequence + (record.generation.first_draw_sequence ?? 0);
+  const inputs = `seed ${seed}, sequence ${drawn}, index ${index} and its id alone`;
   return `Its noise, ${draw.noise}, is a function of ${inputs}.`;
 }
 
 function drawSentence(step) {
   const { draw } = step;
+  if (step.index < (record.generation.num_forced_steps ?? 0))
+    return "Given, not chosen: a branch repeats its parent, or has this token in its place.";
   if (!draw) {
     return (
       {

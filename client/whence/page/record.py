@@ -12,7 +12,7 @@ from whence.generation import FinishReason
 from whence.internals import find_leader_id
 from whence.page.numbers import round_number, round_numbers
 from whence.page.told import ToldTokens
-from whence.summary import describe_upstream, find_signer, summarise_grades
+from whence.summary import describe_fork, describe_upstream, find_signer, summarise_grades
 from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted, SequenceResult
 from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
@@ -64,7 +64,7 @@ def make_page_record(
 def _describe_generation(
     started: GenerationStarted, finished: GenerationFinished | None
 ) -> dict[str, Any]:
-    facts = {
+    facts: dict[str, Any] = {
         "id": started.generation_id,
         "trace_id": started.trace_id,
         "model": started.model,
@@ -93,6 +93,10 @@ def _describe_generation(
         facts["content_kept"] = kept
     if started.HasField("upstream"):
         facts["upstream"] = describe_upstream(started.upstream)
+    if started.HasField("fork"):
+        facts["branch"] = {"of": started.fork.parent_generation_id, "is": describe_fork(started)}
+        facts["num_forced_steps"] = started.fork.num_forced_steps
+        facts["first_draw_sequence"] = started.fork.first_draw_sequence
     if started.HasField("adapter"):
         facts["adapter"] = _describe_message(started.adapter)
     if started.constraint_engine:

@@ -63,6 +63,8 @@ def describe_start(
         )
     if started.HasField("recorded"):
         found["recordedBy"] = started.recorded.library
+    if started.HasField("fork"):
+        found["fork"] = _describe_fork(started.fork)
     if started.owner:
         found["caller"] = started.owner
     return found
@@ -170,6 +172,18 @@ def _describe_prompt(
     if started.redactions:
         found["redacted"] = True
     return found
+
+
+def _describe_fork(fork: generation_pb2.Fork) -> dict[str, Any]:
+    return {
+        "parent": fork.parent_generation_id,
+        "sequence": fork.sequence_index,
+        "step": fork.step,
+        "numForcedSteps": fork.num_forced_steps,
+        "firstDrawSequence": fork.first_draw_sequence,
+        "changesPrompt": fork.changes_prompt,
+        "changedSettings": list(fork.changed_settings),
+    }
 
 
 def _describe_grades(observation: observation_pb2.Observation) -> dict[str, str]:

@@ -5,6 +5,7 @@ both import them, because the same step reads the same in a tracing backend and 
 """
 
 from whence.summary.beams import summarise_beam_round
+from whence.summary.forks import describe_fork, list_differences
 from whence.summary.likelihoods import (
     DEFAULT_UNLIKELY_BELOW,
     Likelihood,
@@ -25,7 +26,7 @@ from whence.summary.observations import describe_upstream, list_grades, summaris
 from whence.summary.outputs import OutputPart, list_output_parts
 from whence.summary.quoting import decode_token, escape, quote, quote_briefly
 from whence.summary.statements import find_signer
-from whence.summary.steps import CONSTRAINT, PROMPT, describe_choice, summarise_step
+from whence.summary.steps import CONSTRAINT, FORCED, PROMPT, describe_choice, summarise_step
 from whence.summary.trainings import (
     summarise_attempt,
     summarise_checkpoint,
@@ -38,6 +39,7 @@ from whence.summary.trainings import (
 __all__ = [
     "CONSTRAINT",
     "DEFAULT_UNLIKELY_BELOW",
+    "FORCED",
     "ID_PREFIX",
     "MAX_CACHED_NAMES",
     "MAX_NAME_CHARACTERS",
@@ -51,9 +53,11 @@ __all__ = [
     "count",
     "decode_token",
     "describe_choice",
+    "describe_fork",
     "describe_upstream",
     "escape",
     "find_signer",
+    "list_differences",
     "list_grades",
     "list_output_parts",
     "make_text_names",

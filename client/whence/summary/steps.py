@@ -16,6 +16,8 @@ from whence.v1.step_pb2 import Step
 
 PROMPT: Final = "prompt"
 """Strategy of a prompt's token, which the model read and did not choose."""
+FORCED: Final = "forced"
+"""Strategy of a token that was given, in a forced continuation or at the begin of a branch."""
 
 _LEAST_TAKEN: Final = 0.0005
 """Probability that a constraint took below which the line does not mention it."""
@@ -29,7 +31,7 @@ _RANKS: Final = (
 _CHOICES: Final = {
     "greedy": ", taken greedily",
     "beam_search": ", kept by beam search",
-    "forced": ", given",
+    FORCED: ", given",
     PROMPT: ", read in the prompt",
 }
 """Words for strategies without a draw, by their names in Decoding.strategy."""

@@ -135,8 +135,8 @@ class AuditRecord(google.protobuf.message.Message):
     none or several.
     """
     detail: builtins.str
-    """Cause of a refusal, id of a training run, destination of an export, or file
-    of a change; empty otherwise.
+    """Cause of a refusal, id of a training run or of a branch's parent, destination
+    of an export, or file of a change; empty otherwise.
     """
     reason: builtins.str
     """Reason that the caller gave: the call's metadata "whence-reason", cut to 256

@@ -1101,6 +1101,291 @@ class GenerationEvent(google.protobuf.message.Message):
 global___GenerationEvent = GenerationEvent
 
 @typing.final
+class ForkGenerationRequest(google.protobuf.message.Message):
+    """Branch of a recorded generation. Whatever is unset is as in the parent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class LabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    PARENT_GENERATION_ID_FIELD_NUMBER: builtins.int
+    SEQUENCE_INDEX_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    INSTEAD_FIELD_NUMBER: builtins.int
+    DECODING_FIELD_NUMBER: builtins.int
+    RESET_DECODING_FIELD_NUMBER: builtins.int
+    PROMPT_FIELD_NUMBER: builtins.int
+    CHAT_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    EDITS_FIELD_NUMBER: builtins.int
+    TRACE_FIELD_NUMBER: builtins.int
+    GENERATION_ID_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    DISCONNECT_GRACE_FIELD_NUMBER: builtins.int
+    MAX_DURATION_FIELD_NUMBER: builtins.int
+    parent_generation_id: builtins.str
+    """Id of the parent, running or finished. NOT_FOUND if it is unknown or deleted."""
+    sequence_index: builtins.int
+    """Sequence of the parent that the branch repeats."""
+    step: builtins.int
+    """Number of the sequence's tokens that are repeated: the step at which the
+    branch may differ. At most the number of steps on record, which for a
+    sequence of a beam search are none until the search has ended.
+    """
+    prompt: builtins.str
+    """Another text, tokenized as the parent's."""
+    generation_id: builtins.str
+    """See GenerateRequest.generation_id."""
+    @property
+    def instead(self) -> global___Forced:
+        """Tokens in the place of the parent's token at `step` and of those after it,
+        which are not chosen either. A text that is the text of one of that step's
+        candidates is this token; any other is tokenized without special tokens.
+        Unset: the step chooses its token anew. If the branch is `forced`, the
+        parent's other tokens follow.
+        """
+
+    @property
+    def decoding(self) -> global___Decoding:
+        """Settings of the branch; fields that are set replace the parent's, a list or a
+        map as a whole. `forced` cannot be asked for. The strategy stays unless one
+        is set; one that is set empty keeps the parent's values if it is the
+        parent's. num_return_sequences is 1 unless set: sequence i then has the draws
+        of the parent's sequence `sequence_index` + i. Beam search only repeats 0
+        tokens.
+        """
+
+    @property
+    def reset_decoding(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of fields of Decoding that have the model's defaults instead of the
+        parent's values: "constraint", "stop", ...
+        """
+
+    @property
+    def chat(self) -> global___ChatInput:
+        """Another conversation."""
+
+    @property
+    def tokens(self) -> global___TokenInput:
+        """Other token ids."""
+
+    @property
+    def edits(self) -> global___PromptEdits:
+        """The parent's token ids with changes."""
+
+    @property
+    def trace(self) -> global___TraceOptions:
+        """Trace options of the branch; unset for the parent's."""
+
+    @property
+    def labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Labels of the branch; the parent's are not taken over."""
+
+    @property
+    def disconnect_grace(self) -> google.protobuf.duration_pb2.Duration:
+        """See GenerateRequest.disconnect_grace."""
+
+    @property
+    def max_duration(self) -> google.protobuf.duration_pb2.Duration:
+        """See GenerateRequest.max_duration."""
+
+    def __init__(
+        self,
+        *,
+        parent_generation_id: builtins.str = ...,
+        sequence_index: builtins.int = ...,
+        step: builtins.int = ...,
+        instead: global___Forced | None = ...,
+        decoding: global___Decoding | None = ...,
+        reset_decoding: collections.abc.Iterable[builtins.str] | None = ...,
+        prompt: builtins.str = ...,
+        chat: global___ChatInput | None = ...,
+        tokens: global___TokenInput | None = ...,
+        edits: global___PromptEdits | None = ...,
+        trace: global___TraceOptions | None = ...,
+        generation_id: builtins.str = ...,
+        labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        disconnect_grace: google.protobuf.duration_pb2.Duration | None = ...,
+        max_duration: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["chat", b"chat", "decoding", b"decoding", "disconnect_grace", b"disconnect_grace", "edits", b"edits", "input", b"input", "instead", b"instead", "max_duration", b"max_duration", "prompt", b"prompt", "tokens", b"tokens", "trace", b"trace"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["chat", b"chat", "decoding", b"decoding", "disconnect_grace", b"disconnect_grace", "edits", b"edits", "generation_id", b"generation_id", "input", b"input", "instead", b"instead", "labels", b"labels", "max_duration", b"max_duration", "parent_generation_id", b"parent_generation_id", "prompt", b"prompt", "reset_decoding", b"reset_decoding", "sequence_index", b"sequence_index", "step", b"step", "tokens", b"tokens", "trace", b"trace"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["input", b"input"]) -> typing.Literal["prompt", "chat", "tokens", "edits"] | None: ...
+
+global___ForkGenerationRequest = ForkGenerationRequest
+
+@typing.final
+class PromptEdits(google.protobuf.message.Message):
+    """Changes of a prompt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EDITS_FIELD_NUMBER: builtins.int
+    @property
+    def edits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PromptEdit]:
+        """At least one, at most 1,024; ranges do not overlap."""
+
+    def __init__(
+        self,
+        *,
+        edits: collections.abc.Iterable[global___PromptEdit] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["edits", b"edits"]) -> None: ...
+
+global___PromptEdits = PromptEdits
+
+@typing.final
+class PromptEdit(google.protobuf.message.Message):
+    """Change of one range of a prompt's tokens."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BEGIN_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    MASK_TOKEN_ID_FIELD_NUMBER: builtins.int
+    begin: builtins.int
+    """First token of the range, by its position in the parent's prompt."""
+    end: builtins.int
+    """Position after the range's last token, above `begin`."""
+    text: builtins.str
+    """Text, tokenized without special tokens."""
+    mask_token_id: builtins.int
+    """Token that masks each token of the range, so that all others keep their
+    positions.
+    """
+    @property
+    def tokens(self) -> global___TokenInput:
+        """Token ids."""
+
+    def __init__(
+        self,
+        *,
+        begin: builtins.int = ...,
+        end: builtins.int = ...,
+        text: builtins.str = ...,
+        tokens: global___TokenInput | None = ...,
+        mask_token_id: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["mask_token_id", b"mask_token_id", "replacement", b"replacement", "text", b"text", "tokens", b"tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["begin", b"begin", "end", b"end", "mask_token_id", b"mask_token_id", "replacement", b"replacement", "text", b"text", "tokens", b"tokens"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["replacement", b"replacement"]) -> typing.Literal["text", "tokens", "mask_token_id"] | None: ...
+
+global___PromptEdit = PromptEdit
+
+@typing.final
+class ForkGenerationResponse(google.protobuf.message.Message):
+    """One message of a branch's stream."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: builtins.int
+    @property
+    def event(self) -> global___GenerationEvent:
+        """As in the stream of Generate."""
+
+    def __init__(
+        self,
+        *,
+        event: global___GenerationEvent | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+
+global___ForkGenerationResponse = ForkGenerationResponse
+
+@typing.final
+class Fork(google.protobuf.message.Message):
+    """Origin of a branch, and what differs from its parent."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PARENT_GENERATION_ID_FIELD_NUMBER: builtins.int
+    SEQUENCE_INDEX_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    NUM_FORCED_STEPS_FIELD_NUMBER: builtins.int
+    REPLACED_TOKEN_ID_FIELD_NUMBER: builtins.int
+    CHANGES_PROMPT_FIELD_NUMBER: builtins.int
+    CHANGED_SETTINGS_FIELD_NUMBER: builtins.int
+    PARENT_DECODING_FIELD_NUMBER: builtins.int
+    PARENT_TRACE_ID_FIELD_NUMBER: builtins.int
+    PARENT_SPAN_ID_FIELD_NUMBER: builtins.int
+    FIRST_DRAW_SEQUENCE_FIELD_NUMBER: builtins.int
+    parent_generation_id: builtins.str
+    """See ForkGenerationRequest.parent_generation_id."""
+    sequence_index: builtins.int
+    """See ForkGenerationRequest.sequence_index."""
+    step: builtins.int
+    """See ForkGenerationRequest.step."""
+    num_forced_steps: builtins.int
+    """Number of steps that were given and not chosen: the repeated tokens and those
+    in place of the parent's. These first steps of each sequence have no
+    sampling_logprob, sampling_entropy, processors and draw, and their logprobs
+    are the model's own for the branch.
+    """
+    replaced_token_id: builtins.int
+    """Token that the parent has at `step`. Absent if nothing was given in its
+    place, if the parent had no such step, or if the content policy keeps ids out
+    of the journal.
+    """
+    changes_prompt: builtins.bool
+    """True if the prompt's token ids differ from the parent's."""
+    parent_trace_id: builtins.str
+    """GenerationStarted.trace_id of the parent."""
+    parent_span_id: builtins.str
+    """GenerationStarted.span_id of the parent."""
+    first_draw_sequence: builtins.int
+    """Number that Draw's function takes as sequence_index for the branch's first
+    sequence; for sequence i it is this + i. It is the one of the repeated
+    sequence, so that equal tokens have equal draws.
+    """
+    @property
+    def changed_settings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Paths of the effective settings that differ from the parent's, sorted:
+        "decoding.sample.temperature", "decoding.stop", ...
+        """
+
+    @property
+    def parent_decoding(self) -> global___Decoding:
+        """Values that the parent has of these settings; nothing else is set."""
+
+    def __init__(
+        self,
+        *,
+        parent_generation_id: builtins.str = ...,
+        sequence_index: builtins.int = ...,
+        step: builtins.int = ...,
+        num_forced_steps: builtins.int = ...,
+        replaced_token_id: builtins.int | None = ...,
+        changes_prompt: builtins.bool = ...,
+        changed_settings: collections.abc.Iterable[builtins.str] | None = ...,
+        parent_decoding: global___Decoding | None = ...,
+        parent_trace_id: builtins.str = ...,
+        parent_span_id: builtins.str = ...,
+        first_draw_sequence: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_replaced_token_id", b"_replaced_token_id", "parent_decoding", b"parent_decoding", "replaced_token_id", b"replaced_token_id"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_replaced_token_id", b"_replaced_token_id", "changed_settings", b"changed_settings", "changes_prompt", b"changes_prompt", "first_draw_sequence", b"first_draw_sequence", "num_forced_steps", b"num_forced_steps", "parent_decoding", b"parent_decoding", "parent_generation_id", b"parent_generation_id", "parent_span_id", b"parent_span_id", "parent_trace_id", b"parent_trace_id", "replaced_token_id", b"replaced_token_id", "sequence_index", b"sequence_index", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_replaced_token_id", b"_replaced_token_id"]) -> typing.Literal["replaced_token_id"] | None: ...
+
+global___Fork = Fork
+
+@typing.final
 class GenerationProgress(google.protobuf.message.Message):
     """State of a generation that is waiting or slow."""
 
@@ -1236,6 +1521,7 @@ class GenerationStarted(google.protobuf.message.Message):
     REDACTIONS_FIELD_NUMBER: builtins.int
     CONTENT_FIELD_NUMBER: builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
+    FORK_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """A lower-case UUID: the client's own, or chosen by the server."""
     trace_id: builtins.str
@@ -1395,6 +1681,10 @@ class GenerationStarted(google.protobuf.message.Message):
         redacts, `effective_decoding.forced` has no token ids: they are in the steps.
         """
 
+    @property
+    def fork(self) -> global___Fork:
+        """Origin of a branch; absent for every other generation."""
+
     def __init__(
         self,
         *,
@@ -1433,13 +1723,16 @@ class GenerationStarted(google.protobuf.message.Message):
         redactions: collections.abc.Iterable[whence.v1.redaction_pb2.Redaction] | None = ...,
         content: global___ContentPolicy.ValueType = ...,
         num_prompt_tokens: builtins.int = ...,
+        fork: global___Fork | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "observation", b"observation", "recorded", b"recorded", "start_time", b"start_time", "training_run", b"training_run", "upstream", b"upstream"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "content", b"content", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "num_prompt_tokens", b"num_prompt_tokens", "observation", b"observation", "operation", b"operation", "owner", b"owner", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "redactions", b"redactions", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "unrecorded_reason", b"unrecorded_reason", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_fork", b"_fork", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "fork", b"fork", "observation", b"observation", "recorded", b"recorded", "start_time", b"start_time", "training_run", b"training_run", "upstream", b"upstream"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_adapter", b"_adapter", "_chat", b"_chat", "_fork", b"_fork", "_observation", b"_observation", "_recorded", b"_recorded", "_training_run", b"_training_run", "_upstream", b"_upstream", "adapter", b"adapter", "chat", b"chat", "configured_decoding", b"configured_decoding", "constraint_engine", b"constraint_engine", "content", b"content", "effective_decoding", b"effective_decoding", "effective_trace", b"effective_trace", "environment", b"environment", "fork", b"fork", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "model_digest", b"model_digest", "num_prompt_tokens", b"num_prompt_tokens", "observation", b"observation", "operation", b"operation", "owner", b"owner", "parent_span_id", b"parent_span_id", "processor_names", b"processor_names", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "recorded", b"recorded", "redactions", b"redactions", "request_digest", b"request_digest", "source_method", b"source_method", "span_id", b"span_id", "start_time", b"start_time", "tokenizer_digest", b"tokenizer_digest", "trace_flags", b"trace_flags", "trace_id", b"trace_id", "trace_state", b"trace_state", "training_run", b"training_run", "unavailable", b"unavailable", "unrecorded_reason", b"unrecorded_reason", "upstream", b"upstream", "upstream_parameters_json", b"upstream_parameters_json"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_adapter", b"_adapter"]) -> typing.Literal["adapter"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_chat", b"_chat"]) -> typing.Literal["chat"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_fork", b"_fork"]) -> typing.Literal["fork"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_observation", b"_observation"]) -> typing.Literal["observation"] | None: ...
     @typing.overload

@@ -43,6 +43,11 @@ class GenerationServiceStub(object):
                 request_serializer=whence_dot_v1_dot_generation__pb2.ResumeGenerationRequest.SerializeToString,
                 response_deserializer=whence_dot_v1_dot_generation__pb2.ResumeGenerationResponse.FromString,
                 )
+        self.ForkGeneration = channel.unary_stream(
+                '/whence.v1.GenerationService/ForkGeneration',
+                request_serializer=whence_dot_v1_dot_generation__pb2.ForkGenerationRequest.SerializeToString,
+                response_deserializer=whence_dot_v1_dot_generation__pb2.ForkGenerationResponse.FromString,
+                )
         self.CancelGeneration = channel.unary_unary(
                 '/whence.v1.GenerationService/CancelGeneration',
                 request_serializer=whence_dot_v1_dot_generation__pb2.CancelGenerationRequest.SerializeToString,
@@ -88,6 +93,24 @@ class GenerationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForkGeneration(self, request, context):
+        """Starts a branch of a recorded generation, and streams its events as Generate
+        does. A branch is a generation of its own: it repeats the parent's tokens up
+        to a step, without choosing them, and then goes on freely with something
+        changed: another token, other settings, another prompt. It has the parent's
+        seed unless another is given, and draws depend on seed, sequence, index and
+        token alone, so that an equal token after the change had the same draw.
+
+        FAILED_PRECONDITION (reason FORK_REFUSED) if the record of the parent lacks
+        what a branch needs: other weights are served, the content policy or a
+        redaction keeps its token ids out of the record, or its tokens are of an
+        upstream. UNIMPLEMENTED if an upstream is served, whose API takes no tokens
+        to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelGeneration(self, request, context):
         """Stops a generation at once. It finishes with FINISH_REASON_CANCELLED.
         """
@@ -107,6 +130,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.ResumeGeneration,
                     request_deserializer=whence_dot_v1_dot_generation__pb2.ResumeGenerationRequest.FromString,
                     response_serializer=whence_dot_v1_dot_generation__pb2.ResumeGenerationResponse.SerializeToString,
+            ),
+            'ForkGeneration': grpc.unary_stream_rpc_method_handler(
+                    servicer.ForkGeneration,
+                    request_deserializer=whence_dot_v1_dot_generation__pb2.ForkGenerationRequest.FromString,
+                    response_serializer=whence_dot_v1_dot_generation__pb2.ForkGenerationResponse.SerializeToString,
             ),
             'CancelGeneration': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelGeneration,
@@ -173,6 +201,23 @@ class GenerationService(object):
         return grpc.experimental.unary_stream(request, target, '/whence.v1.GenerationService/ResumeGeneration',
             whence_dot_v1_dot_generation__pb2.ResumeGenerationRequest.SerializeToString,
             whence_dot_v1_dot_generation__pb2.ResumeGenerationResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ForkGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/whence.v1.GenerationService/ForkGeneration',
+            whence_dot_v1_dot_generation__pb2.ForkGenerationRequest.SerializeToString,
+            whence_dot_v1_dot_generation__pb2.ForkGenerationResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -56,6 +56,24 @@ class GenerationServiceStub:
     Clients use it after their connection broke. No model is needed to replay.
     """
 
+    ForkGeneration: grpc.UnaryStreamMultiCallable[
+        whence.v1.generation_pb2.ForkGenerationRequest,
+        whence.v1.generation_pb2.ForkGenerationResponse,
+    ]
+    """Starts a branch of a recorded generation, and streams its events as Generate
+    does. A branch is a generation of its own: it repeats the parent's tokens up
+    to a step, without choosing them, and then goes on freely with something
+    changed: another token, other settings, another prompt. It has the parent's
+    seed unless another is given, and draws depend on seed, sequence, index and
+    token alone, so that an equal token after the change had the same draw.
+
+    FAILED_PRECONDITION (reason FORK_REFUSED) if the record of the parent lacks
+    what a branch needs: other weights are served, the content policy or a
+    redaction keeps its token ids out of the record, or its tokens are of an
+    upstream. UNIMPLEMENTED if an upstream is served, whose API takes no tokens
+    to repeat.
+    """
+
     CancelGeneration: grpc.UnaryUnaryMultiCallable[
         whence.v1.generation_pb2.CancelGenerationRequest,
         whence.v1.generation_pb2.CancelGenerationResponse,
@@ -98,6 +116,24 @@ class GenerationServiceAsyncStub:
     ]
     """Follows a running generation, or replays a recorded one, from any offset.
     Clients use it after their connection broke. No model is needed to replay.
+    """
+
+    ForkGeneration: grpc.aio.UnaryStreamMultiCallable[
+        whence.v1.generation_pb2.ForkGenerationRequest,
+        whence.v1.generation_pb2.ForkGenerationResponse,
+    ]
+    """Starts a branch of a recorded generation, and streams its events as Generate
+    does. A branch is a generation of its own: it repeats the parent's tokens up
+    to a step, without choosing them, and then goes on freely with something
+    changed: another token, other settings, another prompt. It has the parent's
+    seed unless another is given, and draws depend on seed, sequence, index and
+    token alone, so that an equal token after the change had the same draw.
+
+    FAILED_PRECONDITION (reason FORK_REFUSED) if the record of the parent lacks
+    what a branch needs: other weights are served, the content policy or a
+    redaction keeps its token ids out of the record, or its tokens are of an
+    upstream. UNIMPLEMENTED if an upstream is served, whose API takes no tokens
+    to repeat.
     """
 
     CancelGeneration: grpc.aio.UnaryUnaryMultiCallable[
@@ -146,6 +182,26 @@ class GenerationServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[whence.v1.generation_pb2.ResumeGenerationResponse], collections.abc.AsyncIterator[whence.v1.generation_pb2.ResumeGenerationResponse]]:
         """Follows a running generation, or replays a recorded one, from any offset.
         Clients use it after their connection broke. No model is needed to replay.
+        """
+
+    @abc.abstractmethod
+    def ForkGeneration(
+        self,
+        request: whence.v1.generation_pb2.ForkGenerationRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[whence.v1.generation_pb2.ForkGenerationResponse], collections.abc.AsyncIterator[whence.v1.generation_pb2.ForkGenerationResponse]]:
+        """Starts a branch of a recorded generation, and streams its events as Generate
+        does. A branch is a generation of its own: it repeats the parent's tokens up
+        to a step, without choosing them, and then goes on freely with something
+        changed: another token, other settings, another prompt. It has the parent's
+        seed unless another is given, and draws depend on seed, sequence, index and
+        token alone, so that an equal token after the change had the same draw.
+
+        FAILED_PRECONDITION (reason FORK_REFUSED) if the record of the parent lacks
+        what a branch needs: other weights are served, the content policy or a
+        redaction keeps its token ids out of the record, or its tokens are of an
+        upstream. UNIMPLEMENTED if an upstream is served, whose API takes no tokens
+        to repeat.
         """
 
     @abc.abstractmethod

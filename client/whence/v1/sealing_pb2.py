@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17whence/v1/sealing.proto\x12\twhence.v1\"\xac\x02\n\x0bSealedStart\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\' \x01(\x0c\x12\x0f\n\x07message\x18( \x01(\x0c\x12\r\n\x05index\x18) \x01(\x0c\x12?\n\rlabel_digests\x18* \x03(\x0b\x32(.whence.v1.SealedStart.LabelDigestsEntry\x12\x10\n\x08trace_id\x18+ \x01(\t\x12\r\n\x05model\x18, \x01(\t\x12\x15\n\rstart_time_ns\x18- \x01(\x03\x12\x19\n\x11num_prompt_tokens\x18. \x01(\r\x12\r\n\x05owner\x18/ \x01(\t\x1a\x33\n\x11LabelDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa0\x01\n\x0bSealedIndex\x12\x16\n\x0erequest_digest\x18\x01 \x01(\t\x12\x32\n\x06labels\x18\x02 \x03(\x0b\x32\".whence.v1.SealedIndex.LabelsEntry\x12\x16\n\x0eprompt_preview\x18\x03 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"e\n\x0cSealedFinish\x12\x0f\n\x07message\x18\x01 \x01(\x0c\x12\x0f\n\x07preview\x18\x02 \x01(\x0c\x12\x15\n\rfinish_reason\x18\x03 \x01(\x05\x12\x1c\n\x14num_generated_tokens\x18\x04 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17whence/v1/sealing.proto\x12\twhence.v1\"\xca\x02\n\x0bSealedStart\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\' \x01(\x0c\x12\x0f\n\x07message\x18( \x01(\x0c\x12\r\n\x05index\x18) \x01(\x0c\x12?\n\rlabel_digests\x18* \x03(\x0b\x32(.whence.v1.SealedStart.LabelDigestsEntry\x12\x10\n\x08trace_id\x18+ \x01(\t\x12\r\n\x05model\x18, \x01(\t\x12\x15\n\rstart_time_ns\x18- \x01(\x03\x12\x19\n\x11num_prompt_tokens\x18. \x01(\r\x12\r\n\x05owner\x18/ \x01(\t\x12\x1c\n\x14parent_generation_id\x18\x30 \x01(\t\x1a\x33\n\x11LabelDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa0\x01\n\x0bSealedIndex\x12\x16\n\x0erequest_digest\x18\x01 \x01(\t\x12\x32\n\x06labels\x18\x02 \x03(\x0b\x32\".whence.v1.SealedIndex.LabelsEntry\x12\x16\n\x0eprompt_preview\x18\x03 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"e\n\x0cSealedFinish\x12\x0f\n\x07message\x18\x01 \x01(\x0c\x12\x0f\n\x07preview\x18\x02 \x01(\x0c\x12\x15\n\rfinish_reason\x18\x03 \x01(\x05\x12\x1c\n\x14num_generated_tokens\x18\x04 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -26,13 +26,13 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_SEALEDINDEX_LABELSENTRY']._options = None
   _globals['_SEALEDINDEX_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_SEALEDSTART']._serialized_start=39
-  _globals['_SEALEDSTART']._serialized_end=339
-  _globals['_SEALEDSTART_LABELDIGESTSENTRY']._serialized_start=288
-  _globals['_SEALEDSTART_LABELDIGESTSENTRY']._serialized_end=339
-  _globals['_SEALEDINDEX']._serialized_start=342
-  _globals['_SEALEDINDEX']._serialized_end=502
-  _globals['_SEALEDINDEX_LABELSENTRY']._serialized_start=457
-  _globals['_SEALEDINDEX_LABELSENTRY']._serialized_end=502
-  _globals['_SEALEDFINISH']._serialized_start=504
-  _globals['_SEALEDFINISH']._serialized_end=605
+  _globals['_SEALEDSTART']._serialized_end=369
+  _globals['_SEALEDSTART_LABELDIGESTSENTRY']._serialized_start=318
+  _globals['_SEALEDSTART_LABELDIGESTSENTRY']._serialized_end=369
+  _globals['_SEALEDINDEX']._serialized_start=372
+  _globals['_SEALEDINDEX']._serialized_end=532
+  _globals['_SEALEDINDEX_LABELSENTRY']._serialized_start=487
+  _globals['_SEALEDINDEX_LABELSENTRY']._serialized_end=532
+  _globals['_SEALEDFINISH']._serialized_start=534
+  _globals['_SEALEDFINISH']._serialized_end=635
 # @@protoc_insertion_point(module_scope)

@@ -57,6 +57,7 @@ class SealedStart(google.protobuf.message.Message):
     START_TIME_NS_FIELD_NUMBER: builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     OWNER_FIELD_NUMBER: builtins.int
+    PARENT_GENERATION_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """Id of the generation. It is the first field, as in GenerationStarted."""
     key_id: builtins.bytes
@@ -78,6 +79,8 @@ class SealedStart(google.protobuf.message.Message):
     """Number of tokens of the prompt."""
     owner: builtins.str
     """GenerationStarted.owner."""
+    parent_generation_id: builtins.str
+    """Fork.parent_generation_id of GenerationStarted."""
     @property
     def label_digests(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """GenerationStarted.labels, each name and each value as an HMAC, in hex, by
@@ -97,8 +100,9 @@ class SealedStart(google.protobuf.message.Message):
         start_time_ns: builtins.int = ...,
         num_prompt_tokens: builtins.int = ...,
         owner: builtins.str = ...,
+        parent_generation_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id", "index", b"index", "key_id", b"key_id", "label_digests", b"label_digests", "message", b"message", "model", b"model", "num_prompt_tokens", b"num_prompt_tokens", "owner", b"owner", "start_time_ns", b"start_time_ns", "trace_id", b"trace_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id", "index", b"index", "key_id", b"key_id", "label_digests", b"label_digests", "message", b"message", "model", b"model", "num_prompt_tokens", b"num_prompt_tokens", "owner", b"owner", "parent_generation_id", b"parent_generation_id", "start_time_ns", b"start_time_ns", "trace_id", b"trace_id"]) -> None: ...
 
 global___SealedStart = SealedStart
 

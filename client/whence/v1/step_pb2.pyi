@@ -121,7 +121,9 @@ class Step(google.protobuf.message.Message):
 
     @property
     def draw(self) -> global___Draw:
-        """Only for sampling: the other strategies draw nothing."""
+        """Only for sampling: the other strategies draw nothing, and neither do the forced
+        steps of a branch (Fork.num_forced_steps).
+        """
 
     @property
     def timing(self) -> global___StepTiming:
@@ -338,7 +340,8 @@ class Draw(google.protobuf.message.Message):
 
     (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), so the
     choice never depends on what else was in the batch, a small change of p
-    rarely changes it, and anyone can recompute it.
+    rarely changes it, and anyone can recompute it. A branch has the
+    sequence_index of its parent there: Fork.first_draw_sequence.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -80,6 +80,7 @@ class GenerationSummary(google.protobuf.message.Message):
     TEXT_PREVIEW_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     DAMAGE_FIELD_NUMBER: builtins.int
+    PARENT_GENERATION_ID_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """See GenerationStarted.generation_id."""
     trace_id: builtins.str
@@ -103,6 +104,8 @@ class GenerationSummary(google.protobuf.message.Message):
     if there is none. Fields that cannot be read are then taken from the
     generation's entries, or unset.
     """
+    parent_generation_id: builtins.str
+    """Fork.parent_generation_id of a branch; else empty."""
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Time at which the request arrived."""
@@ -125,9 +128,10 @@ class GenerationSummary(google.protobuf.message.Message):
         text_preview: builtins.str = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
         damage: builtins.str = ...,
+        parent_generation_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_finish_reason", b"_finish_reason", "finish_reason", b"finish_reason", "start_time", b"start_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_finish_reason", b"_finish_reason", "damage", b"damage", "finish_reason", b"finish_reason", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "prompt_preview", b"prompt_preview", "start_time", b"start_time", "text_preview", b"text_preview", "trace_id", b"trace_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_finish_reason", b"_finish_reason", "damage", b"damage", "finish_reason", b"finish_reason", "generation_id", b"generation_id", "labels", b"labels", "model", b"model", "num_generated_tokens", b"num_generated_tokens", "num_prompt_tokens", b"num_prompt_tokens", "parent_generation_id", b"parent_generation_id", "prompt_preview", b"prompt_preview", "start_time", b"start_time", "text_preview", b"text_preview", "trace_id", b"trace_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_finish_reason", b"_finish_reason"]) -> typing.Literal["finish_reason"] | None: ...
 
 global___GenerationSummary = GenerationSummary
@@ -219,12 +223,17 @@ class GenerationFilter(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     TRACE_ID_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    PARENT_GENERATION_ID_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Matches generations of the model with this exact name; at most 1,024
     characters.
     """
     trace_id: builtins.str
     """Matches generations of this trace id; exactly 32 hex digits."""
+    parent_generation_id: builtins.str
+    """Matches the branches of the generation with this id, which need not exist any
+    more; at most 64 characters.
+    """
     @property
     def start_after(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Matches generations whose request arrived later."""
@@ -248,9 +257,10 @@ class GenerationFilter(google.protobuf.message.Message):
         model: builtins.str = ...,
         trace_id: builtins.str = ...,
         labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        parent_generation_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["start_after", b"start_after", "start_before", b"start_before"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["labels", b"labels", "model", b"model", "start_after", b"start_after", "start_before", b"start_before", "trace_id", b"trace_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["labels", b"labels", "model", b"model", "parent_generation_id", b"parent_generation_id", "start_after", b"start_after", "start_before", b"start_before", "trace_id", b"trace_id"]) -> None: ...
 
 global___GenerationFilter = GenerationFilter
 

@@ -66,6 +66,11 @@ RPCS: Final[dict[str, Rule]] = {
         "one's own; others' with `read:content` and `read:all`",
         action=AuditAction.READ_CONTENT,
     ),
+    _SERVICE + "GenerationService/ForkGeneration": Rule(
+        _GENERATES,
+        "of one's own; of others' with `read:content` and `read:all`",
+        action=AuditAction.GENERATE,
+    ),
     _SERVICE + "GenerationService/CancelGeneration": Rule(
         (Scope.GENERATE, Scope.ADMIN),
         "one's own; others' with `admin`",

@@ -51,7 +51,8 @@ class Deed:
     generation_id: str = ""
     """Id of the generation that it concerns; "" for none, several, or after a failure."""
     detail: str = ""
-    """Cause of a refusal, id of a training run, destination of an export, file of a change."""
+    """Cause of a refusal, id of a training run or of a branch's parent, destination of an export,
+    file of a change."""
     reason: str = ""
     """Reason that the caller gave."""
     status_code: int = 0

@@ -171,7 +171,10 @@ class Decoding:
         EarlyStopping.WHEN_ENOUGH
     )
     forced_token_ids: tuple[int, ...] = ()
-    """The continuation to trace; only for `Strategy.FORCED`."""
+    """The continuation to trace, for `Strategy.FORCED`; else the tokens that are given before the
+    first one is chosen, as those that a branch repeats."""
+    first_draw_sequence: int = 0
+    """Index of the first sequence in the draws: of the parent's, for a branch."""
     configured: Configured = Configured()
 
     @property
@@ -225,6 +228,9 @@ class DecodingRequest:
     length_penalty: float | None = None
     early_stopping: EarlyStopping | None = None
     forced: str | TokenInput | None = None
+    forced_prefix: tuple[int, ...] = ()
+    """Tokens that are given before the first one is chosen."""
+    first_draw_sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from whence_server.domain.chat import ChatRecord, ParsedReasoning, ParsedToolCall
 from whence_server.domain.decoding import Decoding, FinishReason, TraceOptions
 from whence_server.domain.errors import Code
+from whence_server.domain.forking import Branch
 from whence_server.domain.model import ModelInfo, NamedAdapter
 from whence_server.domain.observation import Observation
 from whence_server.domain.tracing import TraceContext
@@ -59,6 +60,8 @@ class Started:
     """Id of the caller that started it; "" without authentication."""
     unrecorded_reason: str = ""
     """Reason of the journal's error if the generation is not on record; "" if it is."""
+    branch: Branch | None = None
+    """Difference from the parent; None for a generation that is no branch."""
 
     @property
     def operation(self) -> str:

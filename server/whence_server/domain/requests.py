@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from whence_server.domain.chat import ChatInput
 from whence_server.domain.decoding import DecodingRequest, TokenInput, TraceRequest
+from whence_server.domain.forking import ForkOrigin
 
 GenerationInput: TypeAlias = str | ChatInput | TokenInput
 
@@ -32,3 +33,5 @@ class GenerationRequest:
     """Name of an adapter of the model; empty for none."""
     upstream_parameters_json: str = ""
     """Fields of the upstream's own API, as a JSON object; empty for none."""
+    fork: ForkOrigin | None = None
+    """Origin of a branch; None for every other generation."""

@@ -161,6 +161,26 @@ def check_lengths(
     )
 
 
+def check_prefix(faults: Faults, decoding: Decoding, model: ModelInfo) -> None:
+    """Check the tokens that are given before the first one is chosen, as a branch has them."""
+    given = decoding.forced_token_ids
+    if not given:
+        return
+    faults.expect(
+        decoding.strategy is not Strategy.BEAM_SEARCH,
+        "decoding.beam_search",
+        f"cannot go on after {len(given)} given tokens: ask for `greedy` or `sample`, or for step "
+        "0 without other tokens",
+    )
+    faults.expect(
+        len(given) < decoding.max_new_tokens,
+        "decoding.max_new_tokens",
+        f"is {decoding.max_new_tokens}, with the given tokens, which are {len(given)}: it must be "
+        "larger, so that a token is chosen",
+    )
+    expect_in_vocabulary(faults, "instead.tokens", given, model)
+
+
 def check_stops(faults: Faults, decoding: Decoding, limits: Limits) -> None:
     """Note stop strings that are empty or too long."""
     for i, stop in enumerate(decoding.stop[: limits.max_stop_strings]):

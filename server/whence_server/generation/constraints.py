@@ -54,6 +54,13 @@ def check_constraint(faults: Faults, decoding: Decoding, model: ModelInfo, limit
         )
 
 
+def strip_end(decoding: Decoding) -> tuple[int, ...]:
+    """Return the tokens that are given before the first choice, without one that ends the text."""
+    given = decoding.forced_token_ids
+    ends = {*decoding.eos_token_ids, *decoding.stop_token_ids}
+    return given[:-1] if given and given[-1] in ends else given
+
+
 class JudgedText:
     """Places of one sequence's text at which the engine has said whether it is complete."""
 

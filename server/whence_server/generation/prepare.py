@@ -18,6 +18,7 @@ from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.adapters import adapt_model
 from whence_server.generation.checks import check_prompt, check_text_size, compute_longest_prompt
+from whence_server.generation.constraints import strip_end
 from whence_server.generation.resolve import get_source_method, resolve_decoding, resolve_trace
 from whence_server.text.chat import RenderedChat
 from whence_server.text.template_arguments import read_arguments, read_tools
@@ -133,7 +134,8 @@ def prepare_request(
     )
     source_method = get_source_method(trace, model)
     if decoding.constraint is not None:
-        tokenizer.check_constraint(decoding.constraint, model.vocabulary_size)
+        given = strip_end(decoding)
+        tokenizer.check_constraint(decoding.constraint, model.vocabulary_size, given)
     if isinstance(rendered, str):
         return Prepared(rendered, token_ids, decoding, trace, unavailable, source_method)
     return Prepared(

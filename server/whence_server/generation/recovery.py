@@ -19,6 +19,7 @@ from whence_server.journal.rows import PREVIEW_CHARACTERS, FinishIndex
 _log = logging.getLogger(__name__)
 
 _GENERATE = "whence.v1.GenerationService/Generate"
+_FORK = "whence.v1.GenerationService/ForkGeneration"
 _UNAVAILABLE = 14
 _PAGE = 1_000
 _DAMAGE = (RecordDamagedError, GenerationNotFoundError, DecodeError, ValueError, IndexError)
@@ -140,7 +141,7 @@ def _make_interrupted_call(
             trace_flags=started.trace_flags,
             trace_state=started.trace_state,
         ),
-        method=_GENERATE,
+        method=_FORK if started.HasField("fork") else _GENERATE,
         start_time_ns=start_time_ns,
         end_time_ns=end_time_ns,
         status_code=_UNAVAILABLE,

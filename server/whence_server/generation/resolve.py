@@ -30,6 +30,7 @@ from whence_server.generation.checks import (
     check_forced,
     check_lengths,
     check_options,
+    check_prefix,
     check_sequences,
     check_stops,
     expect_in_vocabulary,
@@ -127,7 +128,7 @@ def resolve_decoding(
     forced = (
         _encode_forced(faults, request, room, model, tokenizer)
         if strategy is Strategy.FORCED
-        else ()
+        else request.forced_prefix
     )
     max_new_tokens = request.max_new_tokens
     if max_new_tokens is None:
@@ -163,6 +164,7 @@ def resolve_decoding(
         bad_word_ids=_encode_bad_words(faults, request, limits, tokenizer)
         or (defaults.bad_word_ids if choosing and not request.bad_words else ()),
         forced_token_ids=forced,
+        first_draw_sequence=request.first_draw_sequence,
         configured=select_configured(
             request, defaults, num_prompt_tokens, sampling=strategy is Strategy.SAMPLE
         )
@@ -172,6 +174,7 @@ def resolve_decoding(
     if choosing:
         check_default_length(faults, request, defaults, num_prompt_tokens)
         check_lengths(faults, request, decoding, max_new_tokens)
+        check_prefix(faults, decoding, model)
     else:
         check_forced(faults, request)
     check_options(faults, DECODING_OPTIONS, decoding, model, limits)

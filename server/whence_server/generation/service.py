@@ -29,12 +29,9 @@ from whence_server.domain.occurrences import (
     Happening,
     MaxDurationPassed,
 )
-from whence_server.domain.processors import list_processor_names
 from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.activity import EngineActivity
-from whence_server.generation.adapters import adapt_model, find_adapter
 from whence_server.generation.arrival import Arrival
-from whence_server.generation.constraints import get_constraint_engine
 from whence_server.generation.content.forms import StoredForms
 from whence_server.generation.content.held import HeldContents
 from whence_server.generation.grades import OwnGrader
@@ -45,12 +42,13 @@ from whence_server.generation.readers import Reader, Reading, count_reader
 from whence_server.generation.readmission import Readmission
 from whence_server.generation.record_failure import Begun, RecordFailure, Recording
 from whence_server.generation.running import RunningGeneration
+from whence_server.generation.starting import make_index, make_started
 from whence_server.generation.texts import Texts
 from whence_server.generation.turns import TurnRecorder
 from whence_server.generation.upstream_prepare import fit_checks, prepare_for_engine
 from whence_server.generation.upstream_running import UpstreamGeneration
 from whence_server.journal.journal import Journal
-from whence_server.journal.rows import PREVIEW_CHARACTERS, GenerationIndex, GenerationRow
+from whence_server.journal.rows import GenerationRow
 from whence_server.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
@@ -219,37 +217,13 @@ class Generations:
         self, generation_id: str, request: GenerationRequest, arrival: Arrival
     ) -> None:
         ready = await self._prepare(request)
-        # An upstream applies processors and constraints in its own way, and does not show them.
-        is_own = self._model.upstream is None
-        started = Started(
-            observation=self._grader.grade(
-                Admit(
-                    generation_id,
-                    ready.token_ids,
-                    ready.decoding,
-                    ready.trace,
-                    prompt=ready.sent,
-                    upstream_parameters_json=request.upstream_parameters_json,
-                )
-            ),
-            upstream_parameters_json=request.upstream_parameters_json,
-            generation_id=generation_id,
-            trace_context=arrival.trace_context,
-            start_time_ns=arrival.time_ns,
-            model=adapt_model(self._model, request.adapter, has_internals=ready.has_internals),
-            prompt=ready.prompt,
-            prompt_token_ids=tuple(ready.token_ids),
-            decoding=ready.decoding,
-            trace=ready.trace,
-            processor_names=list_processor_names(ready.decoding) if is_own else (),
-            request_digest=request.digest,
-            labels=dict(request.labels),
-            unavailable=ready.unavailable,
-            source_method=ready.source_method,
-            adapter=find_adapter(self._model, request.adapter),
-            constraint_engine=get_constraint_engine(ready.decoding) if is_own else "",
-            chat=ready.make_chat_record(request),
-            owner=arrival.caller_id,
+        started = make_started(
+            generation_id,
+            request,
+            ready,
+            arrival=arrival,
+            model=self._model,
+            grader=self._grader,
         )
         async with self.recording.forms.prepare(started), self.recording.hold(generation_id):
             self._check_running()
@@ -270,17 +244,7 @@ class Generations:
         arrival: Arrival,
         sent: str | ChatInput | None,
     ) -> None:
-        index = GenerationIndex(
-            generation_id=started.generation_id,
-            trace_id=started.trace_context.trace_id,
-            model=self._model.name,
-            start_time_ns=started.start_time_ns,
-            request_digest=started.request_digest,
-            labels=started.labels,
-            prompt_preview=started.prompt[:PREVIEW_CHARACTERS],
-            num_prompt_tokens=len(started.prompt_token_ids),
-            owner=started.owner,
-        )
+        index = make_index(started, self._model.name)
         grace_s = min(request.disconnect_grace_s, self._limits.longest_grace_s)
         begun = self.recording.begin(index, started, grace_s)
         running = self._make_running(begun, grace_s, arrival, sent)

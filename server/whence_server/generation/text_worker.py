@@ -126,14 +126,16 @@ class _BoundedEncoder(TextEncoder):
         ):
             return super().render_chat(messages, template_arguments, template_name, tools)
 
-    def check_constraint(self, constraint: Constraint, vocabulary_size: int) -> None:
+    def check_constraint(
+        self, constraint: Constraint, vocabulary_size: int, given: Sequence[int] = ()
+    ) -> None:
         limits = self._limits
         self._load_compiler(vocabulary_size)  # once, and not at the expense of this constraint
         with (
             _limit_time(signal.ITIMER_REAL, limits.max_constraint_s),
             _limit_memory(limits.max_constraint_memory_bytes),
         ):
-            super().check_constraint(constraint, vocabulary_size)
+            super().check_constraint(constraint, vocabulary_size, given)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from google.protobuf.message import DecodeError
 from whence.v1 import call_pb2, deletion_pb2
 from whence_server.domain.entries import EntryKind
 from whence_server.domain.errors import JournalError, JournalUnwritableError
-from whence_server.journal import owner_index
 from whence_server.journal.chain import SECRET_BYTES, ChainRow, Origin
 from whence_server.journal.cursors import read_expected_seal
 from whence_server.journal.derive import EntriesDigest
@@ -24,12 +23,17 @@ from whence_server.journal.expected import (
 from whence_server.journal.findings import Finding, VerifyReport
 from whence_server.journal.label_index import make_label_rows
 from whence_server.journal.origin import read_origin
-from whence_server.journal.schema import CURSORS_OF_WRITERS_VERSION, PASSAGES_VERSION
+from whence_server.journal.schema import (
+    CURSORS_OF_WRITERS_VERSION,
+    PARENTS_VERSION,
+    PASSAGES_VERSION,
+)
 from whence_server.journal.search.passages import find_orphans
 from whence_server.journal.sql_lookup import collect_entry_digests
+from whence_server.journal.value_index import OWNERS, PARENTS, ValueIndex
 
 _FIRST_BOUND_VERSION = 2
-_FIRST_OWNED_VERSION = 3
+_FIRST_VERSIONS = {OWNERS: 3, PARENTS: PARENTS_VERSION}
 
 
 class Audit:
@@ -96,7 +100,8 @@ class Audit:
         for name, stage in (
             ("entries of unknown writers", self._check_unknown_writers),
             ("labels without a generation", self._check_orphan_labels),
-            ("owners without a generation", self._check_orphan_owners),
+            ("owners without a generation", partial(self._check_orphans, OWNERS)),
+            ("parents without a generation", partial(self._check_orphans, PARENTS)),
             ("passages without a generation", self._check_orphan_passages),
         ):
             run_stage(self._report, name, stage)
@@ -166,7 +171,8 @@ class Audit:
             start_time_ns = expected.columns["start_time_ns"]
             name = expected.columns.get("generation_id", row.name)
             self._check_labels(name, set(make_label_rows(name, start_time_ns, expected.labels)))
-            self._check_owner(name, start_time_ns, expected.owner)
+            self._check_value(OWNERS, name, start_time_ns, expected.owner)
+            self._check_value(PARENTS, name, start_time_ns, expected.parent)
 
     def _check_secret(self, row: StoredRow, deletion: Deletion | None) -> None:
         if deletion is not None and row.secret is not None:
@@ -218,12 +224,14 @@ class Audit:
             what = "an extra row" if row in stored else "a missing row"
             self._add_detail("labels", name, f"{what}, {row[0]!r} = {row[1]!r} at {row[2]}")
 
-    def _check_owner(self, name: str, start_time_ns: int, expected: str) -> None:
-        if self._version < _FIRST_OWNED_VERSION:
+    def _check_value(
+        self, values: ValueIndex, name: str, start_time_ns: int, expected: str
+    ) -> None:
+        if self._version < _FIRST_VERSIONS[values]:
             return
-        stored = owner_index.read_owners(self._connection, name)
+        stored = values.read(self._connection, name)
         if stored != ([(expected, start_time_ns)] if expected else []):
-            self._report.add(Finding("owners", name, "owner", stored, expected))
+            self._report.add(Finding(values.table, name, values.name, stored, expected))
 
     def _check_missing_rows(self) -> None:
         for position, generation_id in self._connection.execute(
@@ -259,14 +267,11 @@ class Audit:
                 f"label {_decode(name)!r} belongs to no generation",
             )
 
-    def _check_orphan_owners(self) -> None:
-        if self._version < _FIRST_OWNED_VERSION:
+    def _check_orphans(self, values: ValueIndex) -> None:
+        if self._version < _FIRST_VERSIONS[values]:
             return
-        for (generation_id,) in self._connection.execute(
-            "SELECT CAST(o.generation_id AS BLOB) FROM owners o WHERE NOT EXISTS "
-            "(SELECT 1 FROM generations g WHERE g.generation_id = o.generation_id)"
-        ):
-            self._add_detail("owners", _decode(generation_id), "belongs to no generation")
+        for generation_id in values.list_orphans(self._connection):
+            self._add_detail(values.table, _decode(generation_id), "belongs to no generation")
 
     def _check_orphan_passages(self) -> None:
         """Check that deleted generations cannot be searched."""

@@ -19,6 +19,7 @@ from whence_server.domain.decoding import (
     Strategy,
     TraceOptions,
 )
+from whence_server.domain.forking import Branch
 from whence_server.domain.generation import (
     CallError,
     CallRecord,
@@ -145,6 +146,7 @@ def encode_started(started: Started) -> bytes:
         unrecorded_reason=started.unrecorded_reason,
         content=generation_pb2.ContentPolicy.ValueType(started.trace.content.value),
         num_prompt_tokens=len(started.prompt_token_ids),
+        fork=None if started.branch is None else _convert_branch(started.branch),
     ).SerializeToString()
 
 
@@ -161,6 +163,23 @@ def _convert_origin(origin: RecordedOrigin) -> generation_pb2.RecordedElsewhere:
         library=origin.library,
         num_prompts=origin.num_prompts,
         prompt_index=origin.prompt_index,
+    )
+
+
+def _convert_branch(branch: Branch) -> generation_pb2.Fork:
+    origin = branch.origin
+    return generation_pb2.Fork(
+        parent_generation_id=origin.parent_generation_id,
+        sequence_index=origin.sequence_index,
+        step=origin.step,
+        num_forced_steps=branch.num_forced_steps,
+        replaced_token_id=origin.replaced_token_id,
+        changes_prompt=branch.changes_prompt,
+        changed_settings=branch.changed_settings,
+        parent_decoding=generation_pb2.Decoding.FromString(branch.parent_decoding),
+        parent_trace_id=origin.parent_trace_id,
+        parent_span_id=origin.parent_span_id,
+        first_draw_sequence=branch.first_draw_sequence,
     )
 
 

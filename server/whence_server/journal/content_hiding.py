@@ -22,7 +22,7 @@ def _list_names(names: dict[str, str]) -> frozenset[str]:
 
 _SHOWN = _list_names(
     {
-        "GenerationSummary": "generation_id trace_id model labels damage",
+        "GenerationSummary": "generation_id trace_id model labels damage parent_generation_id",
         "GenerationStarted": "generation_id trace_id span_id parent_span_id trace_state model "
         "model_digest tokenizer_digest processor_names labels source_method unavailable operation "
         "constraint_engine owner",
@@ -38,6 +38,7 @@ _SHOWN = _list_names(
         "SignedStatement": "envelope",
         "UpstreamReport": "model fingerprint",
         "RecordedElsewhere": "library",
+        "Fork": "parent_generation_id changed_settings parent_trace_id parent_span_id",
         "Redaction": "kind field",
         "ListGenerationsResponse": "next_page_token",
         "ListStepsResponse": "next_page_token",

@@ -74,6 +74,7 @@ def derive_started_index(payload: bytes) -> GenerationIndex:
         prompt_preview=started.prompt[:PREVIEW_CHARACTERS],
         num_prompt_tokens=started.num_prompt_tokens or len(started.prompt_token_ids),
         owner=started.owner,
+        parent=started.fork.parent_generation_id,
     )
 
 

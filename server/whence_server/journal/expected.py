@@ -80,6 +80,7 @@ class ExpectedRow:
     columns: dict[str, Any]
     labels: dict[str, str]
     owner: str = ""
+    parent: str = ""
 
 
 def walk_stored_rows(connection: Any, writer: int) -> Iterator[Any]:
@@ -123,7 +124,8 @@ def derive_row(
         return ExpectedRow(places | ids | _TOMBSTONE, {})
     index = derive_started_index(_read_started(connection, writer, position))
     finish = _read_finish(connection, writer, position)
-    return ExpectedRow(places | derive_columns(index, finish), dict(index.labels), index.owner)
+    columns = places | derive_columns(index, finish)
+    return ExpectedRow(columns, dict(index.labels), index.owner, index.parent)
 
 
 def derive_columns(index: GenerationIndex, finish: FinishIndex | None) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def decode_page_token(token: str, list_filter: ListFilter) -> PageKey:
 
 def digest_filter(list_filter: ListFilter) -> bytes:
     """Return a digest that differs for different filters."""
-    parts = [
+    parts: list[object] = [
         list_filter.start_after_ns,
         list_filter.start_before_ns,
         list_filter.model,
@@ -60,6 +60,8 @@ def digest_filter(list_filter: ListFilter) -> bytes:
     ]
     if list_filter.owner is not None:
         parts.append(list_filter.owner)
+    if list_filter.parent:
+        parts.append({"parent": list_filter.parent})
     return hashlib.sha256(json.dumps(parts).encode()).digest()[:8]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal import cursors, label_index, owner_index
+from whence_server.journal import cursors, label_index
 from whence_server.journal.audit import Audit
 from whence_server.journal.chain import ChainRow
 from whence_server.journal.expected import (
@@ -22,6 +22,7 @@ from whence_server.journal.lock import DirectoryLock
 from whence_server.journal.rows import Durability
 from whence_server.journal.schema import MIGRATIONS
 from whence_server.journal.sqlite_store import SqliteStore
+from whence_server.journal.value_index import OWNERS, PARENTS, ValueIndex
 
 
 def rebuild_journal(data_dir: Path) -> int:
@@ -67,7 +68,8 @@ def rebuild_rows(connection: Any) -> int:
         labels = encode_labels(expected.labels)
         _set(connection, writer, row, {"labels": labels})
     changed = len(differing) + _rebuild_labels(connection)
-    changed += _rebuild_owners(connection, deletions)
+    for values in (OWNERS, PARENTS):
+        changed += _rebuild_values(connection, values, deletions)
     changed += _drop_nameless_cursors(connection)
     for writer in deletions:
         for name, position in cursors.load_cursors(connection, writer).items():
@@ -124,15 +126,12 @@ def _drop_nameless_cursors(connection: Any) -> int:
     return len(nameless)
 
 
-_OWNERS = """
-    SELECT CAST(owner AS BLOB), start_time_ns, CAST(generation_id AS BLOB) FROM owners
-"""
-
-
-def _rebuild_owners(connection: Any, deletions: dict[int, dict[int, Deletion]]) -> int:
-    """Rebuild the index over owners from the entries; return the number of changed rows."""
-    before = set(connection.execute(_OWNERS))
-    connection.execute("DELETE FROM owners")
+def _rebuild_values(
+    connection: Any, values: ValueIndex, deletions: dict[int, dict[int, Deletion]]
+) -> int:
+    """Rebuild an index over values from the entries; return the number of changed rows."""
+    before = values.read_all(connection)
+    connection.execute(f"DELETE FROM {values.table}")  # noqa: S608 - a constant
     for writer, position in connection.execute(
         "SELECT writer, started_position FROM generations WHERE deleted = 0"
     ).fetchall():
@@ -141,12 +140,12 @@ def _rebuild_owners(connection: Any, deletions: dict[int, dict[int, Deletion]]) 
             expected = derive_row(connection, writer, position, deletion)
         except ValueError:
             continue
-        if expected.owner:
+        value = getattr(expected, values.name)
+        if value:
             columns = expected.columns
-            row = (expected.owner, columns["start_time_ns"], columns["generation_id"])
-            connection.execute(owner_index.INSERT, row)
-    after = set(connection.execute(_OWNERS))
-    return len(before ^ after)
+            row = (value, columns["start_time_ns"], columns["generation_id"])
+            connection.execute(values.insert, row)
+    return len(before ^ values.read_all(connection))
 
 
 _LABELS = """

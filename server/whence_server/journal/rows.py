@@ -35,6 +35,8 @@ class GenerationIndex:
     num_prompt_tokens: int
     owner: str = ""
     """Id of the caller that started it; "" without authentication."""
+    parent: str = ""
+    """Id of the generation that it is a branch of; "" for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class ListFilter:
     """Labels that a generation must have, with these values."""
     owner: str | None = None
     """Id of the caller that started it, not empty; None for all."""
+    parent: str = ""
+    """Id of the generation whose branches match; "" for all generations."""
 
     def matches(self, index: GenerationIndex) -> bool:
         """Return whether a generation is one of those that are asked for."""
@@ -96,5 +100,6 @@ class ListFilter:
             and self.model in ("", index.model)
             and self.trace_id in ("", index.trace_id)
             and self.owner in {None, index.owner}
+            and self.parent in ("", index.parent)
             and self.labels.items() <= index.labels.items()
         )

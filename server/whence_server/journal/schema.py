@@ -6,9 +6,10 @@
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal import label_index, origin, owner_index, tree_tables
+from whence_server.journal import label_index, origin, tree_tables
 from whence_server.journal.cursors import seal_cursors
 from whence_server.journal.search import passages
+from whence_server.journal.value_index import OWNERS, PARENTS
 
 _INITIAL = """
 CREATE TABLE writers (
@@ -84,12 +85,15 @@ ALTER TABLE cursors_of_writers RENAME TO cursors;
 MIGRATIONS: tuple[str, ...] = (
     _INITIAL,
     _BOUND_COLUMNS,
-    owner_index.SCHEMA,
+    OWNERS.schema,
     origin.SCHEMA,
     _CURSORS_OF_WRITERS,
     tree_tables.SCHEMA,
     passages.SCHEMA,
+    PARENTS.schema,
 )
+PARENTS_VERSION = MIGRATIONS.index(PARENTS.schema) + 1
+"""First version with an index over the parents of branches."""
 CURSORS_OF_WRITERS_VERSION = MIGRATIONS.index(_CURSORS_OF_WRITERS) + 1
 """First version whose cursors name the writer of their log."""
 PASSAGES_VERSION = MIGRATIONS.index(passages.SCHEMA) + 1

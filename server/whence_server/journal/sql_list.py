@@ -13,6 +13,7 @@ from whence_server.journal.rows import GenerationRow, ListFilter
 from whence_server.journal.sql_lookup import load_row
 from whence_server.journal.sql_rows import ROW_COLUMNS
 from whence_server.journal.store import Page
+from whence_server.journal.value_index import OWNERS, PARENTS
 
 MAX_EXAMINED = 4_000
 """Maximum number of generations examined for a page, in about 10 ms."""
@@ -68,7 +69,7 @@ def read_page(
 
 
 def _choose_index(connection: Any, list_filter: ListFilter) -> _Index | None:
-    """Return the index to walk; None if a label, the owner or the model is on no generation."""
+    """Return the index to walk; None if a label, owner, parent or model is on no generation."""
     indexes = list(_count_selective(connection, list_filter))
     if any(not number for number, _ in indexes):
         return None
@@ -90,6 +91,8 @@ def _count_selective(connection: Any, list_filter: ListFilter) -> Iterator[tuple
     ]
     if list_filter.owner is not None:
         wanted.append(_Index("owners d", ("d.owner = ?",), (list_filter.owner,)))
+    if list_filter.parent:
+        wanted.append(_Index("parents d", ("d.parent = ?",), (list_filter.parent,)))
     if list_filter.model:
         by_model = "generations d INDEXED BY generations_by_model"
         wanted.append(_Index(by_model, (_LIVE, "d.model = ?"), (list_filter.model,)))
@@ -172,11 +175,9 @@ def _make_filter_conditions(list_filter: ListFilter) -> list[_Condition]:
     if list_filter.trace_id:
         conditions.append(_Condition("g.trace_id = ?", (list_filter.trace_id,)))
     if list_filter.owner is not None:
-        probe = (
-            "EXISTS (SELECT 1 FROM owners o WHERE o.generation_id = g.generation_id "
-            "AND o.owner = ?)"
-        )
-        conditions.append(_Condition(probe, (list_filter.owner,)))
+        conditions.append(_Condition(OWNERS.condition, (list_filter.owner,)))
+    if list_filter.parent:
+        conditions.append(_Condition(PARENTS.condition, (list_filter.parent,)))
     for label in list_filter.labels.items():
         probe = (
             "EXISTS (SELECT 1 FROM labels l WHERE l.name = ? AND l.value = ? "

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from whence_server.domain.decoding import FinishReason
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import RecordDamagedError
-from whence_server.journal import owner_index
 from whence_server.journal.derive import PEEK_BYTES, peek_generation_id
 from whence_server.journal.label_index import parse_labels
 from whence_server.journal.rows import FinishIndex, GenerationIndex, GenerationRow
 from whence_server.journal.sealing.stored_form import peek_key_id
 from whence_server.journal.store import NewGeneration
+from whence_server.journal.value_index import OWNERS, PARENTS
 
 INDEX_COLUMNS = (
     "generation_id, trace_id, model, start_time_ns, request_digest, labels, prompt_preview, "
@@ -31,7 +31,7 @@ ROW_COLUMNS = f"""
     (SELECT e.kind FROM entries e
      WHERE e.writer = g.writer AND e.generation = g.started_position
      ORDER BY e."offset" DESC LIMIT 1),
-    {owner_index.COLUMN}
+    {OWNERS.column}, {PARENTS.column}
 """  # noqa: S608  # constants only
 """Columns of `generations g` that `parse_row` takes."""
 
@@ -158,9 +158,8 @@ class ParsedRow(NamedTuple):
 
 def parse_row(stored: Iterable[Any]) -> ParsedRow:
     """Parse ROW_COLUMNS; `GenerationRow.damage` describes faults."""
-    *columns, finish_reason, num_tokens, preview, deleted, writer, started, first, last, owner = (
-        stored
-    )
+    *rest, owner, parent = stored
+    *columns, finish_reason, num_tokens, preview, deleted, writer, started, first, last = rest
     generation_id = columns[0].decode(errors="replace")
     begun = peek_generation_id(first)
     if begun not in (None, generation_id):
@@ -176,7 +175,7 @@ def parse_row(stored: Iterable[Any]) -> ParsedRow:
         )
         return ParsedRow(_make_blank_row(generation_id, damage, deleted=True), writer, started)
     try:
-        index = _parse_index(columns, owner)
+        index = _parse_index(columns, owner, parent)
         finish = None
         if finish_reason is not None and not deleted:
             finish = FinishIndex(
@@ -192,7 +191,7 @@ def parse_row(stored: Iterable[Any]) -> ParsedRow:
     return ParsedRow(row, writer, started)
 
 
-def _parse_index(columns: list[Any], owner: bytes | None) -> GenerationIndex:
+def _parse_index(columns: list[Any], owner: bytes | None, parent: bytes | None) -> GenerationIndex:
     generation_id, trace_id, model, start_time_ns, digest, labels, preview, num_tokens = columns
     return GenerationIndex(
         generation_id.decode(),
@@ -204,6 +203,7 @@ def _parse_index(columns: list[Any], owner: bytes | None) -> GenerationIndex:
         preview.decode(),
         _parse_token_count(num_tokens),
         "" if owner is None else owner.decode(),
+        "" if parent is None else parent.decode(),
     )
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from whence_server.journal import cursors, label_index, owner_index
+from whence_server.journal import cursors, label_index
 from whence_server.journal.chain import digest_payload
 from whence_server.journal.label_index import make_label_rows
 from whence_server.journal.origin import remove_entries
 from whence_server.journal.search.passages import Place, delete_passages
 from whence_server.journal.sql_rows import INDEX_COLUMNS, bind_finish, bind_generation
 from whence_server.journal.store import Batch, NewEntry
+from whence_server.journal.value_index import OWNERS, PARENTS
 
 _INSERT_GENERATION = f"""
     INSERT INTO generations (writer, started_position, secret, {INDEX_COLUMNS})
@@ -59,8 +60,10 @@ def write_batch(
         rows = list(make_label_rows(index.generation_id, index.start_time_ns, index.labels))
         if rows:
             connection.executemany(label_index.INSERT, rows)
-        if index.owner:
-            connection.execute(owner_index.INSERT, owner_index.bind_owner(index))
+        for values, value in ((OWNERS, index.owner), (PARENTS, index.parent)):
+            if value:
+                row = values.bind(value, index.start_time_ns, index.generation_id)
+                connection.execute(values.insert, row)
     if batch.entries:
         insert_entries(batch.entries)
     if batch.outside:
@@ -116,5 +119,6 @@ def _destroy(connection: Any, writer: int, generation_id: str, before: int) -> N
         )
     connection.execute(_BURY, (generation_id,))
     connection.execute("DELETE FROM labels WHERE generation_id = ?", (generation_id,))
-    connection.execute(owner_index.DELETE, (generation_id,))
+    for values in (OWNERS, PARENTS):
+        connection.execute(values.delete, (generation_id,))
     delete_passages(connection, Place(writer, generation))

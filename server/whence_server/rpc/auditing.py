@@ -53,7 +53,7 @@ def note_call(trail: AuditTrail, call: NotedCall, request: Any, status_code: int
         status_code,
         # A refused request may name an id of any length.
         generation_id=call.generation_id or _read_id(request, "generation_id"),
-        detail=_read_id(request, "training_run_id"),
+        detail=_read_id(request, "training_run_id") or _read_id(request, "parent_generation_id"),
         reason=call.reason,
     )
     if deed is not None:

@@ -65,9 +65,12 @@ class Disclosure(NamedTuple):
 
 
 def _has_text(started: bytes) -> bool:
-    """Return whether a start has the output, which its request forced."""
-    forced = generation_pb2.GenerationStarted.FromString(started).effective_decoding.forced
-    return bool(forced.text or forced.tokens.token_ids)
+    """Return whether a start has output: that of its request's forced text, or of its parent."""
+    message = generation_pb2.GenerationStarted.FromString(started)
+    forced = message.effective_decoding.forced
+    return bool(
+        forced.text or forced.tokens.token_ids or message.fork.HasField("replaced_token_id")
+    )
 
 
 async def read_statement(journal: Journal, generation_id: str) -> proof_pb2.SignedStatement:

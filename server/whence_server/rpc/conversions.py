@@ -60,16 +60,16 @@ def convert_request(request: generation_pb2.GenerateRequest, limits: Limits) -> 
     return replace(converted, digest=digests.digest, former_digest=digests.former)
 
 
-def require_generation_id(generation_id: str) -> str:
-    """Return the generation id of a request; raise if it is missing or malformed.
+def require_generation_id(generation_id: str, field: str = "generation_id") -> str:
+    """Return the generation id of a request's field; raise if it is missing or malformed.
 
     Raises:
         InvalidRequestError: it is empty or not a UUID.
     """
     violations: list[FieldViolation] = []
     if not generation_id:
-        violations.append(FieldViolation("generation_id", "must name a generation"))
-    _parse_generation_id(generation_id, violations)
+        violations.append(FieldViolation(field, "must name a generation"))
+    _parse_generation_id(generation_id, violations, field)
     if violations:
         raise InvalidRequestError(*violations)
     return generation_id
@@ -175,7 +175,9 @@ def _convert_forced(
     return None
 
 
-def _parse_generation_id(generation_id: str, violations: list[FieldViolation]) -> str:
+def _parse_generation_id(
+    generation_id: str, violations: list[FieldViolation], field: str = "generation_id"
+) -> str:
     if not generation_id:
         return ""
     try:
@@ -185,7 +187,7 @@ def _parse_generation_id(generation_id: str, violations: list[FieldViolation]) -
     if canonical != generation_id:
         violations.append(
             FieldViolation(
-                "generation_id",
+                field,
                 "must be a UUID in lower-case canonical form, such as "
                 "'6f1c2f0e-1d2b-4c57-9a41-0c3f5f7f9d10'",
             )

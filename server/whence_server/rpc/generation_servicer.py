@@ -1,8 +1,9 @@
 """GenerationService: starts, follows and stops generations."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from whence.v1 import generation_pb2
@@ -17,6 +18,7 @@ from whence_server.generation.progress import Phase, Progress
 from whence_server.generation.readers import Reader
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import convert_request, require_generation_id
+from whence_server.rpc.forks import make_branch_request
 from whence_server.rpc.progress import ProgressTeller
 from whence_server.rpc.serving import Serving
 from whence_server.rpc.splice import build_responses, require_readable
@@ -45,17 +47,35 @@ class GenerationServicer:
                 stream=self.resume,
                 recorded=True,
             ),
+            Method(
+                "ForkGeneration",
+                generation_pb2.ForkGenerationRequest,
+                stream=self.fork,
+                recorded=True,
+            ),
             Method("CancelGeneration", generation_pb2.CancelGenerationRequest, unary=self.cancel),
         ]
 
-    async def generate(
+    def generate(
         self, request: generation_pb2.GenerateRequest, call: Call
     ) -> AsyncGenerator[bytes, None]:
         """Start a generation, or join the one that an equal request started."""
+        return self._start(lambda: self._convert(request), call)
+
+    def fork(
+        self, request: generation_pb2.ForkGenerationRequest, call: Call
+    ) -> AsyncGenerator[bytes, None]:
+        """Start a branch of a generation, or join the one that an equal request started."""
+        # ForkGenerationResponse has the fields of GenerateResponse.
+        return self._start(lambda: self._convert_fork(request, call), call)
+
+    async def _start(
+        self, convert: Callable[[], Awaitable[GenerationRequest]], call: Call
+    ) -> AsyncGenerator[bytes, None]:
         generations = self._serving.get_generations()
         progress = ProgressTeller(lambda: self._find_progress(call))
         call.make_filler = progress.make_message
-        wanted = await self._convert(request)
+        wanted = await convert()
         arrival = Arrival(call.trace_context, call.time_ns, call.monotonic_ns, call.identity.id)
         call.generation_id = await generations.start(wanted, arrival)
         following = generations.follow(call.generation_id, 0, _make_reader(call))
@@ -66,6 +86,25 @@ class GenerationServicer:
         if not call.generation_id:
             return Progress(Phase.PREPARING)
         return self._serving.get_progress(call.generation_id)
+
+    async def _convert_fork(
+        self, request: generation_pb2.ForkGenerationRequest, call: Call
+    ) -> GenerationRequest:
+        """Convert the request of a branch, with its parent's record, to the domain's type."""
+        parent, model, tokenizer = await self._serving.read_parent(request, call.identity)
+        convert = partial(
+            make_branch_request,
+            request,
+            parent,
+            model=model,
+            limits=self._limits,
+            tokenizer=tokenizer,
+        )
+        size = request.ByteSize() + parent.started.ByteSize()
+        if size <= _INLINE_BYTES:
+            return convert()
+        async with self._converting:
+            return await asyncio.to_thread(convert)
 
     async def _convert(self, request: generation_pb2.GenerateRequest) -> GenerationRequest:
         """Convert a request to the domain's type; large ones in a thread, one at a time.

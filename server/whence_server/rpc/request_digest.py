@@ -4,6 +4,7 @@ Protobuf's deterministic serialisation sorts maps in an order that differs betwe
 implementations and versions. So maps are removed first, and appended as JSON with sorted keys.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -30,7 +31,8 @@ class RequestDigests(NamedTuple):
 
 
 def compute_digests(
-    request: generation_pb2.GenerateRequest, template_arguments: str
+    request: generation_pb2.GenerateRequest | generation_pb2.ForkGenerationRequest,
+    template_arguments: str,
 ) -> RequestDigests:
     """Compute a request's digests.
 
@@ -47,8 +49,7 @@ def compute_digests(
     maps = {name: entries for name, entries in maps.items() if entries}
     if not maps:
         return RequestDigests(former, former)
-    bare = generation_pb2.GenerateRequest()
-    bare.CopyFrom(request)
+    bare = copy.deepcopy(request)
     # The messages that hold the maps stay: they may be set and empty in another request.
     for name, entries in (
         ("labels", bare.labels),

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from google.protobuf.message import DecodeError
 
-from whence.v1.generation_pb2 import GenerationStarted
+from whence.v1.generation_pb2 import ForkGenerationRequest, GenerationStarted
 from whence_server.domain.content import ContentPolicy
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
@@ -16,16 +16,19 @@ from whence_server.domain.errors import (
     ModelNotFoundError,
     ModelNotReadyError,
     NoModelError,
+    NotOfferedError,
     RecordDamagedError,
     WhenceError,
 )
 from whence_server.domain.identity import Identity, Scope
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.occurrences import Caller
+from whence_server.generation.parents import Parent, read_parent
 from whence_server.generation.progress import Phase, Progress
 from whence_server.generation.readers import Reader
 from whence_server.generation.service import Generations
 from whence_server.journal.journal import Journal
+from whence_server.rpc.conversions import require_generation_id
 from whence_server.rpc.visibility import require_access
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -138,6 +141,30 @@ class Serving:
                 started = GenerationStarted.FromString(entry.payload)
                 return ContentPolicy(started.content or ContentPolicy.FULL.value)
         return ContentPolicy.FULL
+
+    async def read_parent(
+        self, request: ForkGenerationRequest, identity: Identity
+    ) -> tuple[Parent, ModelInfo, TextTokenizer]:
+        """Return the record of a branch's parent, and the model that the branch needs.
+
+        Raises:
+            GenerationNotFoundError: the parent is not known, was deleted, or is another caller's.
+            NotOfferedError: an upstream is served.
+        """
+        model, tokenizer = self.model, self.tokenizer
+        if model is None:
+            raise self.make_missing_error()
+        if model.upstream is not None or tokenizer is None:
+            raise NotOfferedError(
+                "a branch needs whence's own engine: the API of an upstream takes no tokens to "
+                "repeat"
+            )
+        parent_id = require_generation_id(request.parent_generation_id, "parent_generation_id")
+        await self.require_access(parent_id, identity, Scope.READ_ALL, Scope.READ_CONTENT)
+        parent = await read_parent(
+            self._journal, parent_id, request.sequence_index, request.step + 1
+        )
+        return parent, model, tokenizer
 
     async def cancel(self, generation_id: str, caller: Caller) -> None:
         """Stop a generation at once; do nothing if it has finished. Without a model, none runs.

@@ -51,7 +51,7 @@ _DEFAULT_STEPS, _LARGEST_STEPS = 500, 5_000
 _MAX_STEPS_BYTES = 2 << 20
 # Filters have the same bounds as requests.
 _LIMITS = Limits()
-_MAX_MODEL, _TRACE_ID = 1_024, 32
+_MAX_MODEL, _TRACE_ID, _MAX_ID = 1_024, 32, 64
 
 
 class TraceServicer:
@@ -245,6 +245,7 @@ def make_summary_message(row: GenerationRow) -> trace_pb2.GenerationSummary:
         prompt_preview=index.prompt_preview,
         labels=index.labels,
         damage=row.damage,
+        parent_generation_id=index.parent,
     )
     if finish is not None:
         summary.finish_reason = generation_pb2.FinishReason.ValueType(finish.finish_reason.value)
@@ -272,12 +273,17 @@ def convert_filter(given: trace_pb2.GenerationFilter, owner: str | None = None) 
         trace_id=given.trace_id,
         labels=dict(given.labels),
         owner=owner,
+        parent=given.parent_generation_id,
     )
 
 
 def _find_filter_violations(given: trace_pb2.GenerationFilter) -> list[FieldViolation]:
     found = []
-    bounds = (("model", given.model, _MAX_MODEL), ("trace_id", given.trace_id, _TRACE_ID))
+    bounds = (
+        ("model", given.model, _MAX_MODEL),
+        ("trace_id", given.trace_id, _TRACE_ID),
+        ("parent_generation_id", given.parent_generation_id, _MAX_ID),
+    )
     for field, value, most in bounds:
         if len(value) > most:
             found.append(FieldViolation(f"filter.{field}", f"may have at most {most} characters"))

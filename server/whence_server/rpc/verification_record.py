@@ -233,6 +233,8 @@ def read_decoding(record: verification_pb2.GenerationRecord) -> Decoding:
         forced = tuple(effective.forced.tokens.token_ids) or tuple(
             step.token_id for step in record.steps
         )
+    elif record.started.HasField("fork"):
+        forced = _read_given(record)
     given.setdefault("max_new_tokens", max(len(forced), 1))
     given["logit_bias"] = tuple(sorted(given.get("logit_bias", ())))
     configured = record.started.configured_decoding
@@ -241,8 +243,20 @@ def read_decoding(record: verification_pb2.GenerationRecord) -> Decoding:
         **given,
         bad_word_ids=tuple(tuple(word.token_ids) for word in configured.bad_words),
         forced_token_ids=forced,
+        first_draw_sequence=record.started.fork.first_draw_sequence,
         configured=_read_configured(configured),
     )
+
+
+def _read_given(record: verification_pb2.GenerationRecord) -> tuple[int, ...]:
+    """Return the tokens that a branch was given, as its longest sequence has them."""
+    most = record.started.fork.num_forced_steps
+    given: dict[int, dict[int, int]] = {}
+    for step in record.steps:
+        if step.index < most:
+            given.setdefault(step.sequence_index, {})[step.index] = step.token_id
+    longest = max(given.values(), key=len, default={})
+    return tuple(longest[index] for index in sorted(longest))
 
 
 def _read_configured(configured: generation_pb2.ConfiguredDecoding) -> Configured:

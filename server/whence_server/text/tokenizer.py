@@ -113,12 +113,15 @@ class TextEncoder:
         """
         return self._chat.render(messages, template_arguments, template_name, tools)
 
-    def check_constraint(self, constraint: Constraint, vocabulary_size: int) -> None:
+    def check_constraint(
+        self, constraint: Constraint, vocabulary_size: int, given: Sequence[int] = ()
+    ) -> None:
         """Compile a constraint, to find its faults.
 
         Args:
             constraint: the constraint.
             vocabulary_size: rows of the model's output head.
+            given: tokens with which the text begins.
 
         Raises:
             InvalidRequestError: it is wrong, holds a part that is not supported, or is too complex.
@@ -132,7 +135,7 @@ class TextEncoder:
             )
         compiler = self._load_compiler(vocabulary_size)
         try:
-            compiler.compile(constraint)
+            compiler.compile(constraint).copy().advance(given)
         except ConstraintError as error:
             violation = FieldViolation(constraint.field, error.message, _UNQUOTED)
             raise InvalidRequestError(violation) from error

@@ -100,10 +100,11 @@ class StepComparison:
         self._compare_own(result, recorded, found, logits)
         if self.logprobs_only:
             return result
-        if missing := self.promise.find_missing(recorded):
+        is_given = self.decoding.strategy is Strategy.FORCED or row.is_forced
+        if missing := self.promise.find_missing(recorded, is_given=is_given):
             what = f"not on record, although its trace has it: {missing}"
             _add(result, pb.STEP_PART_LOGPROB, math.inf, what, within=False)
-        if self.decoding.strategy is Strategy.FORCED:
+        if is_given:
             self._compare_forced(result, recorded, found)
             return result
         self.choices.add_step(self._measure_distance(row, logits, found))
@@ -340,8 +341,7 @@ class StepComparison:
             return False
         logprobs = self.pipeline.run(logits[None], [row]).final_logprobs[0]
         keys = [
-            math.log(compute_noise(self.decoding.seed, step._replace(decision=of)))
-            - float(logprobs[of.token_id])
+            math.log(self._compute_noise(step._replace(decision=of))) - float(logprobs[of.token_id])
             for of in (Decision(runner_up, None), found)
         ]
         margin = 2 * self.margins.sampling_logprob
@@ -354,10 +354,13 @@ class StepComparison:
         if self.decoding.strategy is not Strategy.SAMPLE:
             _add(result, pb.STEP_PART_DRAW, 0.0, "a draw, although none is made", within=False)
             return
-        noise = compute_noise(self.decoding.seed, step)
+        noise = self._compute_noise(step)
         if not abs(draw.noise - noise) <= _FLOAT32_ROUNDING * noise:
             what = f"noise of the draw: {draw.noise:.6g} on record, {noise:.6g} here"
             _add(result, pb.STEP_PART_DRAW, 0.0, what, within=False)
+
+    def _compute_noise(self, step: Step) -> float:
+        return compute_noise(self.decoding.seed, step, self.decoding.first_draw_sequence)
 
     def _measure(self, gives: Callable[..., bool]) -> float:
         """Return the least change that gives the record; beyond the margin only for some steps."""

@@ -144,7 +144,9 @@ def _find_wrong_reason(  # noqa: PLR0917 - the parts of an end
     # Another program may have ends and limits of its own.
     if question.logprobs_only or _is_hidden(result, steps, question, decoding):
         return ""
-    most = min(len(decoding.forced_token_ids) or decoding.max_new_tokens, max(room, 1))
+    is_forced = decoding.strategy is Strategy.FORCED
+    longest = len(decoding.forced_token_ids) if is_forced else decoding.max_new_tokens
+    most = min(longest or decoding.max_new_tokens, max(room, 1))
     if len(steps) > most:
         return f"it has {len(steps)} tokens, and at most {most} were allowed"
     given, told = _find_end(steps, decoding, tokenizer, most)

@@ -41,11 +41,16 @@ class Promise(NamedTuple):
     applies_processors: bool
     strategy: Strategy
 
-    def find_missing(self, decision: Decision) -> str:
-        """Return the names of the numbers that a step lacks; "" if it has them all."""
+    def find_missing(self, decision: Decision, *, is_given: bool = False) -> str:
+        """Return the names of the numbers that a step lacks; "" if it has them all.
+
+        Args:
+            decision: decision of the step.
+            is_given: True if its token was given and not chosen.
+        """
         if self.detail is None:
             return ""
-        draws = self.strategy is not Strategy.FORCED
+        draws = not is_given
         wanted = {"logprob": True, "sampling_logprob": draws}
         if self.detail is not TraceDetail.TOKENS:
             wanted |= {
@@ -53,8 +58,8 @@ class Promise(NamedTuple):
                 "entropy": True,
                 "sampling_entropy": draws,
                 "candidates": self.num_candidates > 0,
-                "effects": self.applies_processors,
-                "draw": self.strategy is Strategy.SAMPLE,
+                "effects": self.applies_processors and draws,
+                "draw": self.strategy is Strategy.SAMPLE and draws,
                 "requested_logprobs": self.num_requested > 0,
             }
         lacks = (name for name, is_wanted in wanted.items() if is_wanted)

@@ -173,6 +173,8 @@ class Findings:
         parts = []
         if self._question.strategy is Strategy.FORCED:
             parts.append("the text was given")
+        elif num_given := len(self._question.decoding.forced_token_ids):
+            parts.append(f"the first {num_given} tokens of each sequence were given")
         if self._question.detail is None:
             parts.append("numbers that steps lack were not asked for")
         if self._unchecked:

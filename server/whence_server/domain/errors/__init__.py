@@ -23,6 +23,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── GenerationElsewhereError    FAILED_PRECONDITION: another server runs it
 ├── GenerationRunningError      FAILED_PRECONDITION
 ├── GenerationUnsignedError     FAILED_PRECONDITION: it has no signed statement
+├── ForkRefusedError            FAILED_PRECONDITION: its record lacks what a branch needs
 ├── ContentNotReadError         RESOURCE_EXHAUSTED: content was in memory alone
 ├── ContentsFullError           RESOURCE_EXHAUSTED, gives a retry delay
 ├── QueueFullError              RESOURCE_EXHAUSTED, gives a retry delay
@@ -97,6 +98,7 @@ from whence_server.domain.errors.calls import (
 from whence_server.domain.errors.content import ContentNotReadError, ContentsFullError
 from whence_server.domain.errors.generations import (
     EngineLostError,
+    ForkRefusedError,
     GenerationElsewhereError,
     GenerationExistsError,
     GenerationFailedError,
@@ -174,6 +176,7 @@ __all__ = [
     "EngineLostError",
     "FieldViolation",
     "ForgeryRefusedError",
+    "ForkRefusedError",
     "GenerationElsewhereError",
     "GenerationExistsError",
     "GenerationFailedError",

@@ -66,6 +66,19 @@ class GenerationRunningError(WhenceError):
         )
 
 
+class ForkRefusedError(WhenceError):
+    """The record of a generation lacks what a branch of it needs."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "FORK_REFUSED"
+
+    def __init__(self, generation_id: str, why: str) -> None:
+        super().__init__(
+            f"generation {generation_id!r} cannot be forked here: {why}",
+            generation_id=generation_id,
+        )
+
+
 class GenerationUnsignedError(WhenceError):
     """The generation has no signed statement."""
 

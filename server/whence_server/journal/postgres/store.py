@@ -59,7 +59,7 @@ _COPIED_TYPES = ("int8", "int8", "int8", "int8", "int8", "bytea", "bytea", "byte
 _LAST = "SELECT position, hash FROM entries WHERE writer = ? ORDER BY position DESC LIMIT 1"
 _SIZE = """
     SELECT coalesce(sum(pg_total_relation_size(name::regclass)), 0)::bigint
-    FROM unnest(array['entries', 'generations', 'labels', 'owners', 'cursors']) AS name
+    FROM unnest(array['entries', 'generations', 'labels', 'owners', 'parents', 'cursors']) AS name
 """
 # Whoever has no lease any more commits nothing, and its ids are free.
 _TAKE_ID = """

@@ -104,6 +104,7 @@ class DataKey:
             index.prompt_preview,
             stored.num_prompt_tokens,
             stored.owner,
+            stored.parent,
         )
 
     def open_finish(self, stored: FinishIndex) -> FinishIndex:

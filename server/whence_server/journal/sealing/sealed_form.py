@@ -54,6 +54,7 @@ class SealedForm:
             start_time_ns=index.start_time_ns,
             num_prompt_tokens=index.num_prompt_tokens,
             owner=_to_text(index.owner),
+            parent_generation_id=index.parent,
         ).SerializeToString()
         return stored, index_sealed_start(stored)
 

@@ -83,6 +83,7 @@ def index_sealed_start(payload: bytes) -> GenerationIndex:
         prompt_preview=encode_column(sealed.index),
         num_prompt_tokens=sealed.num_prompt_tokens,
         owner=sealed.owner,
+        parent=sealed.parent_generation_id,
     )
 
 

@@ -22,6 +22,7 @@ from whence_server.telemetry.spans.content import (
 )
 from whence_server.telemetry.spans.content_bound import bound_content
 from whence_server.telemetry.spans.finish_reasons import get_conventional_reason, get_reason_name
+from whence_server.telemetry.spans.forks import make_fork_attributes, make_parent_links
 from whence_server.telemetry.spans.ids import parse_hex_id
 from whence_server.telemetry.spans.observation import make_observation_attributes
 from whence_server.telemetry.spans.origin import HAS_IS_REMOTE, IS_REMOTE, Origin
@@ -100,7 +101,7 @@ def make_generation_span(
         attributes=encode_attributes(attributes),
         events=[*shown, _make_exception(finished, message, end)] if failed else shown,
         dropped_events_count=len(events) - len(shown),
-        links=_make_training_links(started),
+        links=[*_make_training_links(started), *make_parent_links(started)],
         status=Status(code=Status.STATUS_CODE_ERROR, message=message) if failed else None,
     )
     return _encode_whole(span, started, finished, arrays, content=content)
@@ -157,6 +158,7 @@ def make_generation_attributes(
         | _make_response_attributes(started, finished, bounds)
         | judge_constraint(started, finished)
         | _make_provenance_attributes(started)
+        | make_fork_attributes(started)
         | make_observation_attributes(started, finished)
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from whence.summary import TokenNames
+from whence.summary import FORCED, TokenNames
 from whence.v1.generation_pb2 import GenerationStarted
 from whence_server.domain.tracing import SAMPLED
 from whence_server.telemetry.spans.ids import SpanIds, parse_hex_id
@@ -36,6 +36,12 @@ class Origin:
     """Returns a token's text; None where spans carry no text, or it is not known."""
     constrained: bool = False
     """True if the first processor of its steps is the request's constraint."""
+    num_forced_steps: int = 0
+    """Number of a branch's steps whose tokens were given."""
+
+    def get_strategy(self, index: int) -> str:
+        """Return the name of the strategy that gave the token at an index."""
+        return FORCED if index < self.num_forced_steps else self.strategy
 
     @property
     def span_flags(self) -> int:
@@ -68,4 +74,5 @@ def read_origin(started: GenerationStarted, words: TokenWords = ID_WORDS) -> Ori
         names=words.names,
         get_text=words.get_text,
         constrained=started.effective_decoding.HasField("constraint"),
+        num_forced_steps=started.fork.num_forced_steps,
     )

@@ -142,7 +142,7 @@ class StepEvents:
         draw = step.draw
         summary = describe_choice(
             origin.names,
-            origin.strategy,
+            origin.get_strategy(step.index),
             step.token_id if step.HasField("token_id") else None,
             step.logprob if step.HasField("logprob") else None,
             step.sampling_logprob if step.HasField("sampling_logprob") else None,

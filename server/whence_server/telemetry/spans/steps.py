@@ -140,7 +140,10 @@ class StepSpans:
                 _TIMES(_START_TAG, start, _END_TAG, end),
                 attributes,
                 self._attributes.encode(
-                    read, origin.names, origin.strategy, constrained=origin.constrained
+                    read,
+                    origin.names,
+                    origin.get_strategy(index),
+                    constrained=origin.constrained,
                 ),
                 encode_internals(step, self._shorten_all) if step.HasField("internals") else b"",
                 flags,

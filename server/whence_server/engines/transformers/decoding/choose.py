@@ -116,7 +116,8 @@ class Chooser:
     def _choose(self, distributions: Distributions, rows: Sequence[Row]) -> Choice:
         by_strategy: dict[Strategy, list[int]] = {}
         for i, row in enumerate(rows):
-            by_strategy.setdefault(row.decoding.strategy, []).append(i)
+            strategy = Strategy.FORCED if row.is_forced else row.decoding.strategy
+            by_strategy.setdefault(strategy, []).append(i)
         sampled = by_strategy.get(Strategy.SAMPLE, [])
         race = None
         token_ids = torch.zeros(len(rows), dtype=torch.int64, device=self._device)
@@ -149,4 +150,6 @@ def _select_rows(values: torch.Tensor, index: torch.Tensor, rows: Sequence[Row])
 
 
 def _make_draw_key(row: Row) -> DrawKey:
-    return DrawKey(*row.seed_words, row.index, row.sequence_index)
+    # A branch has the draws of the sequence that it repeats.
+    sequence = row.decoding.first_draw_sequence + row.sequence_index
+    return DrawKey(*row.seed_words, row.index, sequence)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from whence_server.domain.decoding import Strategy
 from whence_server.domain.steps import (
     Candidates,
     Decision,
@@ -157,14 +156,14 @@ def _make_decision(
     sampling_logprob = numbers.token_logprobs[distributions.finals[i]]
     if math.isnan(logprob):
         return NonFiniteLogits()
-    if math.isnan(sampling_logprob):
+    forced = row.is_forced
+    if not forced and math.isnan(sampling_logprob):
         if row.constraint is not None:
             return NothingLeft(message=row.constraint.explain_nothing_left())
         return NothingLeft()
-    forced = row.decoding.strategy is Strategy.FORCED
     if not row.detailed:
         return Decision(token_id, logprob, None if forced else sampling_logprob)
-    after_stages = distributions.after_stages[i]
+    after_stages = [] if forced else distributions.after_stages[i]
     return Decision(
         token_id=token_id,
         logprob=logprob,

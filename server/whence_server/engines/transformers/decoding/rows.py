@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from whence_server.domain.decoding import Decoding, Strategy, TraceDetail, TraceOptions
+from whence_server.domain.decoding import Decoding, TraceDetail, TraceOptions
 from whence_server.engines.transformers.decoding.constraints import RowConstraint
 from whence_server.engines.transformers.decoding.processors import Setting, Stage, list_settings
 
@@ -33,6 +33,7 @@ class Row:
     """
 
     __slots__ = (
+        "_num_forced",
         "_num_tokens",
         "_token_ids",
         "constraint",
@@ -71,6 +72,7 @@ class Row:
         self.num_candidates = trace.num_candidates if self.detailed else 0
         self.logprob_token_ids = trace.logprob_token_ids if self.detailed else ()
         self.seed_words = (decoding.seed & 0xFFFFFFFF, decoding.seed >> 32)
+        self._num_forced = len(decoding.forced_token_ids)
         self._num_tokens = len(prompt_token_ids)
         self._token_ids = np.empty(self._num_tokens + decoding.max_new_tokens, dtype=np.int64)
         self._token_ids[: self._num_tokens] = prompt_token_ids
@@ -81,11 +83,14 @@ class Row:
         return self._token_ids[: self._num_tokens]
 
     @property
+    def is_forced(self) -> bool:
+        """True if the token of the next step is given and not chosen."""
+        return self.index < self._num_forced
+
+    @property
     def forced_token_id(self) -> int | None:
         """The forced token of the next step; None if the token is chosen."""
-        if self.decoding.strategy is not Strategy.FORCED:
-            return None
-        return self.decoding.forced_token_ids[self.index]
+        return self.decoding.forced_token_ids[self.index] if self.is_forced else None
 
     def get_constraint(self) -> RowConstraint:
         """Return the state of the constraint of a row that has one."""
