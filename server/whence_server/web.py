@@ -49,6 +49,7 @@ def make_http_server(parts: WebParts, max_connections: int) -> HttpServer | None
     gate = access.gate
     keys = None if parts.proof is None else parts.proof.keys
     missing = ["search"] if parts.search is None else []
+    missing += ["fork"] if settings.upstream else []
     routes = {
         **list_routes(front, calls, gate, origins),
         # Before the API, whose last route refuses what it does not have.

@@ -332,6 +332,25 @@ def test_a_generation_is_cancelled_and_deleted(site: Site) -> None:
     assert get_error(site.get(path))["reason"] == "GENERATION_DELETED"
 
 
+def test_a_branch_is_streamed_as_its_parent_and_listed_by_it(
+    site: Site, events: list[Event], generation_id: str
+) -> None:
+    path = f"/api/v1/generations/{generation_id}:fork"
+    branch = list(site.stream("POST", path, json={"step": 3}))
+    theirs, ours = (
+        next(it.data["event"]["finished"] for it in each if "finished" in it.data.get("event", {}))
+        for each in (events, branch)
+    )
+    assert ours["sequences"][0]["tokenIds"] == theirs["sequences"][0]["tokenIds"]
+    assert branch[-1].name == "end"
+    assert branch[0].id == "1"
+    listed = site.get(f"/api/v1/generations?parent_generation_id={generation_id}").json()
+    assert [it["generationId"] for it in listed["generations"]] == [get_id(branch)]
+    wrong = site.post(path, json={"step": 99})
+    assert (wrong.status_code, get_error(wrong)["reason"]) == (400, "INVALID_REQUEST")
+    assert "step" in get_error(wrong)["message"]
+
+
 def test_a_bundle_is_the_file_that_the_client_gets(site: Site, generation_id: str) -> None:
     with (
         Client(site.server.target, token="ann-secret") as client,

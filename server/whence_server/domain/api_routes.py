@@ -11,6 +11,7 @@ LOGIN: Final = "/login"
 LOGOUT: Final = "/logout"
 _SERVICE = "whence.v1."
 _GENERATION = f"{API}/generations/{{generation_id}}"
+_PARENT = f"{API}/generations/{{parent_generation_id}}"
 _RUN = f"{API}/training/runs/{{training_run_id}}"
 
 
@@ -72,6 +73,7 @@ API_ROUTES: Final = (
     _read(f"{_GENERATION}/events", "GenerationService/ResumeGeneration"),
     _read(f"{_GENERATION}/bundle", "ProofService/ExportBundle", "bundle", Form.FILE),
     _write("POST", f"{_GENERATION}:cancel", "GenerationService/CancelGeneration", "cancel"),
+    _write("POST", f"{_PARENT}:fork", "GenerationService/ForkGeneration", "fork"),
     _write("POST", f"{_GENERATION}:verify", "VerificationService/VerifyGeneration", "verify"),
     _read(f"{API}/search", "TraceService/SearchGenerations", "search"),
     _read(f"{API}/watch", "TraceService/WatchGenerations"),

@@ -28,6 +28,7 @@ RESUMED: Mapping[str, str] = {
 """Field of a request that `Last-Event-ID` sets."""
 _POSITIONS: Mapping[str, Callable[[Any], object]] = {
     "GenerateResponse": lambda it: it.event.last_offset,
+    "ForkGenerationResponse": lambda it: it.event.last_offset,
     "ResumeGenerationResponse": lambda it: it.event.last_offset,
     "WatchGenerationsResponse": lambda it: it.position,
     "WatchTrainingRunResponse": lambda it: it.last_position,
