@@ -1,5 +1,6 @@
 """Search of a sentence in the recorded texts."""
 
+import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator
@@ -31,6 +32,7 @@ MAX_CHARACTERS = 2_000
 """Longest sentence, in characters."""
 MAX_COMPARED = 200
 """Most generations whose texts are compared with the sentence."""
+_MAX_AT_ONCE = 1
 _MAX_FINGERPRINTS = 32
 _MAX_POSTINGS = 4_000
 _MAX_EXAMINED = 4_000
@@ -87,6 +89,8 @@ class Search:
 
     def __init__(self, journal: IndexedJournal) -> None:
         self._tree = journal.tree
+        # Lists and the transparency log read in the same threads.
+        self._turn = asyncio.Semaphore(_MAX_AT_ONCE)
         self.indexer = Indexer(journal)
 
     @asynccontextmanager
@@ -126,7 +130,8 @@ class Search:
             following = _make_token(first + limit, digest) if more else ""
             return HitPage([_make_hit(connection, it) for it in shown], following)
 
-        return await self._tree.read_long(read)
+        async with self._turn:
+            return await self._tree.read_long(read)
 
 
 def _compare_all(connection: Any, wanted: str, list_filter: ListFilter) -> list[_Compared]:
