@@ -110,3 +110,9 @@ def test_numbers_that_are_none_are_words() -> None:
     written = json.loads(write_message(step))
     assert (written["logprob"], written["entropy"]) == ("NaN", "Infinity")
     assert written["candidates"]["logprobs"] == ["NaN", "-Infinity", 0.1]
+
+
+def test_the_word_null_in_a_text_is_a_text() -> None:
+    step = step_pb2.Step(text="null", logprob=-0.1)
+    step.candidates.logprobs.extend([-0.1, -0.2])
+    assert json.loads(write_message(step)) == json_format.MessageToDict(step)

@@ -8,79 +8,99 @@ parses what this module writes with `json_format`, and compares.
 import base64
 import math
 from collections.abc import Callable
-from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import orjson
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 Convert: TypeAlias = Callable[[Any], Any]
 
 _WELL_KNOWN = "google.protobuf."
 _KEYS = {True: "true", False: "false"}
+_NO_NUMBER = b"null"
 
 
 def write_message(message: Message) -> bytes:
     """Return a message as JSON on one line; unset fields and empty lists are left out."""
-    return orjson.dumps(_convert(message), option=orjson.OPT_SERIALIZE_NUMPY)
+    written = orjson.dumps(_FAST.convert(message), option=orjson.OPT_SERIALIZE_NUMPY)
+    if _NO_NUMBER not in written:
+        return written
+    # orjson writes infinite floats so; the word may also stand in a text.
+    return orjson.dumps(_CHECKED.convert(message), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _convert(message: Message) -> dict[str, Any]:
-    converters = _list_converters(message.DESCRIPTOR)
-    found = {}
-    for field, value in message.ListFields():
-        name, convert = converters[field.number]
-        found[name] = value if convert is None else convert(value)
-    return found
+class _Floats(NamedTuple):
+    """Conversions of numbers that may be infinite or none."""
+
+    convert_list: Convert
+    convert_float: Convert
+    convert_double: Convert | None
 
 
-@cache
-def _list_converters(descriptor: Any) -> dict[int, tuple[str, Convert | None]]:
-    return {field.number: (field.json_name, _choose(field)) for field in descriptor.fields}
+class _Converter:
+    """Conversion of messages to what orjson writes.
+
+    Args:
+        floats: conversions of floats.
+    """
+
+    def __init__(self, floats: _Floats) -> None:
+        self._floats = floats
+        self._fields: dict[Any, dict[int, tuple[str, Convert | None]]] = {}
+
+    def convert(self, message: Message) -> dict[str, Any]:
+        """Return the set fields of a message by their names in JSON."""
+        fields = self._fields.get(message.DESCRIPTOR) or self._list_fields(message.DESCRIPTOR)
+        found = {}
+        for field, value in message.ListFields():
+            name, convert = fields[field.number]
+            found[name] = value if convert is None else convert(value)
+        return found
+
+    def _list_fields(self, descriptor: Any) -> dict[int, tuple[str, Convert | None]]:
+        found = {
+            field.number: (field.json_name, self._choose(field)) for field in descriptor.fields
+        }
+        self._fields[descriptor] = found
+        return found
+
+    def _choose(self, field: FieldDescriptor) -> Convert | None:
+        """Return the conversion of a field's value; None if orjson takes it as it is."""
+        kind = field.message_type
+        if kind is not None and kind.GetOptions().map_entry:
+            convert = self._choose_one(kind.fields_by_name["value"])
+            return lambda value: _convert_map(value, convert)
+        if not field.is_repeated:
+            return self._choose_one(field)
+        if field.type == FieldDescriptor.TYPE_FLOAT:
+            return self._floats.convert_list
+        one = self._choose_one(field)
+        if one is None:
+            return list
+        return lambda values: [one(value) for value in values]
+
+    def _choose_one(self, field: FieldDescriptor) -> Convert | None:
+        """Return the conversion of one value of a field."""
+        match field.cpp_type:
+            case FieldDescriptor.CPPTYPE_MESSAGE:
+                return json_format.MessageToDict if _is_well_known(field) else self.convert
+            case FieldDescriptor.CPPTYPE_ENUM:
+                return _make_enum_converter(field)
+            case FieldDescriptor.CPPTYPE_INT64 | FieldDescriptor.CPPTYPE_UINT64:
+                return str
+            case FieldDescriptor.CPPTYPE_FLOAT:
+                return self._floats.convert_float
+            case FieldDescriptor.CPPTYPE_DOUBLE:
+                return self._floats.convert_double
+        return _encode_base64 if field.type == FieldDescriptor.TYPE_BYTES else None
 
 
-def _choose(field: FieldDescriptor) -> Convert | None:
-    """Return the conversion of a field's value; None if orjson takes it as it is."""
+def _is_well_known(field: FieldDescriptor) -> bool:
     kind = field.message_type
-    if kind is not None and kind.GetOptions().map_entry:
-        convert = _choose_one(kind.fields_by_name["value"])
-        return lambda value: _convert_map(value, convert)
-    if not field.is_repeated:
-        return _choose_one(field)
-    if field.type == FieldDescriptor.TYPE_FLOAT:
-        return _convert_floats
-    convert = _choose_one(field)
-    if convert is None:
-        return list
-    return lambda values: [convert(value) for value in values]
-
-
-def _choose_one(field: FieldDescriptor) -> Convert | None:
-    """Return the conversion of one value of a field."""
-    match field.cpp_type:
-        case FieldDescriptor.CPPTYPE_MESSAGE:
-            kind = field.message_type
-            return _convert_well_known if _is_well_known(kind) else _convert
-        case FieldDescriptor.CPPTYPE_ENUM:
-            return _make_enum_converter(field)
-        case FieldDescriptor.CPPTYPE_INT64 | FieldDescriptor.CPPTYPE_UINT64:
-            return str
-        case FieldDescriptor.CPPTYPE_FLOAT:
-            return _convert_float
-        case FieldDescriptor.CPPTYPE_DOUBLE:
-            return _convert_double
-    return _encode_base64 if field.type == FieldDescriptor.TYPE_BYTES else None
-
-
-def _is_well_known(kind: Descriptor | None) -> bool:
     return kind is not None and kind.full_name.startswith(_WELL_KNOWN)
-
-
-def _convert_well_known(message: Message) -> Any:
-    return json_format.MessageToDict(message)
 
 
 def _make_enum_converter(field: FieldDescriptor) -> Convert:
@@ -97,16 +117,23 @@ def _convert_map(value: Any, convert: Convert | None) -> dict[str, Any]:
     }
 
 
+def _encode_base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
 def _convert_floats(values: Any) -> Any:
-    found = np.array(values, np.float32)
-    return found if np.isfinite(found).all() else [_convert_float(value) for value in values]
+    return np.fromiter(values, np.float32, len(values))
 
 
-def _convert_float(value: float) -> Any:
+def _check_floats(values: Any) -> Any:
+    return [_check_float(value) for value in values]
+
+
+def _check_float(value: float) -> Any:
     return np.float32(value) if math.isfinite(value) else _name(value)
 
 
-def _convert_double(value: float) -> Any:
+def _check_double(value: float) -> Any:
     return value if math.isfinite(value) else _name(value)
 
 
@@ -116,5 +143,5 @@ def _name(value: float) -> str:
     return "Infinity" if value > 0 else "-Infinity"
 
 
-def _encode_base64(value: bytes) -> str:
-    return base64.b64encode(value).decode()
+_FAST = _Converter(_Floats(_convert_floats, np.float32, None))
+_CHECKED = _Converter(_Floats(_check_floats, _check_float, _check_double))
