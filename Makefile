@@ -114,12 +114,16 @@ format: setup ## Put code and contract into their format
 # meet ours. Phoenix is under the Elastic License 2.0: a tool of the tests, and no dependency.
 BACKENDS := build/backends
 
-.PHONY: phoenix mlflow node llama-cpp vllm
+.PHONY: phoenix mlflow node llama-cpp vllm context-cite
 phoenix: $(BACKENDS)/phoenix/.ready ## Install Arize Phoenix apart, for the tests that ask it
 mlflow: $(BACKENDS)/mlflow/.ready ## Install MLflow apart, for the tests that ask it
 node: $(BACKENDS)/node/.ready ## Install gRPC for Node apart, for the tests with clients in JavaScript
 llama-cpp: $(BACKENDS)/llama-cpp/.ready ## Compile llama.cpp's server, for the tests that ask it
 vllm: $(BACKENDS)/vllm/.ready ## Install vLLM for CPUs apart (5 GB), for the tests that ask it
+context-cite: setup $(BACKENDS)/context-cite/.ready ## Record again what ContextCite's package computes
+	$(BACKENDS)/context-cite/bin/python tests/support/record_context_cite.py \
+		"$$($(BIN)/python -m whence_server.demo model | tail -1)" \
+		tests/recorded/context_cite.json
 $(BACKENDS)/node/.ready: $(wildcard tests/backends/node/*)
 	rm -rf $(@D) && mkdir -p $(BACKENDS) && cp -r tests/backends/node $(@D)
 	cd $(@D) && npm ci --silent --no-fund --no-audit --ignore-scripts
@@ -200,6 +204,13 @@ PROMPTS ?= 300
 .PHONY: bench-sources
 bench-sources: setup ## Measure how faithful the recorded sources are
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/benchmarks/sources.py --prompts $(PROMPTS)
+
+# Prompts of `make bench-explain`; the figures of docs/explain.md took 100.
+EXPLAIN_PROMPTS ?= 4
+
+.PHONY: bench-explain
+bench-explain: setup ## Measure how faithful explanations are, and what they cost
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/benchmarks/explain.py --prompts $(EXPLAIN_PROMPTS)
 
 # The file of `make bench-verify`'s results, which a later run adds to, and the time of one run.
 VERIFY_STATE ?= build/verify-trials.jsonl

@@ -172,10 +172,25 @@ CHAT = (
 """Beginning and end of a question in the form of chats that the model was trained on."""
 
 
-def make_prompt(world: World, rng: random.Random, *, is_chat: bool = False) -> Prompt:
-    """Return a prompt whose words, places and question are drawn by `rng`."""
-    kind, *others = rng.sample(world.kinds, 1 + NUM_OTHERS)
-    people = rng.sample(world.people, NUM_ALIKE + NUM_OTHERS)
+def make_prompt(
+    world: World,
+    rng: random.Random,
+    *,
+    is_chat: bool = False,
+    num_others: int = NUM_OTHERS,
+    num_asides: int = NUM_ASIDES,
+) -> Prompt:
+    """Return a prompt whose words, places and question are drawn by `rng`.
+
+    Args:
+        world: the words.
+        rng: draws.
+        is_chat: true for the form of chats.
+        num_others: facts of other kinds, at most 7.
+        num_asides: sentences of no kind, at most 6.
+    """
+    kind, *others = rng.sample(world.kinds, 1 + num_others)
+    people = rng.sample(world.people, NUM_ALIKE + num_others)
     values = rng.sample(kind.values, NUM_ALIKE)
     told = [
         *zip([kind] * NUM_ALIKE, people, values, strict=False),
@@ -186,7 +201,7 @@ def make_prompt(world: World, rng: random.Random, *, is_chat: bool = False) -> P
     ]
     sentences = [f"{one.told.format(who=who)} {value}{one.end}" for one, who, value in told]
     asked = sentences[0]
-    sentences += rng.sample(world.asides, NUM_ASIDES)
+    sentences += rng.sample(world.asides, num_asides)
     rng.shuffle(sentences)
     text = rng.choice(world.openings) + "\n"
     if is_chat:

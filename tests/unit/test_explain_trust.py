@@ -1,0 +1,144 @@
+"""Trust: high for the scores of a known model, none for shuffled ones."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from additive_model import AdditiveModel
+from engine_harness import loaded_model, prompt_of
+
+from whence_server.explain.leave_one_out import leave_one_out
+from whence_server.explain.operators import Operator
+from whence_server.explain.rank_correlation import UNKNOWN, Correlation, correlate_ranks
+from whence_server.explain.segments import Segment
+from whence_server.explain.target import Target
+from whence_server.explain.trust import Trust, Verdict, judge, measure_trust
+
+RNG = np.random.default_rng(3)
+WEIGHTS = [0.0, 0.0, *RNG.normal(size=20).tolist()]
+IDS = tuple(range(2, 22))
+TARGET = Target((*IDS, 0), len(IDS), len(IDS))
+SEGMENTS = [Segment(i, i + 1) for i in range(len(IDS))]
+TRUE = WEIGHTS[2:]
+
+
+def ignore(_done: int, _total: int) -> None:
+    """Wait for no progress."""
+
+
+def measure(scores: Sequence[float], fitted: Operator | None = None, seed: int = 0) -> Trust:
+    return measure_trust(
+        AdditiveModel(WEIGHTS), TARGET, SEGMENTS, scores, ignore, fitted=fitted, seed=seed
+    )
+
+
+@pytest.mark.parametrize("fitted", [None, *Operator])
+def test_scores_that_predict_ablations_have_high_trust(fitted: Operator | None) -> None:
+    trust = measure(TRUE, fitted)
+    assert trust.correlation.value == pytest.approx(1)
+    assert trust.correlation.low > 0.99
+    assert trust.verdict is Verdict.HIGH
+    assert trust.operator is (Operator.HIDE if fitted is Operator.REMOVE else Operator.REMOVE)
+    assert trust.num_ablations == 32
+    assert trust.deleted_shares == (0.0, 0.05, 0.1, 0.25, 0.5)
+    assert trust.deletion[0] == trust.random_deletion[0]
+    for best, random in zip(trust.deletion[1:], trust.random_deletion[1:], strict=True):
+        assert best < random
+    assert list(trust.deletion) == sorted(trust.deletion, reverse=True)
+    assert trust.num_passes == 1 + 32 + 4 * (1 + 5)
+
+
+def test_opposite_scores_have_low_trust() -> None:
+    trust = measure([-score for score in TRUE])
+    assert trust.correlation.value == pytest.approx(-1)
+    assert trust.verdict is Verdict.LOW
+
+
+def test_shuffled_scores_have_no_trust() -> None:
+    shuffled = [measure(RNG.permutation(TRUE).tolist(), seed=seed) for seed in range(40)]
+    # The correlation of two shuffled rows of 20 numbers has the standard deviation 0.23.
+    assert abs(np.mean([trust.correlation.value for trust in shuffled])) < 3 * 0.23 / np.sqrt(40)
+    assert sum(trust.verdict is Verdict.UNDETERMINED for trust in shuffled) >= 20
+    assert not any(trust.verdict is Verdict.HIGH for trust in shuffled)
+
+
+def test_scores_that_are_all_alike_are_undetermined() -> None:
+    trust = measure([0.0] * len(SEGMENTS))
+    assert trust.correlation == UNKNOWN
+    assert trust.verdict is Verdict.UNDETERMINED
+
+
+def test_one_segment_is_undetermined() -> None:
+    trust = measure_trust(
+        AdditiveModel(WEIGHTS), TARGET, [Segment(0, 5)], [1.0], ignore, fitted=Operator.REMOVE
+    )
+    assert trust.verdict is Verdict.UNDETERMINED
+    assert trust.num_ablations == 2
+    assert trust.deleted_shares == (0.0, 1.0)
+
+
+def test_the_judgement_follows_correlation_and_interval() -> None:
+    assert judge(Correlation(0.8, 0.6, 0.9)) is Verdict.HIGH
+    assert judge(Correlation(0.5, 0.2, 0.7)) is Verdict.MODERATE
+    assert judge(Correlation(0.2, 0.05, 0.4)) is Verdict.LOW
+    assert judge(Correlation(-0.5, -0.7, -0.2)) is Verdict.LOW
+    assert judge(Correlation(0.4, -0.01, 0.7)) is Verdict.UNDETERMINED
+
+
+@pytest.mark.parametrize("num_levels", [3, 1000])
+def test_rank_correlation_is_that_of_scipy(num_levels: int) -> None:
+    ones, noise = RNG.integers(num_levels, size=(2, 60)).astype(float)
+    others = ones + noise
+    found = correlate_ranks(ones, others)
+    assert found.value == pytest.approx(scipy.stats.spearmanr(ones, others).statistic)
+    bootstrap = scipy.stats.bootstrap(
+        (ones, others),
+        lambda a, b: scipy.stats.spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=1000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    )
+    assert found.low == pytest.approx(bootstrap.confidence_interval.low, abs=0.05)
+    assert found.high == pytest.approx(bootstrap.confidence_interval.high, abs=0.05)
+
+
+def test_randomised_weights_change_scores_and_break_trust(
+    tiny_model: Callable[..., Path],
+) -> None:
+    target = Target(tuple(prompt_of(50, seed=5)), 49, 49)
+    segments = [Segment(begin, begin + 2) for begin in range(1, 49, 2)]
+    own, other = (loaded_model(tiny_model("llama", seed)).model for seed in (0, 1))
+    scores, foreign = (
+        leave_one_out(model, target, segments, {}, ignore).values for model in (own, other)
+    )
+    # Of 24 pairs, chance gives a correlation within 0.4 in 95 of 100 cases.
+    assert abs(scipy.stats.spearmanr(scores, foreign).statistic) < 0.5
+    trusts = [
+        measure_trust(own, target, segments, values, ignore, fitted=Operator.REMOVE)
+        for values in (scores, foreign)
+    ]
+    assert trusts[0].operator is Operator.HIDE
+    assert trusts[0].correlation.value > trusts[1].correlation.value
+    assert trusts[1].verdict is not Verdict.HIGH
+
+
+def test_a_model_that_cannot_hide_is_tested_by_removal(tiny_model: Callable[..., Path]) -> None:
+    model = loaded_model(tiny_model("bloom")).model
+    target = Target(tuple(prompt_of(20, seed=5)), 19, 19)
+    segments = [Segment(begin, begin + 3) for begin in range(1, 19, 3)]
+    told: list[tuple[int, int]] = []
+    trust = measure_trust(
+        model,
+        target,
+        segments,
+        [1.0, 2, 3, 4, 5, 6],
+        lambda *work: told.append(work),
+        fitted=Operator.REMOVE,
+    )
+    assert trust.operator is Operator.REMOVE
+    assert told[0][0] == 0
+    assert told[-1][0] == told[-1][1] == told[0][1]
