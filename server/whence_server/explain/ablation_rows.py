@@ -23,7 +23,6 @@ class Row(NamedTuple):
         token_ids: tokens that are read.
         positions: their positions, which need not be successive.
         visible: false for tokens that are read and hidden.
-        num_shared: number of its first tokens that the row before it has too.
     """
 
     kept: KeptRow
@@ -31,7 +30,14 @@ class Row(NamedTuple):
     token_ids: list[int]
     positions: list[int]
     visible: list[bool]
-    num_shared: int
+
+    def cut(self, length: int) -> "Row":
+        """Return the row's first tokens."""
+        return self._replace(
+            token_ids=self.token_ids[:length],
+            positions=self.positions[:length],
+            visible=self.visible[:length],
+        )
 
 
 class RowMaker:
@@ -47,26 +53,16 @@ class RowMaker:
 
     def __init__(self, target: Target, segments: Sequence[Segment], *, skips_hidden: bool) -> None:
         self._ids = np.array(target.context)
-        self._segments = list(segments)
+        self._starts = [segment.start for segment in segments]
         self._segment_of = np.full(target.start, -1)
         for i, segment in enumerate(segments):
             self._segment_of[segment.start : segment.end] = i
         self._skips_hidden = skips_hidden
 
-    def make(self, kept: KeptRow, operator: Operator, before: Row | None) -> Row:
-        """Return a row.
-
-        Args:
-            kept: the segments that stay.
-            operator: way in which the others are taken out.
-            before: the row that was read before; None for none.
-        """
-        visible = (self._segment_of < 0) | kept[self._segment_of]
-        visible[-1] |= not visible.any()
-        if operator is Operator.HIDE and not self._skips_hidden:
-            read = np.arange(len(visible))
-        else:
-            read = np.flatnonzero(visible)
+    def make(self, kept: KeptRow, operator: Operator) -> Row:
+        """Return the row of the segments that stay, with the others taken out."""
+        visible = self._see(kept)
+        read = self._list_read(visible, operator)
         removes = operator is Operator.REMOVE
         return Row(
             kept,
@@ -74,17 +70,26 @@ class RowMaker:
             self._ids[read].tolist(),
             (np.arange(len(read)) if removes else read).tolist(),
             visible[read].tolist(),
-            self._count_shared(read, kept, operator, before),
         )
 
-    def _count_shared(
-        self, read: Any, kept: KeptRow, operator: Operator, before: Row | None
-    ) -> int:
-        if before is None or before.operator is not operator:
+    def count_shared(self, row: Row, before: Row | None) -> int:
+        """Return the number of a row's first tokens that a row before it has too."""
+        if before is None or before.operator is not row.operator:
             return 0
-        differing = np.flatnonzero(before.kept != kept)
-        end = self._segments[differing[0]].start if len(differing) else len(self._ids)
-        return int(np.searchsorted(read, end))
+        differing = np.flatnonzero(before.kept != row.kept)
+        end = self._starts[differing[0]] if len(differing) else len(self._ids)
+        read = self._list_read(self._see(row.kept), row.operator)
+        return min(int(np.searchsorted(read, end)), len(before.token_ids))
+
+    def _see(self, kept: KeptRow) -> KeptRow:
+        visible: KeptRow = (self._segment_of < 0) | kept[self._segment_of]
+        visible[-1] |= not visible.any()
+        return visible
+
+    def _list_read(self, visible: KeptRow, operator: Operator) -> "np.ndarray[Any, Any]":
+        if operator is Operator.HIDE and not self._skips_hidden:
+            return np.arange(len(visible))
+        return np.flatnonzero(visible)
 
 
 def order_rows(kept: Kept) -> list[int]:
