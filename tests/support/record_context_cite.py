@@ -24,7 +24,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 NUM_ABLATIONS = 16
 CASES = {
     "tiny": (
-        ["The dog is lazy.", "The fox jumps.", "A token is a trace.", "For is a statement."],
+        [
+            *("The dog is lazy.", "The fox jumps.", "A token is a trace.", "For is a statement."),
+            *("A quick fox jumps over.", "Each reason is used."),
+        ],
         "What jumps?",
         "The fox",
     ),
@@ -87,7 +90,7 @@ def find_segments(tokenizer: Any, prompt: str, sentences: list[str]) -> list[lis
         begin = prompt.index(sentence)
         end = begin + len(sentence)
         inside = [
-            i for i, (first, last) in enumerate(offsets.offset_mapping) if begin < last <= end
+            i for i, (first, last) in enumerate(offsets.offset_mapping) if begin <= last <= end
         ]
         segments.append([inside[0], inside[-1] + 1])
     return segments
