@@ -32,7 +32,7 @@ Method = Callable[[Any, Target, Sequence[Segment], Mapping[str, object], Progres
 RUNS: dict[str, tuple[Method, dict[str, object]]] = {
     "leave one out": (leave_one_out, {}),
     "leave one out, hidden": (leave_one_out, {"operator": "hide"}),
-    "ablations": (ablate_halves, {"num_ablations": 32}),
+    "ablations": (ablate_halves, {"num_ablations": 16}),
 }
 
 
@@ -102,7 +102,13 @@ def test_trust_is_measured_under_the_other_operator(case: Case) -> None:
     scores = leave_one_out(case.loaded.model, target, case.segments, {}, ignore)
     assert max(scores.values[:6]) == scores.values[case.find("garage")] > 0
     trust = measure_trust(
-        case.loaded.model, target, case.segments, scores.values, ignore, fitted=Operator.REMOVE
+        case.loaded.model,
+        target,
+        case.segments,
+        scores.values,
+        ignore,
+        fitted=Operator.REMOVE,
+        num_ablations=20,
     )
     assert trust.operator is Operator.HIDE
     assert trust.verdict in {Verdict.MODERATE, Verdict.HIGH}

@@ -156,11 +156,12 @@ def test_ablations_are_those_of_context_cite(
     target = Target(ids, len(recorded["prompt_ids"]), len(recorded["prompt_ids"]))
     segments = [Segment(*each) for each in recorded["segments"]]
     masks = np.array(recorded["masks"], bool)
-    values = AblatedValues(model, target, segments).measure(masks, Operator.REMOVE, ignore)
+    few = masks if name == "tiny" else masks[:6]
+    values = AblatedValues(model, target, segments).measure(few, Operator.REMOVE, ignore)
     logits = get_scale(target, values)
-    np.testing.assert_allclose(logits, recorded["logits"], rtol=1e-3, atol=2e-3)
-    found = fit_surrogate(masks, logits, len(target.span))
-    np.testing.assert_allclose(found.weights, recorded["attributions"], rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(logits, recorded["logits"][: len(few)], rtol=1e-3, atol=2e-3)
+    found = fit_surrogate(masks, np.array(recorded["logits"]), len(target.span))
+    np.testing.assert_allclose(found.weights, recorded["attributions"], rtol=1e-3, atol=1e-3)
     # One mask by a whole pass: the recorded logits are those of whole passes too.
     value = read_whole(model, target, segments, list(masks[0]), hides=False)
     assert values[0] == pytest.approx(value, rel=1e-4, abs=1e-4)
