@@ -8,8 +8,8 @@ answer's first token.
   three best, of the paragraph's.
 - removed, hidden: linear datamodeling score, the rank correlation of what the scores predict for 32
   random ablations and what these do; none of them was fitted.
-- left: part of the answer's probability that is left while the best-scored sentences are removed,
-  averaged over one sentence, a tenth, a fourth and a half of them; lower is better.
+- left: part of the answer's probability that is left while the best-scored sentences of the
+  paragraph are removed, averaged over one, two and four of its eight; lower is better.
 - seconds: time of a prompt; 0 for what the answer's own pass gives.
 
 `--only reuse` compares leaving out with whole passes, and prints the time to a first answer and to
@@ -53,10 +53,12 @@ from whence_server.explain.operators import Operator
 from whence_server.explain.rank_correlation import correlate_ranks
 from whence_server.explain.segment_units import Unit
 from whence_server.explain.segments import divide, read_texts
-from whence_server.explain.trust import NUM_HELD_OUT, list_counts, measure_trust
+from whence_server.explain.trust import NUM_HELD_OUT, measure_trust
 from whence_server.text.tokenizer import TextTokenizer
 
 HELD_OUT_SEED = 999
+DELETED = (1, 2, 4)
+"""Numbers of the paragraph's sentences that are removed."""
 NUM_SAMPLED = 9
 """Segments that are left out by whole passes, whose time stands for all of them."""
 LONG = {"num_others": 7, "num_asides": 6}
@@ -132,10 +134,9 @@ class Judge:
             correlate_ranks(self._halves @ scores, self._held_out[operator]).value
             for operator in Operator
         )
-        kept = np.ones((len(list_counts(len(scores))), len(scores)), bool)
-        best = np.argsort(-scores, kind="stable")
-        for row, count in zip(kept, list_counts(len(scores)), strict=True):
-            row[best[:count]] = False
+        kept = np.ones((len(DELETED), len(scores)), bool)
+        for row, count in zip(kept, DELETED, strict=True):
+            row[order[:count]] = False
         left = np.exp(np.minimum(self._remove(kept) - self._whole, 0)).mean()
         at_1, at_3 = (float(case.fact in order[:count]) for count in (1, 3))
         return Result(at_1, at_3, removed, hidden, float(left), seconds)

@@ -98,7 +98,7 @@ def list_methods(
     """
     rng = np.random.default_rng(SEED)
     methods: dict[str, Callable[[Case], np.ndarray[Any, Any]]] = {
-        RANDOM: lambda case: rng.random(len(case.segments)),
+        RANDOM: lambda case: rng.standard_normal(len(case.segments)),
         NEWEST: lambda case: np.arange(len(case.segments)).astype(float),
         MEAN: lambda case: _sum(case, case.asked.attention),
     }

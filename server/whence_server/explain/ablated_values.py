@@ -169,4 +169,4 @@ class _Place(NamedTuple):
     ids: list[int]
     positions: list[int]
     visible: list[bool]
-    """Of all tokens, the known ones included."""
+    """An entry for each token, the known ones included."""

@@ -7,7 +7,7 @@ from whence_server.explain.operators import Operator
 
 MOST_ABLATIONS = 4096
 DEFAULT_ABLATIONS = 64
-"""As in ContextCite."""
+"""The number that ContextCite takes."""
 
 
 def read_operator(options: Mapping[str, object]) -> Operator:

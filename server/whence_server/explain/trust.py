@@ -98,7 +98,7 @@ def measure_trust(
     if operator not in reader.style.operators:
         operator = Operator.REMOVE
     halves = draw_halves(len(segments), num_ablations, seed + _SEED_APART)
-    counts = list_counts(len(segments))
+    counts = _list_counts(len(segments))
     deleted = _delete(np.asarray(scores), counts, seed + _SEED_APART)
     kept = np.vstack([np.ones((1, len(segments)), bool), halves, *deleted])
     total = reader.count_tokens(kept, operator)
@@ -128,7 +128,7 @@ def judge(correlation: Correlation) -> Verdict:
     return Verdict.MODERATE if correlation.value < HIGH else Verdict.HIGH
 
 
-def list_counts(num_segments: int) -> list[int]:
+def _list_counts(num_segments: int) -> list[int]:
     """Return the numbers of segments that the deletion curve takes out."""
     counts = {1, *(math.ceil(share * num_segments) for share in DELETED_SHARES)}
     return sorted(counts)
