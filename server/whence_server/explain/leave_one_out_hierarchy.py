@@ -70,39 +70,41 @@ def leave_out_by_levels(
     progress(0, total)
     values = coarse.measure(kept, operator, progress, total)
     effects = values[0] - values[1:]
-    group_of = _find_groups(large, small)
-    best = np.argsort(-np.abs(effects))[:NUM_BEST]
-    inside = np.flatnonzero(np.isin(group_of, best))
-    outside = np.setdiff1d(np.arange(len(small)), inside)
-    rng = np.random.default_rng(read_seed(options))
-    sampled = rng.permutation(outside)[:NUM_SAMPLED]
+    groups = _find_groups(large, small)
+    inside, sampled = _choose(effects, groups, read_seed(options))
+    left_out = np.concatenate([inside, sampled])
+    rows = leave_out_each(len(small))[1 + left_out]
     fine = AblatedValues(model, target, small)
-    rows = leave_out_each(len(small))[1 + np.concatenate([inside, sampled])]
     whole = coarse.num_tokens + fine.count_tokens(rows, operator)
 
     def go_on(done: int, _total: int) -> None:
         progress(coarse.num_tokens + done, whole)
 
     found = values[0] - fine.measure(rows, operator, go_on, whole)
-    scores = _share_out(effects, group_of, small)
-    scores[inside], scores[sampled] = found[: len(inside)], found[len(inside) :]
+    scores = _share_out(effects, groups, small)
+    scores[left_out] = found
     agreement = _compare(found[: len(inside)], found[len(inside) :])
-    exact = np.zeros(len(small), bool)
-    exact[inside] = exact[sampled] = True
+    parameters = {
+        "operator": operator.value,
+        "approximate": "true",
+        "agreement": "" if agreement is None else f"{agreement:.3f}",
+    }
+    num_passes = coarse.num_passes + fine.num_passes
     return Hierarchy(
-        Scores(
-            tuple(scores.tolist()),
-            float(values[0]),
-            coarse.num_passes + fine.num_passes,
-            parameters={
-                "operator": operator.value,
-                "approximate": "true",
-                "agreement": "" if agreement is None else f"{agreement:.3f}",
-            },
-        ),
-        tuple(exact.tolist()),
+        Scores(tuple(scores.tolist()), float(values[0]), num_passes, parameters=parameters),
+        tuple(np.isin(np.arange(len(small)), left_out).tolist()),
         agreement,
     )
+
+
+def _choose(
+    effects: "np.ndarray[Any, Any]", groups: "np.ndarray[Any, Any]", seed: int
+) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]"]:
+    """Return the small segments in the best large ones, and a sample of the others."""
+    best = np.argsort(-np.abs(effects))[:NUM_BEST]
+    inside = np.flatnonzero(np.isin(groups, best))
+    outside = np.setdiff1d(np.arange(len(groups)), inside)
+    return inside, np.random.default_rng(seed).permutation(outside)[:NUM_SAMPLED]
 
 
 def _find_groups(large: Sequence[Segment], small: Sequence[Segment]) -> "np.ndarray[Any, Any]":
@@ -116,13 +118,13 @@ def _find_groups(large: Sequence[Segment], small: Sequence[Segment]) -> "np.ndar
 
 
 def _share_out(
-    effects: "np.ndarray[Any, Any]", group_of: "np.ndarray[Any, Any]", small: Sequence[Segment]
+    effects: "np.ndarray[Any, Any]", groups: "np.ndarray[Any, Any]", small: Sequence[Segment]
 ) -> "np.ndarray[Any, Any]":
     """Return the large segments' effects, shared by their small ones' tokens."""
     sizes = np.array([segment.end - segment.start for segment in small], float)
     scores = np.zeros(len(small))
     for i, effect in enumerate(effects):
-        members = group_of == i
+        members = groups == i
         scores[members] = effect * sizes[members] / max(sizes[members].sum(), 1.0)
     return scores
 
