@@ -114,7 +114,7 @@ format: setup ## Put code and contract into their format
 # meet ours. Phoenix is under the Elastic License 2.0: a tool of the tests, and no dependency.
 BACKENDS := build/backends
 
-.PHONY: phoenix mlflow node llama-cpp vllm context-cite
+.PHONY: phoenix mlflow node llama-cpp vllm context-cite captum
 phoenix: $(BACKENDS)/phoenix/.ready ## Install Arize Phoenix apart, for the tests that ask it
 mlflow: $(BACKENDS)/mlflow/.ready ## Install MLflow apart, for the tests that ask it
 node: $(BACKENDS)/node/.ready ## Install gRPC for Node apart, for the tests with clients in JavaScript
@@ -124,6 +124,13 @@ context-cite: setup $(BACKENDS)/context-cite/.ready ## Record again what Context
 	$(BACKENDS)/context-cite/bin/python tests/support/record_context_cite.py \
 		"$$($(BIN)/python -m whence_server.demo model | tail -1)" \
 		tests/recorded/context_cite.json
+captum: $(BACKENDS)/captum/.ready ## Record again what Captum computes
+	PYTHONPATH=tests/support $(BACKENDS)/captum/bin/python tests/support/record_captum.py
+$(BACKENDS)/captum/.ready: pyproject.toml constraints.txt tests/backends/captum.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(@D)/bin/python -m pip install --quiet -c constraints.txt -e '.[server]' -r tests/backends/captum.txt
+	@touch $@
 $(BACKENDS)/node/.ready: $(wildcard tests/backends/node/*)
 	rm -rf $(@D) && mkdir -p $(BACKENDS) && cp -r tests/backends/node $(@D)
 	cd $(@D) && npm ci --silent --no-fund --no-audit --ignore-scripts
