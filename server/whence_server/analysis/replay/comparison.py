@@ -1,7 +1,7 @@
 """Comparison of a recorded step with the decision of its replay."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -35,6 +35,8 @@ MOST_MEASURED = 16
 """Divergent steps whose least change is looked for; the others tell their margin alone."""
 _LEAN = TraceOptions(TraceDetail.TOKENS, 0)
 _FLOAT32_ROUNDING = 1e-6
+_LONGEST_TABLE = 128
+"""Candidates of a step that are listed with its choice; more are looked for alone."""
 
 
 @dataclass(slots=True)
@@ -69,6 +71,14 @@ class StepComparison:
 
     def __post_init__(self) -> None:
         self.names = tuple(list_processor_names(self.decoding))
+
+    def count_candidates(self, recorded: Decision) -> int:
+        """Return the number of candidates that the replay of a step lists."""
+        # A greedy choice is measured against the second most likely token.
+        least = 2 if self.decoding.strategy is Strategy.GREEDY else 0
+        wanted = self.promise.count_candidates(recorded)
+        # The kernel is for short tables: a record may claim any length.
+        return max(wanted, least) if wanted <= _LONGEST_TABLE else least
 
     @property
     def takes_logprobs(self) -> bool:
@@ -115,7 +125,7 @@ class StepComparison:
             self._explain_token(result, recorded, found, row, logits)
         else:
             self._compare_chosen(result, step, found, row, logits, same_sets=same_sets)
-        self._compare_draw(result, step)
+        self._compare_draw(result, step, found)
         return result
 
     def _note(self, result: pb.StepVerification, differences: Iterable[Difference]) -> None:
@@ -152,11 +162,25 @@ class StepComparison:
                 _add(result, pb.STEP_PART_LOGPROB, difference, what, within=False)
                 break
         if listed is not None and not self.logprobs_only:
-            self._note(result, compare_candidates(listed, logits, self.promise, self.margins))
+            places = self._list_most_likely(recorded, found, logits)
+            of_table = own[1 : 1 + num_listed]
+            self._note(
+                result, compare_candidates(listed, of_table, places, self.promise, self.margins)
+            )
         entropy_margin = self.margins.get_entropy_margin(found.entropy or 0.0)
         self._note(
             result, compare_number("entropy", recorded.entropy, found.entropy, entropy_margin)
         )
+
+    def _list_most_likely(
+        self, recorded: Decision, found: Decision, logits: torch.Tensor
+    ) -> Sequence[float]:
+        """Return the largest logprobs, as many as the table on record has or should have."""
+        wanted = min(self.promise.count_candidates(recorded), len(logits))
+        listed = found.candidates.logprobs if found.candidates else []
+        if len(listed) >= wanted:
+            return listed[:wanted]
+        return torch.topk(torch.log_softmax(logits, -1), wanted).values.tolist()
 
     def _compare_forced(
         self, result: pb.StepVerification, recorded: Decision, found: Decision
@@ -181,8 +205,14 @@ class StepComparison:
             return None if margin is None else margin / self.margins.scale
         if self.decoding.strategy is not Strategy.GREEDY:
             return None
-        scores = self.pipeline.process(logits[None], [row])[0] if row.settings else logits
-        first, second = torch.topk(scores, 2).values.tolist() if len(scores) > 1 else (0, -math.inf)
+        listed = found.candidates.logprobs if found.candidates else []
+        if not row.settings and len(listed) > 1:
+            first, second = listed[:2]
+        elif len(logits) > 1:
+            scores = self.pipeline.process(logits[None], [row])[0] if row.settings else logits
+            first, second = torch.topk(scores, 2).values.tolist()
+        else:
+            return None
         return first - second if math.isfinite(second) else None
 
     def _compare_kept(
@@ -347,14 +377,17 @@ class StepComparison:
         margin = 2 * self.margins.sampling_logprob
         return measure(keys[0] - keys[1], ours.margin) <= margin and runner_up != found.token_id
 
-    def _compare_draw(self, result: pb.StepVerification, step: Step) -> None:
+    def _compare_draw(self, result: pb.StepVerification, step: Step, found: Decision) -> None:
         draw = step.decision.draw
         if draw is None:
             return
         if self.decoding.strategy is not Strategy.SAMPLE:
             _add(result, pb.STEP_PART_DRAW, 0.0, "a draw, although none is made", within=False)
             return
-        noise = self._compute_noise(step)
+        if found.draw is not None and found.token_id == step.decision.token_id:
+            noise = found.draw.noise  # The race has computed it.
+        else:
+            noise = self._compute_noise(step)
         if not abs(draw.noise - noise) <= _FLOAT32_ROUNDING * noise:
             what = f"noise of the draw: {draw.noise:.6g} on record, {noise:.6g} here"
             _add(result, pb.STEP_PART_DRAW, 0.0, what, within=False)

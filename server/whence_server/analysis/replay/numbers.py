@@ -41,6 +41,13 @@ class Promise(NamedTuple):
     applies_processors: bool
     strategy: Strategy
 
+    def count_candidates(self, decision: Decision) -> int:
+        """Return the number of candidates that a step's table has, or should have; 0 for none."""
+        if decision.candidates is None:
+            return 0
+        promised = 0 if self.detail is None else self.num_candidates
+        return max(promised, len(decision.candidates.token_ids))
+
     def find_missing(self, decision: Decision, *, is_given: bool = False) -> str:
         """Return the names of the numbers that a step lacks; "" if it has them all.
 
@@ -110,23 +117,34 @@ def compare_lists(
 
 
 def compare_candidates(
-    candidates: Candidates, logits: torch.Tensor, promise: Promise, margins: Margins
+    candidates: Candidates,
+    own: Sequence[float],
+    most_likely: Sequence[float],
+    promise: Promise,
+    margins: Margins,
 ) -> Iterator[Difference]:
     """Yield what is wrong with a table's tokens: their number, and each one's place.
 
     Two tokens that are as likely, within the noise, may have each other's place.
+
+    Args:
+        candidates: the table on record.
+        own: logprobs of its tokens in the replay.
+        most_likely: largest logprobs of the replay, as many as the table has or is promised to
+            have, if the vocabulary has so many tokens.
+        promise: numbers that each step has.
+        margins: allowed differences.
     """
     ids = candidates.token_ids
-    most = min(promise.num_candidates, len(logits))
+    most = min(promise.num_candidates, len(most_likely))
     if promise.detail is not None and len(ids) != most:
         yield Difference(math.inf, f"{len(ids)} candidates on record, {most} here")
         return
     if len(set(ids)) != len(ids):
         yield Difference(math.inf, "a candidate is on record twice")
         return
-    places = torch.topk(logits, len(ids)).values.tolist()
-    for place, (token_id, own) in enumerate(zip(ids, places, strict=True)):
-        distance = measure(float(logits[token_id]), own)
+    for place, (token_id, logprob, largest) in enumerate(zip(ids, own, most_likely, strict=False)):
+        distance = measure(logprob, largest)
         if not distance <= 2 * margins.logprob:
             what = f"token {token_id} is candidate {place} on record, and less likely here"
             yield Difference(distance, what)

@@ -80,7 +80,7 @@ class SequenceReplay:
         requested = self._comparison.logprob_token_ids
         trace = TraceOptions(
             TraceDetail.DECISIONS,
-            0,
+            self._comparison.count_candidates(decision),
             logprob_token_ids=(decision.token_id, *listed, *requested),
         )
         row = Row(
