@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from server_process import ServerProcess
 
 from whence import Client, NotFoundError
 from whence.cli.main import main
+from whence.summary.verifications import VERDICTS
 from whence.v1 import verification_pb2 as pb
 from whence_server.cli import main as serve_main
 
@@ -104,11 +106,25 @@ def test_a_generation_is_verified_from_its_record(name: str, client: Client) -> 
     assert noise.margin > noise.largest >= 0
 
 
-def test_a_verification_is_in_the_audit(client: Client) -> None:
-    generation_id = run(client, seed=11)
-    verify(client, generation_id)
-    found = {record.generation_id for record in client.audit(actions=["verify"])}
-    assert generation_id in found
+def list_audited(client: Client, generation_id: str) -> set[str]:
+    """Return the details of the audit about a generation, once there is a verdict among them."""
+    deadline = time.monotonic() + 60
+    while True:
+        records = client.audit(actions=["verify"])
+        found = {record.detail for record in records if record.generation_id == generation_id}
+        # The verdict is put on record after the stream's end.
+        if any(found):
+            return found
+        assert time.monotonic() < deadline, f"the audit has {found}"
+        time.sleep(0.05)
+
+
+def test_a_verification_and_its_verdict_are_in_the_audit(client: Client) -> None:
+    verified, unkept = run(client, seed=11), run(client, seed=11, content="none")
+    told = verify(client, verified)[-1].result.verdict
+    verify(client, unkept)
+    assert list_audited(client, verified) == {"", VERDICTS[told]}
+    assert list_audited(client, unkept) == {"", "not verifiable: CONTENT_NOT_KEPT"}
 
 
 def test_what_is_not_on_record_is_not_verified_and_the_reason_is_told(client: Client) -> None:

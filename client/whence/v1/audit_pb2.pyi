@@ -136,7 +136,8 @@ class AuditRecord(google.protobuf.message.Message):
     """
     detail: builtins.str
     """Cause of a refusal, id of a training run or of a branch's parent, destination
-    of an export, or file of a change; empty otherwise.
+    of an export, file of a change, or verdict of a verification (a record of its
+    own, besides that of the call); empty otherwise.
     """
     reason: builtins.str
     """Reason that the caller gave: the call's metadata "whence-reason", cut to 256

@@ -24,7 +24,8 @@ def make_deed(
         time_ns: Unix time of its arrival.
         status_code: gRPC status code that it got.
         generation_id: id of the generation that it named or started.
-        detail: id of the training run, or of a branch's parent, that it named.
+        detail: id of the training run, or of a branch's parent, that it named, or its result in
+            words.
         reason: reason that the caller gave.
     """
     rule = TABLE.get(caller.method)

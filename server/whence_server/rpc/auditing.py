@@ -18,6 +18,7 @@ class NotedCall(Protocol):
     reason: str
     time_ns: int
     is_noted: bool
+    outcome: str
 
     @property
     def identity(self) -> Identity:
@@ -54,6 +55,23 @@ def note_call(trail: AuditTrail, call: NotedCall, request: Any, status_code: int
         # A refused request may name an id of any length.
         generation_id=call.generation_id or _read_id(request, "generation_id"),
         detail=_read_id(request, "training_run_id") or _read_id(request, "parent_generation_id"),
+        reason=call.reason,
+    )
+    if deed is not None:
+        trail.note(deed)
+
+
+def note_outcome(trail: AuditTrail, call: NotedCall) -> None:
+    """Note the result of a call that has one in words, in a record of its own."""
+    if not call.outcome or not trail.is_on:
+        return
+    deed = make_deed(
+        call.caller,
+        call.identity,
+        call.time_ns,
+        0,
+        generation_id=call.generation_id,
+        detail=call.outcome,
         reason=call.reason,
     )
     if deed is not None:

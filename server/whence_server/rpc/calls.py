@@ -27,7 +27,7 @@ from whence_server.domain.generation import CallError, CallRecord
 from whence_server.domain.identity import Identity
 from whence_server.domain.occurrences import Caller
 from whence_server.domain.tracing import TraceContext
-from whence_server.rpc.auditing import note_call, read_reason
+from whence_server.rpc.auditing import note_call, note_outcome, read_reason
 from whence_server.rpc.call_errors import make_call_error
 from whence_server.rpc.callers import parse_peer
 from whence_server.rpc.credentials import read_credentials
@@ -70,6 +70,8 @@ class Call:
     """Returns the seconds until the call's deadline; None if it has none."""
     generation_id: str = ""
     """Id of the generation that the method starts or follows; "" for other methods."""
+    outcome: str = ""
+    """Result in words that the audit has besides the call; "" for most methods."""
     error: CallError | None = None
     """Error that the call ended with, for its record."""
     make_filler: Callable[[], bytes] | None = None
@@ -329,6 +331,7 @@ class _GuardedMethod:
             await abort(context, _make_internal_error(call.trace_context.trace_id))
         finally:
             note_call(self._gate.trail, call, request, code.value[0])
+            note_outcome(self._gate.trail, call)
             if self._method.recorded:
                 self._record(call, code)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from whence.summary.verifications import VERDICTS
 from whence.v1 import verification_pb2
 from whence_server.analysis.host import AnalysisHost
 from whence_server.analysis.question import Question, Unverifiable
@@ -70,6 +71,20 @@ class VerificationServicer:
         call.generation_id = generation_id
         await self._journal.get(generation_id)
         call.make_filler = verification_pb2.VerifyGenerationResponse().SerializeToString
+        async with aclosing(self._verify(generation_id, request, call)) as messages:
+            async for message in messages:
+                # The verdict is known before the caller has it: it may go away.
+                call.outcome = describe_verdict(message) or call.outcome
+                yield message
+        if self._closing.is_set():
+            raise DrainingError
+
+    async def _verify(
+        self,
+        generation_id: str,
+        request: verification_pb2.VerifyGenerationRequest,
+        call: Call,
+    ) -> AsyncGenerator[bytes, None]:
         if not self._host.has_model:
             yield make_refusal(
                 Unverifiable.NO_WEIGHTS,
@@ -84,8 +99,6 @@ class VerificationServicer:
                     yield message
         except UnverifiableError as error:
             yield make_refusal(error.reason, error.message)
-        if self._closing.is_set():
-            raise DrainingError
 
     async def _make_question(self, generation_id: str, *, every_step: bool) -> Question:
         record = verification_pb2.GenerationRecord()
@@ -102,6 +115,23 @@ class VerificationServicer:
             await asyncio.to_thread(add_entries, record, entries)
             offset = entries[-1].offset
         return await asyncio.to_thread(make_question, record, every_step=every_step)
+
+
+def describe_verdict(message: bytes) -> str:
+    """Return the verdict in a response of the stream, in words; "" if it has none."""
+    event = verification_pb2.VerifyGenerationResponse.FromString(message)
+    if not event.HasField("result"):
+        return ""
+    result = event.result
+    told = VERDICTS.get(result.verdict, "unknown")
+    if result.reason:
+        return f"{told}: {result.reason}"
+    if result.basis == verification_pb2.VERIFICATION_BASIS_LOGPROBS:
+        told += ", logprobs alone"
+    if result.HasField("first_divergent"):
+        first = result.first_divergent
+        return f"{told}: step {first.sequence_index}.{first.index} first"
+    return told
 
 
 def add_entries(record: verification_pb2.GenerationRecord, entries: Sequence[Entry]) -> None:
