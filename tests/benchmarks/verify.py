@@ -4,7 +4,8 @@ python tests/benchmarks/verify.py --state FILE [--minutes 30] [--trials 1000] [-
 python tests/benchmarks/verify.py --state FILE --report
 
 Trials are made in slices of one batch. Each result is a line of the state file, so that a run can
-be stopped and goes on later: the seed of a trial is its number.
+be stopped and goes on later: the seed of a trial is its number. A slice that was stopped leaves no
+line. The number of trials is that of each kind: of each manipulation, and of each strategy.
 """
 
 import argparse
@@ -77,6 +78,7 @@ STRATEGIES: dict[str, Decoding] = {
 }
 SHAPES = ((1, 16, 1), (1, 512, 2), (8, 16, 2), (8, 512, 1), (32, 512, 2), (32, 16, 1))
 """(generations together, chunk of the prompt, threads)."""
+MOST_SLICES = 10_000
 WEIGHTS = ("bfloat16", "int8", "4 bits", "fine-tuned")
 CLAIMS: dict[str, Callable[[Decoding], Decoding]] = {
     "another seed": lambda made: claim(made, seed=made.seed + 1),
@@ -140,7 +142,8 @@ class Bench:
     def run_honest(self, number: int) -> Iterator[dict[str, Any]]:
         """Run one batch of honest generations."""
         assert self.loaded is not None
-        num_rows, chunk, num_threads = SHAPES[number % len(SHAPES)]
+        # Each strategy comes in each shape.
+        num_rows, chunk, num_threads = SHAPES[number // len(STRATEGIES) % len(SHAPES)]
         torch.set_num_threads(num_threads)
         names = list(STRATEGIES)
         made = [names[(number + i) % len(names)] for i in range(num_rows)]
@@ -238,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True, help="file that results are added to")
     parser.add_argument("--minutes", type=float, default=30.0, help="time of this slice")
-    parser.add_argument("--trials", type=int, default=1_000, help="trials of each kind of model")
+    parser.add_argument("--trials", type=int, default=1_000, help="trials of each kind")
     parser.add_argument("--models", nargs="+", default=["tiny", "real"], choices=["tiny", "real"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--real", type=Path, help="its directory; by default it is made")
@@ -255,24 +258,31 @@ def run(arguments: argparse.Namespace) -> None:
     scratch = arguments.state.parent / "verify-scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     benches = list(_list_benches(arguments, scratch))
+    lines = read_state(arguments.state)
+    made = {(line["model"], line["dtype"], line["slice"], line["number"]) for line in lines}
+    done = count_trials(lines)
     number = 0
-    while time.monotonic() < end and number < 1_000:
-        done = count_trials(arguments.state)
+    while time.monotonic() < end and number < MOST_SLICES:
         is_needed = False
         for bench in benches:
-            for name, slice_of in _list_slices(bench):
-                key = (bench.name == "real", bench.dtype, name)
-                if done[key] >= arguments.trials or _was_made(arguments.state, bench, name, number):
+            for name, kinds, slice_of in _list_slices(bench):
+                keys = [(bench.name == "real", bench.dtype, kind) for kind in kinds]
+                if all(done[key] >= arguments.trials for key in keys):
                     continue
                 is_needed = True
+                if (bench.name, bench.dtype, name, number) in made:
+                    continue
                 if time.monotonic() > end:
                     return
                 bench.open()
-                with arguments.state.open("a", buffering=1) as file:
-                    for result in slice_of(number):
-                        line = result | {"slice": name, "number": number}
-                        file.write(json.dumps(line) + "\n")
-                        done[key] += 1
+                results = list(slice_of(number))
+                with arguments.state.open("a") as file:
+                    file.writelines(
+                        json.dumps(result | {"slice": name, "number": number}) + "\n"
+                        for result in results
+                    )
+                for result in results:
+                    done[bench.name == "real", bench.dtype, result["kind"]] += 1
         if not is_needed:
             return
         number += 1
@@ -289,27 +299,24 @@ def _list_benches(arguments: argparse.Namespace, scratch: Path) -> Iterator[Benc
             yield Bench("real", arguments.real or ensure_real_model(), dtype, scratch)
 
 
-def _list_slices(bench: Bench) -> Iterator[tuple[str, Callable[[int], Iterator[dict[str, Any]]]]]:
-    yield "honest", bench.run_honest
-    yield "claims", bench.run_claims
+def _list_slices(
+    bench: Bench,
+) -> Iterator[tuple[str, list[str], Callable[[int], Iterator[dict[str, Any]]]]]:
+    """Yield each slice with the kinds of its trials."""
+    yield "honest", [f"honest: {name}" for name in STRATEGIES], bench.run_honest
+    claims = [*CLAIMS, "hidden system prompt", "one token swapped"]
+    yield "claims", [f"claim: {name}" for name in claims], bench.run_claims
     for how in WEIGHTS:
         if (bench.dtype, how) != ("bfloat16", "bfloat16"):
-            yield how, partial(bench.run_weights, how)
+            yield how, [f"weights: {how}"], partial(bench.run_weights, how)
 
 
-def count_trials(state: Path) -> dict[tuple[bool, str, str], int]:
+def count_trials(lines: list[dict[str, Any]]) -> dict[tuple[bool, str, str], int]:
+    """Return the number of trials by (is the real model, data type, kind)."""
     counts: dict[tuple[bool, str, str], int] = defaultdict(int)
-    for line in read_state(state):
-        counts[line["model"] == "real", line["dtype"], line["slice"]] += 1
+    for line in lines:
+        counts[line["model"] == "real", line["dtype"], line["kind"]] += 1
     return counts
-
-
-def _was_made(state: Path, bench: Bench, name: str, number: int) -> bool:
-    wanted = (bench.name, bench.dtype, name, number)
-    return any(
-        (line["model"], line["dtype"], line["slice"], line["number"]) == wanted
-        for line in read_state(state)
-    )
 
 
 def read_state(state: Path) -> list[dict[str, Any]]:
