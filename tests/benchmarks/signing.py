@@ -29,10 +29,10 @@ def main() -> None:
     statements = Statements(lambda: signer)
     started = make_started().SerializeToString()
     finished, step = make_finished(NUM_STEPS).SerializeToString(), bytes(STEP_BYTES)
-    leaves_us, statement_us, signature_us = [], [], []
+    start_us, leaves_us, statement_us, signature_us = [], [], [], []
     for _ in range(ROUNDS):
         leaves = statements.begin(GENERATION_ID)
-        leaves.add(EntryKind.STARTED, started)
+        start_us.append(measure_us(partial(leaves.add, EntryKind.STARTED, started)))
         leaves_us.append(measure_us(partial(add_steps, leaves, step)) / NUM_STEPS)
         statement_us.append(measure_us(partial(leaves.sign, finished)))
         signature_us.append(measure_us(partial(signer.sign, "application/x", finished)))
@@ -40,8 +40,9 @@ def main() -> None:
     data, key = make_bundle(signer, num_steps=NUM_STEPS), signer.public.pem
     verify_us = [measure_us(lambda: verify_bundle(data, [key])) for _ in range(ROUNDS)]
     for name, found in (
+        ("the start", start_us),
         ("a leaf", leaves_us),
-        ("the statement, with its signature", statement_us),
+        ("the statement at the end, with its signature", statement_us),
         (f"the statement after a prompt of {LONG_PROMPT:,} ids", long_us),
         ("the signature alone", signature_us),
         (f"verification of a bundle of {NUM_STEPS} tokens", verify_us),

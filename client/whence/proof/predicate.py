@@ -93,6 +93,7 @@ def _describe_decoding(started: generation_pb2.GenerationStarted) -> dict[str, A
     found, content = _list_numbers(decoding)
     strategy = decoding.WhichOneof("strategy")
     if strategy is not None:
+        content.remove(strategy)
         numbers, texts = _list_numbers(getattr(decoding, strategy))
         found |= {"strategy": strategy, **numbers}
         content += texts
@@ -111,14 +112,22 @@ def _list_numbers(message: Message) -> tuple[dict[str, Any], list[str]]:
     numbers: dict[str, Any] = {}
     others: list[str] = []
     for field, value in message.ListFields():
-        if field.containing_oneof is not None and field.containing_oneof.name == "strategy":
-            continue
-        if isinstance(value, int | float):
+        name, is_long = _name_field(field)
+        if not isinstance(value, int | float):
+            others.append(name)
+        elif is_long:
             # JSON's numbers are doubles for many readers: a seed may have 64 bits.
-            numbers[field.name] = str(value) if field.cpp_type in _64_BITS else value
+            numbers[name] = str(value)
         else:
-            others.append(field.name)
+            numbers[name] = value
     return numbers, others
+
+
+# Properties of a descriptor are looked up each time, and descriptors live as long as the process.
+@lru_cache(maxsize=512)
+def _name_field(field: FieldDescriptor) -> tuple[str, bool]:
+    """Return a field's name, and whether it is a number of 64 bits."""
+    return field.name, field.cpp_type in _64_BITS
 
 
 def _describe_model(started: generation_pb2.GenerationStarted) -> dict[str, Any]:

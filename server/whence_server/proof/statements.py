@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
-from google.protobuf.message import DecodeError
 
 from whence.proof.envelope import STATEMENT_TYPE as PAYLOAD_TYPE
 from whence.proof.leaves import (
@@ -31,8 +30,8 @@ from whence_server import logs
 from whence_server.domain.entries import EntryKind
 from whence_server.proof.signer import Signer, seal
 
-_LONG_BYTES, _IDS_AN_ENTRY = 16 << 10, 1_024
-"""Size from which a start's prompt is committed to in pieces; ids of one piece."""
+_IDS_AN_ENTRY = 1_024
+"""Ids of a prompt that one entry commits to."""
 _log = logging.getLogger(__name__)
 
 OWN, RESTART, TAKEOVER = "server", "server after a restart", "another server"
@@ -73,14 +72,19 @@ class Statements:
         return Leaves(generation_id, self._choose_signer, closer, self._clock)
 
 
-class _LongStart(NamedTuple):
-    """A start with a long prompt, and the commitment to its ids, as far as it is computed.
+class _Start(NamedTuple):
+    """Parts of the predicate that a generation's start implies, made when it begins.
 
-    131,072 ids take 6 ms, for which all streams would wait at the end: each entry takes some.
+    A generation's end holds up its stream: what is known before is computed before.
+
+    Attributes:
+        parts: the parts.
+        ids: commitment to the ids of a long prompt, as far as it is computed; None for a short one.
+            131,072 ids take 6 ms, for which all streams would wait: each entry takes some.
     """
 
-    started: generation_pb2.GenerationStarted
-    ids: IdsCommitment
+    parts: dict[str, Any]
+    ids: IdsCommitment | None
 
 
 class Leaves:
@@ -96,9 +100,8 @@ class Leaves:
         "_closer",
         "_frontier",
         "_id",
-        "_long",
         "_secret",
-        "_started",
+        "_start",
     )
 
     def __init__(
@@ -115,29 +118,31 @@ class Leaves:
         self._clock = clock
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self._frontier = Frontier()
-        self._started = b""
-        self._long: _LongStart | None = None
+        self._start: _Start | Exception | None = None
+        """The start; None before it, and what went wrong if it cannot be described."""
 
     def add(self, kind: EntryKind, payload: bytes) -> None:
         """Add the next entry, as it is on record (before encryption)."""
         if kind is EntryKind.STARTED:
             self._keep_start(payload)
-        elif self._long is not None:
-            self._long.ids.advance(_IDS_AN_ENTRY)
+        elif isinstance(self._start, _Start) and self._start.ids is not None:
+            self._start.ids.advance(_IDS_AN_ENTRY)
         frontier = self._frontier
         salt = derive_salt(self._secret, frontier.size)
         frontier.add(hash_entry(salt, kind, payload))
 
     def _keep_start(self, payload: bytes) -> None:
-        self._started = payload
-        if len(payload) < _LONG_BYTES:
-            return
         try:
-            started = generation_pb2.GenerationStarted.FromString(payload)
-        except DecodeError:
-            return  # `sign` says it
+            self._start = self._describe(generation_pb2.GenerationStarted.FromString(payload))
+        except Exception as error:  # noqa: BLE001 - the generation has to begin; `sign` says it
+            self._start = error
+
+    def _describe(self, started: generation_pb2.GenerationStarted) -> _Start:
         key = derive_prompt_key(self._secret)
-        self._long = _LongStart(started, IdsCommitment(key, started.prompt_token_ids))
+        if len(started.prompt_token_ids) <= _IDS_AN_ENTRY:
+            return _Start(describe_start(started, key), None)
+        ids = IdsCommitment(key, started.prompt_token_ids)
+        return _Start(describe_start(started, key, ids_commitment="later"), ids)
 
     def sign(self, payload: bytes) -> bytes:
         """Return what is added to FINISHED: its statement, serialised; b"" if it cannot be signed.
@@ -156,15 +161,15 @@ class Leaves:
         return generation_pb2.GenerationFinished(statement=statement).SerializeToString()
 
     def _make_envelope(self, payload: bytes) -> bytes:
-        if self._long is not None:
-            started, ids_commitment = self._long.started, self._long.ids.finish()
-        else:
-            started = generation_pb2.GenerationStarted.FromString(self._started)
-            ids_commitment = ""
+        start = self._start or self._describe(generation_pb2.GenerationStarted())
+        if isinstance(start, Exception):
+            raise start
+        if start.ids is not None:
+            start.parts["prompt"]["idsCommitment"] = start.ids.finish()
         finished = generation_pb2.GenerationFinished.FromString(payload)
         root, num_leaves = self._frontier.root.hex(), self._frontier.size
         predicate: dict[str, Any] = {
-            **describe_start(started, derive_prompt_key(self._secret), ids_commitment),
+            **start.parts,
             **describe_finish(finished),
             "record": {"tree": TREE, "root": root, "numLeaves": num_leaves},
             "closedBy": self._closer,
