@@ -13,6 +13,7 @@ import grpc
 from whence.aio_calls import AsyncCalls
 from whence.aio_following import AsyncFollowing, Reads
 from whence.aio_training import AsyncTrainingRuns
+from whence.aio_transparency_log import AsyncTransparencyLog
 from whence.audit import AuditOptions, make_audit_request
 from whence.backoff import Backoff, RetryPolicy
 from whence.bundles import make_bundle_stream
@@ -91,6 +92,7 @@ class AsyncClient:
         self._vocabularies_lock = asyncio.Lock()
         self.generations = AsyncGenerations(self._calls, self._policy, self._find_text)
         self.training_runs = AsyncTrainingRuns(self._calls, self._policy)
+        self.transparency_log = AsyncTransparencyLog(self._calls)
 
     async def __aenter__(self) -> Self:
         return self
@@ -445,7 +447,12 @@ class AsyncGenerations:
         return self._calls.follow(WatchStream(request, Backoff(self._policy)))
 
     def bundle(
-        self, generation_id: str, *, hide: Collection[str] = (), steps: range | None = None
+        self,
+        generation_id: str,
+        *,
+        hide: Collection[str] = (),
+        steps: range | None = None,
+        known_log_size: int = 0,
     ) -> AsyncFollowing[bytes]:
         """Stream the pieces of a generation's bundle, a file that is checked without the server.
 
@@ -453,13 +460,21 @@ class AsyncGenerations:
             generation_id: id of the generation, which has ended.
             hide: parts whose content stays out: "prompt", "text".
             steps: indexes of the only steps that are shown; None for all of them.
+            known_log_size: number of entries of an earlier transparency log, which the bundle
+                proves to be continued; 0 for no proof.
 
         Raises:
             NotFoundError: the generation is unknown or was deleted.
-            FailedPreconditionError: it still runs, or has no signed statement.
+            FailedPreconditionError: it still runs, has no signed statement, or its bundle would
+                be larger than those who check bundles read.
+            InvalidRequestError: the published log has fewer entries than the known one.
             ValueError: an unknown part, or steps that are no range of indexes.
         """
-        return self._calls.follow(make_bundle_stream(generation_id, hide, steps, self._policy))
+        return self._calls.follow(
+            make_bundle_stream(
+                generation_id, hide, steps, self._policy, known_log_size=known_log_size
+            )
+        )
 
     async def record(self, generation_id: str) -> verification_pb2.GenerationRecord:
         """Return a whole generation in one message, to be kept in a file and verified elsewhere.

@@ -27,6 +27,7 @@ from whence.v1.model_pb2_grpc import ModelServiceStub
 from whence.v1.proof_pb2_grpc import ProofServiceStub
 from whence.v1.trace_pb2_grpc import TraceServiceStub
 from whence.v1.training_pb2_grpc import TrainingServiceStub
+from whence.v1.transparency_log_pb2_grpc import TransparencyLogServiceStub
 
 if TYPE_CHECKING:
     from whence.v1.audit_pb2_grpc import AuditServiceAsyncStub
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from whence.v1.proof_pb2_grpc import ProofServiceAsyncStub
     from whence.v1.trace_pb2_grpc import TraceServiceAsyncStub
     from whence.v1.training_pb2_grpc import TrainingServiceAsyncStub
+    from whence.v1.transparency_log_pb2_grpc import TransparencyLogServiceAsyncStub
 
 Item = TypeVar("Item")
 Page = TypeVar("Page", bound=Message)
@@ -98,6 +100,11 @@ class AsyncCalls:
     def proof(self) -> "ProofServiceAsyncStub":
         """Stub of the proof service."""
         return self._connect().proof
+
+    @property
+    def transparency_log(self) -> "TransparencyLogServiceAsyncStub":
+        """Stub of the transparency log's service."""
+        return self._connect().transparency_log
 
     def _add_token(self, metadata: Metadata) -> Metadata:
         """Return metadata with the token, which may have been renewed since the last call."""
@@ -227,6 +234,9 @@ class _Connections:
         self.training = cast("TrainingServiceAsyncStub", TrainingServiceStub(others))
         self.audit = cast("AuditServiceAsyncStub", AuditServiceStub(others))
         self.proof = cast("ProofServiceAsyncStub", ProofServiceStub(others))
+        self.transparency_log = cast(
+            "TransparencyLogServiceAsyncStub", TransparencyLogServiceStub(others)
+        )
 
     @classmethod
     def _check_process(cls) -> None:

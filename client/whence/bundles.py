@@ -16,6 +16,8 @@ def make_bundle_stream(
     hide: Collection[str],
     steps: range | None,
     policy: RetryPolicy,
+    *,
+    known_log_size: int = 0,
 ) -> OneCallStream[bytes]:
     """Return the stream of a bundle's pieces.
 
@@ -24,6 +26,7 @@ def make_bundle_stream(
         hide: parts to hide, of `HIDEABLE`.
         steps: indexes of the only steps to show; None for all of them.
         policy: bounds of the wait for a server that starts.
+        known_log_size: number of entries of an earlier transparency log; 0 for none.
 
     Raises:
         TypeError: the id is no text.
@@ -35,6 +38,7 @@ def make_bundle_stream(
         generation_id=require_text("generation_id", generation_id),
         hide_prompt="prompt" in hide,
         hide_text="text" in hide,
+        known_log_size=known_log_size,
     )
     if steps is not None:
         if steps.step != 1 or steps.start < 0:

@@ -25,6 +25,7 @@ from whence.v1.model_pb2_grpc import ModelServiceStub
 from whence.v1.proof_pb2_grpc import ProofServiceStub
 from whence.v1.trace_pb2_grpc import TraceServiceStub
 from whence.v1.training_pb2_grpc import TrainingServiceStub
+from whence.v1.transparency_log_pb2_grpc import TransparencyLogServiceStub
 
 Item = TypeVar("Item")
 Page = TypeVar("Page", bound=Message)
@@ -65,6 +66,7 @@ class Calls:
         self.training = TrainingServiceStub(self._channel)
         self.audit = AuditServiceStub(self._channel)
         self.proof = ProofServiceStub(self._channel)
+        self.transparency_log = TransparencyLogServiceStub(self._channel)
         self._streams = make_stream_methods(self._followed_channel, self._channel)
 
     def close(self) -> None:

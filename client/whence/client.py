@@ -28,6 +28,7 @@ from whence.resume import GenerationStream, WatchStream
 from whence.security import FilePath, choose_server
 from whence.tokens import Token
 from whence.training import TrainingRuns
+from whence.transparency_log import TransparencyLog
 from whence.v1 import (
     audit_pb2,
     generation_pb2,
@@ -92,6 +93,7 @@ class Client:
         self._vocabularies_lock = threading.Lock()
         self.generations = Generations(self._calls, self._policy, self._find_text)
         self.training_runs = TrainingRuns(self._calls, self._policy)
+        self.transparency_log = TransparencyLog(self._calls)
 
     def __enter__(self) -> Self:
         return self
@@ -441,7 +443,12 @@ class Generations:
         return self._calls.follow(WatchStream(request, Backoff(self._policy)))
 
     def bundle(
-        self, generation_id: str, *, hide: Collection[str] = (), steps: range | None = None
+        self,
+        generation_id: str,
+        *,
+        hide: Collection[str] = (),
+        steps: range | None = None,
+        known_log_size: int = 0,
     ) -> Following[bytes]:
         """Stream the pieces of a generation's bundle, a file that is checked without the server.
 
@@ -449,13 +456,21 @@ class Generations:
             generation_id: id of the generation, which has ended.
             hide: parts whose content stays out: "prompt", "text".
             steps: indexes of the only steps that are shown; None for all of them.
+            known_log_size: number of entries of an earlier transparency log, which the bundle
+                proves to be continued; 0 for no proof.
 
         Raises:
             NotFoundError: the generation is unknown or was deleted.
-            FailedPreconditionError: it still runs, or has no signed statement.
+            FailedPreconditionError: it still runs, has no signed statement, or its bundle would
+                be larger than those who check bundles read.
+            InvalidRequestError: the published log has fewer entries than the known one.
             ValueError: an unknown part, or steps that are no range of indexes.
         """
-        return self._calls.follow(make_bundle_stream(generation_id, hide, steps, self._policy))
+        return self._calls.follow(
+            make_bundle_stream(
+                generation_id, hide, steps, self._policy, known_log_size=known_log_size
+            )
+        )
 
     def record(self, generation_id: str) -> verification_pb2.GenerationRecord:
         """Return a whole generation in one message, to be kept in a file and verified elsewhere.

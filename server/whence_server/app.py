@@ -43,7 +43,6 @@ from whence_server.journal.search.search import Search
 from whence_server.journal.vocabularies import Vocabularies
 from whence_server.lineage.library import RunLibrary
 from whence_server.observability import Observability
-from whence_server.proof.opening import Proof
 from whence_server.rpc import (
     audit_servicer,
     generation_servicer,
@@ -133,7 +132,7 @@ async def _serve_with(
         live = LiveServer(journal, settings.max_cache_tokens)
         live.refused = access.gate.failures.counts
         vocabularies = Vocabularies(settings.data_dir)
-        transparency = await Transparency.open(settings, journal)
+        transparency = await Transparency.open(settings, journal, proof)
         live.transparency = transparency.stats
         observability = Observability(
             settings,
@@ -170,7 +169,6 @@ async def _serve_with(
                         vocabularies,
                         live,
                         observability.sampler,
-                        proof,
                         transparency,
                         search,
                     )
@@ -220,7 +218,6 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
     vocabularies: Vocabularies,
     live: LiveServer,
     sampler: Sampler,
-    proof: Proof | None,
     transparency: Transparency,
     search: Search | None,
 ) -> int:
@@ -253,7 +250,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
             journal, analyses.host, closing
         ).list_methods(),
         proof_servicer.SERVICE: ProofServicer(
-            journal, None if proof is None else proof.keys, transparency.log
+            journal, transparency.board, transparency.log
         ).list_methods(),
         audit_servicer.SERVICE: AuditServicer(journal.audit).list_methods(),
         model_servicer.SERVICE: ModelServicer(serving, vocabularies).list_methods(),
@@ -278,9 +275,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         access.gate,
     )
     http = make_http_server(
-        WebParts(
-            settings, access, serving, services, live, limits, calls, proof, transparency, search
-        ),
+        WebParts(settings, access, serving, services, live, limits, calls, transparency, search),
         _share_connections(settings),
     )
     await rpc.server.start()

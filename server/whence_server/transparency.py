@@ -1,4 +1,4 @@
-"""Composition of the server's transparency log."""
+"""Composition of the server's transparency log and of the keys that it tells."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,10 +9,12 @@ from whence_server.http.log_tiles import ROUTE, make_log_answer
 from whence_server.http.server import Answer
 from whence_server.journal.journal import Journal
 from whence_server.observability import Observability
+from whence_server.proof.key_board import KeyBoard
 from whence_server.proof.log.log import LogOptions, TransparencyLog
 from whence_server.proof.log.publisher import PublisherStats
 from whence_server.proof.log.sequencer import CURSOR, SequencerOptions
 from whence_server.proof.log.witnesses import Witness
+from whence_server.proof.opening import Proof
 from whence_server.takeover import Follower
 
 _FLUSH_S = 5.0
@@ -25,24 +27,32 @@ class Transparency:
     Args:
         journal: the journal.
         log: its log; None for none.
+        board: signing keys of the servers of its database; None if this one does not sign.
 
     Attributes:
         log: the log; None for none.
+        board: the signing keys; None for none.
     """
 
-    def __init__(self, journal: Journal, log: TransparencyLog | None) -> None:
+    def __init__(
+        self, journal: Journal, log: TransparencyLog | None, board: KeyBoard | None = None
+    ) -> None:
         self._journal = journal
         self.log = log
+        self.board = board
 
     @classmethod
-    async def open(cls, settings: ServeConfig, journal: Journal) -> "Transparency":
+    async def open(
+        cls, settings: ServeConfig, journal: Journal, proof: Proof | None
+    ) -> "Transparency":
         """Open the log of a journal's database.
 
         Raises:
             ConfigurationError: its key or its directory cannot be used.
         """
+        board = None if proof is None else KeyBoard(journal.tree, proof.keys)
         if settings.no_transparency_log:
-            return cls(journal, None)
+            return cls(journal, None, board)
         options = LogOptions(
             key=settings.log_key or settings.data_dir / _KEY_NAME,
             origin=settings.log_origin,
@@ -53,7 +63,7 @@ class Transparency:
                 settings.log_checkpoint_interval, settings.log_checkpoint_entries
             ),
         )
-        return cls(journal, await TransparencyLog.open(journal, options))
+        return cls(journal, await TransparencyLog.open(journal, options), board)
 
     @property
     def stats(self) -> PublisherStats | None:
@@ -75,6 +85,8 @@ class Transparency:
         Raises:
             ConfigurationError: the directory shows more than the log has.
         """
+        if self.board is not None:
+            await self.board.start()
         if self.log is not None:
             await self.log.start()
 
@@ -87,6 +99,8 @@ class Transparency:
 
     async def close(self) -> None:
         """Append what is committed, as far as time allows, and stop."""
+        if self.board is not None:
+            await self.board.close()
         if self.log is None:
             return
         with suppress(JournalError):

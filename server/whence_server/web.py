@@ -15,7 +15,6 @@ from whence_server.http.origins import Origins
 from whence_server.http.proof_routes import list_proof_routes
 from whence_server.http.server import HttpServer
 from whence_server.journal.search.search import Search
-from whence_server.proof.opening import Proof
 from whence_server.rpc.calls import CallLog
 from whence_server.rpc.serving import Serving
 from whence_server.telemetry.live import LiveServer
@@ -32,7 +31,6 @@ class WebParts(NamedTuple):
     live: LiveServer
     limits: Limits
     calls: CallLog
-    proof: Proof | None
     transparency: Transparency
     search: Search | None
 
@@ -47,7 +45,7 @@ def make_http_server(parts: WebParts, max_connections: int) -> HttpServer | None
     host, port = parse_host_port(settings.http_listen)
     origins = Origins(settings.http_allow_origin, checks_host=is_loopback(host))
     gate = access.gate
-    keys = None if parts.proof is None else parts.proof.keys
+    keys = parts.transparency.board
     missing = ["search"] if parts.search is None else []
     missing += ["fork"] if settings.upstream else []
     routes = {

@@ -32,7 +32,7 @@ from whence_server.http.login import list_login_routes
 from whence_server.http.openai.routes import list_routes
 from whence_server.http.openai.running import Front
 from whence_server.http.proof_routes import list_proof_routes
-from whence_server.proof.signing_keys import SigningKeys
+from whence_server.proof.key_board import KeyBoard
 from whence_server.rpc.calls import CallLog, Method
 from whence_server.telemetry.live import LiveServer
 from whence_server.telemetry.metrics.http import HEALTH_PATH, PATH
@@ -79,7 +79,7 @@ def test_every_rpc_of_the_descriptors_has_a_rule_and_no_other() -> None:
 def test_every_http_route_has_a_rule_and_no_other() -> None:
     front = Front(None, Limits(), 1, 0.0)  # type: ignore[arg-type]  # nothing is called
     calls = CallLog(lambda _: None)
-    keys: SigningKeys = object()  # type: ignore[assignment]  # the same
+    keys: KeyBoard = object()  # type: ignore[assignment]  # the same
     methods: dict[str, list[Method[Any]]] = {}
     for rpc in RPCS:
         service, _, name = rpc.partition("/")

@@ -1,5 +1,6 @@
 """A server with a transparency log and a witness, as a stranger sees them, over a crash."""
 
+import asyncio
 import hashlib
 import os
 import re
@@ -16,19 +17,20 @@ import pytest
 from server_process import ServerProcess
 from witnessed import WAIT_S, run_witness, wait_for_checkpoint
 
-from whence import Client
+from whence import AsyncClient, Client, NotFoundError
+from whence.cli.main import main as client_main
 from whence.proof.bundle import read_bundle
-from whence.proof.checkpoints import verify_checkpoint
-from whence.proof.log_check import check_log, spell_log
+from whence.proof.checkpoints import Checkpoint, verify_checkpoint
+from whence.proof.log_check import LogTrust, check_log, spell_log
 from whence.proof.merkle import verify_consistency, verify_inclusion
 from whence.proof.merkle_tree import hash_leaf
-from whence.proof.notes import NoteSigner, VerifierKey
+from whence.proof.notes import NoteSigner, SignedNote, VerifierKey
 from whence.proof.strict_json import parse_object
 from whence.proof.verification import LogKeys, verify_bundle
 from whence.v1 import proof_pb2, transparency_log_pb2
 from whence.v1.proof_pb2_grpc import ProofServiceStub
 from whence.v1.transparency_log_pb2_grpc import TransparencyLogServiceStub
-from whence_server.proof.log.keys import make_key
+from whence_server.proof.log.keys import load_key, make_key
 
 ORIGIN = "example.com/whence"
 
@@ -51,7 +53,7 @@ def fetch(url: str) -> bytes:
 
 
 def test_strangers_check_statements_by_log_witness_and_bundle(
-    tiny_model: Callable[..., Path], tmp_path: Path
+    tiny_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data_dir, public = tmp_path / "data", tmp_path / "public"
     key_file = tmp_path / "log-key.pem"
@@ -74,6 +76,9 @@ def test_strangers_check_statements_by_log_witness_and_bundle(
                 assert found.checkpoint.size == 3
                 envelope, bundle = check_inclusion(channel, generation.id, log_key, witness)
                 refuse_wrong_requests(channel)
+            trust = ("--log-key", str(log_key), "--witness", str(witness))
+            check_commands(server, generation.id, trust, tmp_path, capsys)
+            asyncio.run(check_asynchronous_client(server, note, str(log_key)))
             page = wait_for_page(server)
             for url in (page, server.http_url):
                 check_published(url, note, envelope)
@@ -139,8 +144,73 @@ def check_inclusion(
     assert verify_inclusion(hash_leaf(digest), proof.leaf_index, proof.tree_size, proof.path, root)
     spelled = spell_log(proof.leaf_index, proof.tree_size, proof.path, proof.checkpoint)
     parsed = parse_object(spelled.encode(), "log", 1 << 20)
-    assert check_log(parsed, envelope, log_key, [witness]) == check.detail
+    assert check_log(parsed, envelope, LogTrust(log_key, [witness])) == check.detail
     return envelope, bundle
+
+
+def check_commands(
+    server: ServerProcess,
+    generation_id: str,
+    trust: tuple[str, ...],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Keep the checkpoint and check the log by the commands, as its auditor does."""
+
+    def run(*given: str) -> tuple[int, str]:
+        capsys.readouterr()
+        return client_main(given), capsys.readouterr().out
+
+    target = ("--target", server.target)
+    kept, quorum = folder / "kept", ("--witness-quorum", "1")
+    assert run("log", "key", *target) == (0, f"{trust[1]}\n")
+    status, note = run("log", "checkpoint", *trust, *quorum, *target)
+    assert status == 0
+    assert note.startswith(f"{ORIGIN}\n3\n")
+    kept.write_text(note)
+    place = f"in the log {ORIGIN}, cosigned by example.com/w"
+    assert run("log", "prove", generation_id, *trust, *target) == (
+        0,
+        f"ok     entry 2 of 3 {place}\n",
+    )
+    status, told = run("log", "consistent", str(kept), "--update", *trust, *target)
+    assert (status, kept.read_text()) == (0, note)
+    assert told.startswith(f"ok     the log {ORIGIN} of 3 entries continues the kept one of 3: 0 ")
+    bundle = folder / "known.json"
+    export = ("generations", "export", generation_id, "--bundle", str(bundle))
+    assert run(*export, "--known", str(kept), *target)[0] == 0
+    with Client(server.target) as client:
+        (folder / "server.pub").write_text(client.signing_keys()[-1].public_key_pem)
+    key = ("--key", str(folder / "server.pub"), "--checkpoint", str(kept))
+    status, told = run("verify-bundle", str(bundle), *key, *trust, *quorum)
+    assert status == 0
+    assert "it continues the log of 3 entries that you know" in told
+    # A checkpoint of the same size with another root, of the operator's own making.
+    kept.write_bytes(sign_checkpoint(folder, 3))
+    status, told = run("log", "consistent", str(kept), "--update", *trust, *target)
+    assert (status, told[:47]) == (1, "FAULT  the log with 3 entries does not continue")
+    assert kept.read_bytes() == sign_checkpoint(folder, 3)
+    kept.write_bytes(sign_checkpoint(folder, 4))
+    status, told = run("log", "consistent", str(kept), *trust, *target)
+    assert (status, "entries were cut off" in told) == (1, True)
+    assert run("verify-bundle", str(bundle), *key, *trust)[0] == 1
+
+
+def sign_checkpoint(folder: Path, size: int) -> bytes:
+    """Return a checkpoint that the log never had, signed with its key."""
+    signer = NoteSigner(ORIGIN, load_key("", folder / "log-key.pem"))
+    text = Checkpoint(ORIGIN, size, b"r" * 32).format()
+    return SignedNote(text, (signer.sign(text),)).format()
+
+
+async def check_asynchronous_client(server: ServerProcess, note: bytes, vkey: str) -> None:
+    async with AsyncClient(server.target) as client:
+        log = client.transparency_log
+        newest = await log.checkpoint()
+        assert (newest.checkpoint, newest.verifier_key) == (note, vkey)
+        assert not (await log.consistency(3)).path
+        with pytest.raises(NotFoundError):
+            await log.inclusion(bytes(32))
 
 
 def refuse_wrong_requests(channel: grpc.Channel) -> None:

@@ -5,19 +5,23 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bundles import make_entries, make_finished, sign, spell
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from whence.proof.verification import verify_bundle
+from whence.proof.key_list import parse_saved_list
+from whence.proof.verification import Demands, verify_bundle
 from whence_server.cli import main
 from whence_server.domain.errors import ConfigurationError
 from whence_server.domain.signing import parse_signing_key
-from whence_server.http.proof_routes import describe_keys
+from whence_server.http.proof_routes import spell_keys
 from whence_server.proof import signing_keys
+from whence_server.proof.key_board import describe_keys
 from whence_server.proof.key_files import write_private
 from whence_server.proof.opening import open_proof
 from whence_server.proof.signer import PrivateKey
@@ -124,7 +128,7 @@ def test_idle_server_lists_the_new_key(tmp_path: Path, monkeypatch: pytest.Monke
     keys = open_keys(tmp_path)
     new_id = rotate(tmp_path / KEY_NAME, tmp_path / LIST_NAME, 10).key.key_id
     # No generation has ended since: nothing has chosen a key.
-    assert [key["active"] for key in describe_keys(keys)] == [False, True]
+    assert [key.active for key in describe_keys(keys).keys] == [False, True]
     assert keys.list_keys()[-1].entry.key.key_id == new_id
 
 
@@ -156,6 +160,49 @@ def test_rotation_beside_a_start_or_another_rotation_keeps_the_key(
     assert listed[:2] == [first_id, new_id]
     assert len(listed) == (2 if other == "start" else 3)
     assert open_keys(tmp_path).active.public.key_id == listed[-1]
+
+
+def test_rotation_after_a_theft_begins_a_list_and_tells_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("whence_server.proof.signing_keys._LOOK_S", 0.0)
+    keys = open_keys(tmp_path)
+    stolen = keys.choose()
+    theft = datetime.now(UTC) - timedelta(days=2)
+    since = f"{theft:%Y-%m-%dT%H:%M:%SZ}"
+    command = ["signing-keys", "rotate", "--data-dir", str(tmp_path), "--stolen"]
+    assert main([*command, since]) == 0
+    new_id = capsys.readouterr().out.split()[0]
+    assert keys.choose().public.key_id == new_id
+    assert [listed.entry.previous for listed in keys.list_keys()] == [None]
+    page: list[Any] = spell_keys(describe_keys(keys).keys)
+    assert [(key["keyId"], key["active"]) for key in page] == [
+        (stolen.public.key_id, False),
+        (new_id, True),
+    ]
+    assert [key.get("stolenSince") for key in page] == [since, None]
+    assert main(["signing-keys", "list", "--data-dir", str(tmp_path)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"{stolen.public.key_id}  stolen since {since}"
+    assert told[1].endswith("signs now")
+    # What is saved of the page bounds the stolen key, and nothing leads from one list to the other.
+    saved = parse_saved_list(json.dumps({"keys": page}).encode())
+    new_pem, entries = keys.active.public.pem, make_entries()
+    for days, trusted, is_good in (
+        (1, stolen.public.pem, False),
+        (3, stolen.public.pem, True),
+        (3, new_pem, False),
+    ):
+        signed_ns = int((datetime.now(UTC) - timedelta(days=days)).timestamp() * 1e9)
+        statement = sign(entries, make_finished(), stolen, clock=lambda at=signed_ns: at)
+        data = spell(statement, entries, [listed.data for listed in keys.list_keys()])
+        report = verify_bundle(data, [trusted], demands=Demands(known_keys=saved))
+        assert report.verified is is_good, report.checks
+    # A later rotation and a start keep the list of the stolen key.
+    rotate(tmp_path / KEY_NAME, tmp_path / LIST_NAME, 10)
+    assert len(describe_keys(open_keys(tmp_path)).keys) == 3
+    with pytest.raises(SystemExit):
+        main([*command, "2999-01-01T00:00:00Z"])
 
 
 def make_replicas(directory: Path) -> tuple[Path, Sequence[Path]]:

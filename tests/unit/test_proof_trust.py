@@ -2,6 +2,7 @@
 
 import base64
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from whence.cli.json_lines import describe_message, format_json
 from whence.cli.main import main
 from whence.proof.envelope import STATEMENT_TYPE
 from whence.proof.faults import ProofError
-from whence.proof.key_list import parse_saved_list
+from whence.proof.key_list import SavedKeys, parse_saved_list
 from whence.proof.verification import Check, Demands, Origin, Report, verify_bundle
 from whence.v1 import proof_pb2
 from whence_server.proof.signer import PrivateKey, seal
@@ -142,12 +143,12 @@ def test_stolen_old_key_counts_for_nothing_if_only_given_keys_are_trusted() -> N
 def test_expired_key_is_refused_by_a_saved_list_if_the_bundle_leaves_it_out() -> None:
     keys = Rotation()
     late = START_NS + 99 * HOUR_NS
-    refused = keys.verify(late, keys.old, keys.old, listed=False, known_keys=keys.listed)
+    refused = keys.verify(late, keys.old, keys.old, listed=False, known_keys=SavedKeys(keys.listed))
     assert "signatures of the key" in find_fault(refused).detail
     for listed in (False, True):
         in_time = START_NS + MINUTE_NS
         assert keys.verify(
-            in_time, keys.old, keys.old, listed=listed, known_keys=keys.listed
+            in_time, keys.old, keys.old, listed=listed, known_keys=SavedKeys(keys.listed)
         ).verified
 
 
@@ -158,7 +159,7 @@ def test_saved_list_shows_that_two_keys_follow_one() -> None:
     data = spell(sign(entries, make_finished(), thief), entries, [by_thief])
     pem = keys.old.public.pem
     assert verify_bundle(data, [pem]).verified
-    report = verify_bundle(data, [pem], demands=Demands(known_keys=keys.listed))
+    report = verify_bundle(data, [pem], demands=Demands(known_keys=SavedKeys(keys.listed)))
     assert "two keys follow one key" in find_fault(report).detail
 
 
@@ -170,7 +171,9 @@ def test_first_entry_of_a_list_does_not_bound_its_key() -> None:
     assert verify_bundle(data, [key.public.pem]).verified
     # Each of two servers with one key begins a list with it.
     other = [make_entry(key, now_ns=START_NS)]
-    assert verify_bundle(data, [key.public.pem], demands=Demands(known_keys=other)).verified
+    assert verify_bundle(
+        data, [key.public.pem], demands=Demands(known_keys=SavedKeys(other))
+    ).verified
 
 
 def test_saved_lists_are_read_in_both_forms() -> None:
@@ -178,9 +181,27 @@ def test_saved_lists_are_read_in_both_forms() -> None:
     encoded = [base64.b64encode(entry).decode() for entry in entries]
     page = json.dumps({"keys": [{"keyId": "x", "entry": entry} for entry in encoded]}, indent=1)
     lines = [format_json(describe_message(proof_pb2.SigningKey(entry=entry))) for entry in entries]
-    assert parse_saved_list(page.encode()) == entries
-    assert parse_saved_list("\n".join(lines).encode()) == entries
-    assert parse_saved_list(lines[0].encode()) == entries[:1]
+    assert parse_saved_list(page.encode()) == SavedKeys(entries)
+    assert parse_saved_list("\n".join(lines).encode()) == SavedKeys(entries)
+    assert parse_saved_list(lines[0].encode()) == SavedKeys(entries[:1])
+
+
+def test_key_that_a_saved_list_calls_stolen_counts_only_before_and_only_if_it_is_given() -> None:
+    keys = Rotation()
+    since = datetime.fromtimestamp(START_NS / 1e9, UTC) + timedelta(minutes=30)
+    saved = SavedKeys(keys.listed, {keys.old.public.key_id: since})
+    before, after = START_NS + MINUTE_NS, START_NS + 40 * MINUTE_NS
+    given = keys.verify(before, keys.old, keys.old, listed=True, known_keys=saved)
+    assert given.verified
+    assert "which was stolen later" in given.checks[1].detail
+    fault = find_fault(keys.verify(after, keys.old, keys.old, listed=True, known_keys=saved))
+    assert f"to {since}" in fault.detail
+    # Neither of two keys vouches for the other once it is stolen.
+    assert find_fault(keys.verify(before, keys.old, keys.new, listed=True, known_keys=saved))
+    stolen_new = SavedKeys(keys.listed, {keys.new.public.key_id: since})
+    late = START_NS + 2 * HOUR_NS
+    assert keys.verify(late, keys.new, keys.old, listed=True).verified
+    assert find_fault(keys.verify(late, keys.new, keys.old, listed=True, known_keys=stolen_new))
 
 
 @pytest.mark.parametrize(

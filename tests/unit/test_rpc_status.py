@@ -83,6 +83,7 @@ EXAMPLES: dict[type[errors.WhenceError], tuple[errors.WhenceError, grpc.StatusCo
         (errors.GenerationRunningError("g"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.GenerationUnsignedError("g"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.ForkRefusedError("g", "no ids"), grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.BundleTooLargeError("g", "9", "hide"), grpc.StatusCode.FAILED_PRECONDITION),
         (errors.NotOfferedError("later"), grpc.StatusCode.UNIMPLEMENTED),
         (errors.DrainingError(), grpc.StatusCode.UNAVAILABLE),
         (errors.EngineLostError("gone"), grpc.StatusCode.UNAVAILABLE),

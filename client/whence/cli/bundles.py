@@ -35,6 +35,13 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         metavar="A:B",
         help="of the output, show only the steps from A on and before B",
     )
+    parser.add_argument(
+        "--known",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="checkpoint of the transparency log that somebody has kept, or a bundle that has one: "
+        "add the proof that the log continues it, for `verify-bundle --checkpoint`",
+    )
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -45,6 +52,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     """
     if arguments.steps is not None and "text" in arguments.hide:
         raise UsageError("--steps shows steps, and --hide text hides them all: give one of them")
+    known = 0 if arguments.known is None else _read_size(arguments.known)
     path: Path = arguments.bundle
     try:
         descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
@@ -54,7 +62,10 @@ def run_export(arguments: argparse.Namespace) -> int:
     try:
         with connect(arguments) as client, os.fdopen(descriptor, "wb") as file:
             pieces = client.generations.bundle(
-                arguments.generation_id, hide=arguments.hide, steps=arguments.steps
+                arguments.generation_id,
+                hide=arguments.hide,
+                steps=arguments.steps,
+                known_log_size=known,
             )
             for piece in pieces:
                 num_bytes += file.write(piece)
@@ -65,6 +76,21 @@ def run_export(arguments: argparse.Namespace) -> int:
         Path(partial).unlink(missing_ok=True)
     print(f"wrote {num_bytes:,} bytes to {escape(str(path))}")
     return OK
+
+
+def _read_size(path: Path) -> int:
+    """Return the number of entries of the log in a checkpoint's file."""
+    from whence.proof.checkpoints import Checkpoint
+    from whence.proof.faults import ProofError
+    from whence.proof.log_growth import find_note
+    from whence.proof.notes import SignedNote
+
+    try:
+        return Checkpoint.parse(SignedNote.parse(find_note(path.read_bytes())).text).size
+    except OSError as error:
+        raise UsageError(f"--known {path}: cannot be read ({error.strerror})") from None
+    except ProofError as error:
+        raise UsageError(f"--known {path}: {error}") from None
 
 
 def add_keys_command(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -102,7 +128,10 @@ def run_keys(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(format_json(describe_message(key)))
         else:
-            print(f"{escape(key.key_id)}{'  signs now' if key.active else ''}")
+            note = "  signs now" if key.active else ""
+            if key.HasField("stolen_since"):
+                note = f"  stolen since {key.stolen_since.ToJsonString()}"
+            print(f"{escape(key.key_id)}{note}")
     return OK
 
 

@@ -53,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         fork,
         generate,
         generations,
+        log,
         model,
         training,
         verify,
@@ -78,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     model.add_command(commands, common)
     audit.add_command(commands, common)
     bundles.add_keys_command(commands, common)
+    log.add_commands(commands, common)
     verify_bundle.add_command(commands)
     return whole
 

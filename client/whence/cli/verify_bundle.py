@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from whence.proof.bundle_format import MAX_BYTES
 from whence.proof.faults import ProofError
-from whence.proof.key_list import parse_saved_list
+from whence.proof.key_list import SavedKeys, parse_saved_list
 from whence.proof.verification import Demands, LogKeys, Origin, Report, verify_bundle
 from whence.summary import escape, quote
 
@@ -31,6 +31,7 @@ _DESCRIPTION = (
     "Check a bundle of `whence generations export` without its server: the signature, the entries "
     "and the statement about them. docs/proof.md says what each check proves, and what it cannot."
 )
+_MOST_WITNESSES = 100
 _MARKS = {True: "ok", False: "FAULT", None: "-"}
 
 
@@ -112,7 +113,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="VKEY",
         help="with --log-key: verifier key of a witness that must have cosigned the log's "
-        "checkpoint; may be repeated, and all must have",
+        "checkpoint; may be repeated, and all must have, unless --witness-quorum says how many",
+    )
+    parser.add_argument(
+        "--witness-quorum",
+        type=parse_quorum,
+        metavar="N",
+        help="with --witness: number of the witnesses that must have cosigned; the others may have",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="with --log-key: an earlier checkpoint of the log that you kept, or a bundle that has "
+        "one: the log must continue it. Have the bundle exported with --known FILE",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
@@ -183,7 +197,7 @@ def _read_demands(arguments: argparse.Namespace) -> Demands:
         ProofError: a file is not what it should be.
         OSError: a file cannot be read.
     """
-    text, known = None, list[bytes]()
+    text, known = None, SavedKeys(())
     if arguments.text is not None:
         try:
             text = _read(arguments.text, MAX_BYTES).decode()
@@ -198,13 +212,33 @@ def _read_log_keys(arguments: argparse.Namespace) -> LogKeys | None:
     """Return the keys of the transparency log; None if none are given.
 
     Raises:
-        ProofError: a witness is given without a log.
+        ProofError: a witness or a checkpoint is given without a log.
+        OSError: the checkpoint cannot be read.
     """
-    if arguments.log_key is not None:
-        return LogKeys(arguments.log_key, arguments.witnesses)
-    if arguments.witnesses:
-        raise ProofError("--witness needs --log-key: give the key of the log that it witnesses")
-    return None
+    given = (arguments.witnesses, arguments.witness_quorum, arguments.checkpoint)
+    if arguments.log_key is None:
+        if any(given):
+            raise ProofError(
+                "--witness, --witness-quorum and --checkpoint need --log-key: give the log's key"
+            )
+        return None
+    known = b""
+    if arguments.checkpoint is not None:
+        known = _read(arguments.checkpoint, MAX_BYTES)
+        if not known:
+            raise ProofError(f"--checkpoint {arguments.checkpoint}: the file is empty")
+    return LogKeys(arguments.log_key, arguments.witnesses, arguments.witness_quorum, known)
+
+
+def parse_quorum(text: str) -> int:
+    """Parse a number of witnesses.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no whole number from 1 on.
+    """
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= _MOST_WITNESSES):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 to {_MOST_WITNESSES}")
+    return int(text)
 
 
 def _read(path: Path, limit: int) -> bytes:

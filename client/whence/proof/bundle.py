@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from whence.proof.bundle_format import MAX_BYTES, MAX_LEAVES, MEDIA_TYPE
@@ -52,8 +51,7 @@ class HiddenLeaf(NamedTuple):
     hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(NamedTuple):
     """A parsed bundle.
 
     Attributes:

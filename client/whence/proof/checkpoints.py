@@ -3,8 +3,7 @@
 import base64
 import binascii
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple, Self
 
 from whence.proof.merkle import MAX_TREE_SIZE
 from whence.proof.merkle_tree import HASH_BYTES
@@ -13,8 +12,7 @@ from whence.proof.notes import COSIGNATURE, ED25519, NoteError, SignedNote, Veri
 _LINES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """State of a log.
 
     Attributes:
@@ -54,8 +52,7 @@ class Checkpoint:
         return "".join(f"{it}\n" for it in (self.origin, self.size, root, *self.extensions))
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedCheckpoint:
+class VerifiedCheckpoint(NamedTuple):
     """A checkpoint whose signatures were verified.
 
     Attributes:
@@ -64,7 +61,7 @@ class VerifiedCheckpoint:
     """
 
     checkpoint: Checkpoint
-    witnesses: dict[str, int] = field(default_factory=dict)
+    witnesses: dict[str, int]
 
 
 def verify_checkpoint(

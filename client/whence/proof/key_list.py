@@ -13,8 +13,8 @@ The time of a first entry is that of the list, not of the key: it bounds nothing
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from whence.proof.envelope import KEY_TYPE, parse_envelope
 from whence.proof.faults import FormatError, ProofError
@@ -31,8 +31,7 @@ _MAX_SAVED_BYTES = 8 << 20
 _MAX_PAYLOAD_BYTES = 32 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class KeyEntry:
+class KeyEntry(NamedTuple):
     """One key of a list, whose signatures are valid."""
 
     key: PublicKey
@@ -41,8 +40,7 @@ class KeyEntry:
     previous_not_after: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class KeySpan:
+class KeySpan(NamedTuple):
     """A trusted key, and the time in which its signatures count; `trust` is why, in words."""
 
     key: PublicKey
@@ -77,8 +75,20 @@ def parse_entry(data: bytes, what: str = "the key's entry") -> KeyEntry:
     return KeyEntry(key, not_before, previous, not_after)
 
 
-def parse_saved_list(data: bytes) -> list[bytes]:
-    """Return the entries of a saved list: of `/keys.json`, or of `whence keys --json`.
+class SavedKeys(NamedTuple):
+    """A saved list of keys.
+
+    Attributes:
+        entries: the entries.
+        stolen: times from which keys are known to be stolen, by the ids of these keys.
+    """
+
+    entries: Sequence[bytes]
+    stolen: Mapping[str, datetime] = {}
+
+
+def parse_saved_list(data: bytes) -> SavedKeys:
+    """Return the keys of a saved list: of `/keys.json`, or of `whence keys --json`.
 
     Raises:
         FormatError: it is no list of keys.
@@ -93,13 +103,26 @@ def parse_saved_list(data: bytes) -> list[bytes]:
         found = found[0]["keys"]
     if not isinstance(found, list) or not found:
         raise FormatError(f"{what} has no keys")
-    return [Fields(one, f"{what}[{n}]").take_bytes("entry") for n, one in enumerate(found)]
+    entries, stolen = [], {}
+    for number, one in enumerate(found):
+        where = f"{what}[{number}]"
+        fields = Fields(one, where)
+        entries.append(fields.take_bytes("entry"))
+        # The page and the command spell a field's name each in its way.
+        for name in ("stolenSince", "stolen_since"):
+            if since := fields.take_or(name, str, ""):
+                key_id = parse_entry(entries[-1], where).key.key_id
+                stolen[key_id] = read_time(since, f"{where}.{name}")
+    return SavedKeys(entries, stolen)
+
+
+_NONE = SavedKeys(())
 
 
 def find_trusted(
     trusted: Iterable[PublicKey],
     entries: Sequence[bytes],
-    known: Sequence[bytes] = (),
+    known: SavedKeys = _NONE,
     *,
     only_given: bool = False,
 ) -> Mapping[str, KeySpan]:
@@ -108,7 +131,8 @@ def find_trusted(
     Args:
         trusted: keys that the caller trusts.
         entries: entries of a key list, in any order.
-        known: entries of a list from elsewhere, which may have the same ones.
+        known: keys of a list from elsewhere, which may have the same ones. One that was stolen is
+            trusted only if it is given, and in the time before.
         only_given: True to return no others than the trusted keys; the lists bound their time.
 
     Raises:
@@ -117,7 +141,7 @@ def find_trusted(
     """
     parsed = _parse_entries(entries, "keys")
     listed = {entry.key.key_id: (entry, data) for entry, data in zip(parsed, entries, strict=True)}
-    for entry, data in zip(_parse_entries(known, "known keys"), known, strict=True):
+    for entry, data in zip(_parse_entries(known.entries, "known keys"), known.entries, strict=True):
         same = listed.get(entry.key.key_id)
         # Servers with one key each begin a list with it.
         both_first = same is not None and entry.previous is None and same[0].previous is None
@@ -130,9 +154,17 @@ def find_trusted(
     found: dict[str, KeySpan] = {}
     for key in trusted:
         for one, trust in [(key, GIVEN)] if only_given else _follow(key, by_key, after):
-            if trust == GIVEN or one.key_id not in found:
-                found[one.key_id] = _make_span(one, trust, by_key, after)
+            since = known.stolen.get(one.key_id)
+            if trust == GIVEN or (one.key_id not in found and since is None):
+                span = _make_span(one, trust, by_key, after)
+                found[one.key_id] = span if since is None else _end_at_theft(span, since)
     return found
+
+
+def _end_at_theft(span: KeySpan, since: datetime) -> KeySpan:
+    end = since if span.not_after is None else min(since, span.not_after)
+    told = f"{span.trust} and which was stolen later: its thief can date a statement before that"
+    return span._replace(not_after=end, trust=told)
 
 
 def _parse_entries(entries: Sequence[bytes], where: str) -> list[KeyEntry]:

@@ -1,23 +1,78 @@
 """The part of a bundle about the transparency log: its format, and its check.
 
-{"index": 6, "size": 9, "path": ["BASE64", ...], "checkpoint": "the signed note's text"}
+{"index": 6, "size": 9, "path": ["BASE64", ...], "checkpoint": "the signed note's text",
+ "consistency": {"size": 4, "path": ["BASE64", ...]}}    only if an earlier size was asked for
 """
 
 import base64
 import hashlib
 import json
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from whence.proof.checkpoints import verify_checkpoint
-from whence.proof.faults import FormatError, ProofError
-from whence.proof.merkle import MAX_TREE_SIZE, verify_inclusion
-from whence.proof.merkle_tree import HASH_BYTES, hash_leaf
+from whence.proof.checkpoints import Checkpoint, VerifiedCheckpoint, verify_checkpoint
+from whence.proof.faults import ProofError
+from whence.proof.log_growth import (
+    check_growth,
+    encode_note,
+    read_consistency,
+    read_path,
+    spell_consistency,
+)
+from whence.proof.merkle import verify_inclusion
+from whence.proof.merkle_tree import hash_leaf
 from whence.proof.notes import VerifierKey
-from whence.proof.strict_json import Fields, decode_base64
+from whence.proof.strict_json import Fields
 
 
-def spell_log(index: int, size: int, path: Sequence[bytes], checkpoint: bytes) -> str:
+class LogTrust(NamedTuple):
+    """Keys that a log's checkpoint must be signed with.
+
+    Attributes:
+        log: public key of the log, learnt from a trusted place.
+        witnesses: keys of the witnesses that may have cosigned.
+        quorum: number of them that must have; None for all of them.
+    """
+
+    log: VerifierKey
+    witnesses: Sequence[VerifierKey] = ()
+    quorum: int | None = None
+
+    @classmethod
+    def parse(
+        cls, log: str, witnesses: Sequence[str] = (), quorum: int | None = None
+    ) -> "LogTrust":
+        """Read the keys from their texts.
+
+        Raises:
+            ProofError: a text is no key, or there are fewer witnesses than have to cosign.
+        """
+        keys = [VerifierKey.parse(text) for text in witnesses]
+        num_named = len({key.public for key in keys})
+        if quorum is not None and quorum > num_named:
+            raise ProofError(
+                f"{quorum} witnesses must have cosigned, and only {num_named} are named: give "
+                "--witness for each of them, or a smaller --witness-quorum"
+            )
+        return cls(VerifierKey.parse(log), keys, quorum)
+
+    def verify(self, note: bytes) -> VerifiedCheckpoint:
+        """Verify a checkpoint.
+
+        Raises:
+            NoteError: it is malformed, or is not signed as it must be.
+        """
+        quorum = len(self.witnesses) if self.quorum is None else self.quorum
+        return verify_checkpoint(note, self.log, self.witnesses, quorum)
+
+
+def spell_log(
+    index: int,
+    size: int,
+    path: Sequence[bytes],
+    checkpoint: bytes,
+    earlier: tuple[int, Sequence[bytes]] | None = None,
+) -> str:
     """Return the JSON of a proof that a statement is in the log.
 
     Args:
@@ -25,64 +80,88 @@ def spell_log(index: int, size: int, path: Sequence[bytes], checkpoint: bytes) -
         size: number of entries of the log in the checkpoint.
         path: hashes of the siblings from the leaf up to the root.
         checkpoint: the signed note.
+        earlier: number of entries of an earlier log, and the proof that this one continues it.
     """
     spelled = [base64.b64encode(node).decode() for node in path]
-    found = {"index": index, "size": size, "path": spelled, "checkpoint": checkpoint.decode()}
+    found: dict[str, Any] = {
+        "index": index,
+        "size": size,
+        "path": spelled,
+        "checkpoint": checkpoint.decode(),
+    }
+    if earlier is not None:
+        found["consistency"] = spell_consistency(*earlier)
     return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
 
 
 def check_log(
-    log: dict[str, Any],
-    envelope: bytes,
-    log_key: VerifierKey,
-    witnesses: Collection[VerifierKey] = (),
+    log: dict[str, Any], envelope: bytes, trust: LogTrust, known: Checkpoint | None = None
 ) -> str:
     """Check that a statement is in a transparency log.
 
     Args:
         log: the bundle's object "log", parsed.
         envelope: the statement's envelope.
-        log_key: public key of the log, learnt from a trusted place.
-        witnesses: keys of the witnesses that must have cosigned, all of them.
+        trust: keys that must have signed the log's checkpoint.
+        known: earlier checkpoint that the log must continue; None for none.
 
     Returns:
         What was found, in words.
 
     Raises:
-        ProofError: the object is malformed, the checkpoint is not signed as it must be, or the
-            statement is not in the log.
+        ProofError: the object is malformed, the checkpoint is not signed as it must be, the
+            statement is not in the log, or the log does not continue the known one.
     """
     fields = Fields(log, "log")
     index, size = fields.take("index", int), fields.take("size", int)
-    given = fields.take("path", list)
-    checkpoint = fields.take("checkpoint", str)
+    path = read_path(fields.take("path", list), "log.path")
+    note = encode_note(fields.take("checkpoint", str), "log.checkpoint")
+    earlier = fields.take_or("consistency", dict, {})
     fields.end()
-    if len(given) > MAX_TREE_SIZE.bit_length():
-        raise FormatError(f"log.path has {len(given)} hashes; no tree is as high")
-    path = [_read_hash(text, place) for place, text in enumerate(given)]
-    verified = verify_checkpoint(_encode(checkpoint), log_key, witnesses, len(witnesses))
-    if verified.checkpoint.size != size:
+    verified = trust.verify(note)
+    checkpoint, name = verified.checkpoint, trust.log.name
+    if checkpoint.size != size:
         raise ProofError(
-            f"log.size is {size}, and the checkpoint is of a log with {verified.checkpoint.size}"
+            f"log.size is {size}, and the checkpoint is of a log with {checkpoint.size}"
         )
+    found = check_inclusion(envelope, index, path, verified, name)
+    if known is not None:
+        nodes = _find_path(earlier, known, checkpoint)
+        found += f"; {check_growth(known, checkpoint, nodes)}"
+    elif earlier:
+        read_consistency(earlier, "log.consistency")
+    return found
+
+
+def check_inclusion(
+    envelope: bytes, index: int, path: Sequence[bytes], verified: VerifiedCheckpoint, name: str
+) -> str:
+    """Check that a statement is the entry of a log; return what was found, in words.
+
+    Raises:
+        ProofError: it is not.
+    """
+    checkpoint = verified.checkpoint
     leaf = hash_leaf(hashlib.sha256(envelope).digest())
-    if not verify_inclusion(leaf, index, size, path, verified.checkpoint.root):
-        raise ProofError(f"the statement is not entry {index} of the log {log_key.name}")
+    if not verify_inclusion(leaf, index, checkpoint.size, path, checkpoint.root):
+        raise ProofError(f"the statement is not entry {index} of the log {name}")
     cosigned = ", ".join(sorted(verified.witnesses)) or "nobody"
-    return f"entry {index} of {size} in the log {log_key.name}, cosigned by {cosigned}"
+    return f"entry {index} of {checkpoint.size} in the log {name}, cosigned by {cosigned}"
 
 
-def _encode(checkpoint: str) -> bytes:
-    try:
-        return checkpoint.encode()
-    except UnicodeEncodeError:
-        # JSON can spell half of a surrogate pair.
-        raise FormatError("log.checkpoint is no Unicode text") from None
-
-
-def _read_hash(text: Any, place: int) -> bytes:
-    where = f"log.path[{place}]"
-    node = decode_base64(text, where) if isinstance(text, str) else b""
-    if len(node) != HASH_BYTES:
-        raise FormatError(f"{where} is not the base64 of {HASH_BYTES} bytes")
-    return node
+def _find_path(earlier: dict[str, Any], known: Checkpoint, newer: Checkpoint) -> list[bytes]:
+    """Return the nodes of the proof that a log continues the known one."""
+    size, nodes = read_consistency(earlier, "log.consistency") if earlier else (None, [])
+    if known.size == 0 or known.size >= newer.size:
+        return []  # No proof exists: the roots are compared, or the log is refused.
+    if size is None:
+        raise ProofError(
+            f"the bundle has no proof that the log continues the {known.size} entries that you "
+            "know: export it with --known FILE, the checkpoint"
+        )
+    if size != known.size:
+        raise ProofError(
+            f"the bundle proves that the log continues one of {size} entries, and you know one of "
+            f"{known.size}: export it with --known FILE, the checkpoint"
+        )
+    return nodes

@@ -9,10 +9,10 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from whence.proof.faults import FormatError
+from whence.proof.faults import FormatError, ProofError
+from whence.proof.public_key import MISSING
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -43,8 +43,7 @@ class Signature(NamedTuple):
         return f"{_DASH}{self.name} {base64.b64encode(self.key_id + self.data).decode()}"
 
 
-@dataclass(frozen=True, slots=True)
-class VerifierKey:
+class VerifierKey(NamedTuple):
     """A named public key, which the form "NAME+ID+BASE64" tells.
 
     Attributes:
@@ -105,6 +104,7 @@ class VerifierKey:
 
         Raises:
             NoteError: the signature is wrong.
+            ProofError: the package `cryptography` is missing.
         """
         signed_at, message, data = 0, text.encode(), signature.data
         if self.algorithm == COSIGNATURE:
@@ -116,9 +116,11 @@ class VerifierKey:
                 )
             signed_at = int.from_bytes(data[:_TIME_BYTES], "big")
             message, data = make_cosigned_message(text, signed_at), data[_TIME_BYTES:]
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
+        try:
+            from cryptography.exceptions import InvalidSignature
+            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        except ImportError:
+            raise ProofError(MISSING) from None
         try:
             Ed25519PublicKey.from_public_bytes(self.public).verify(data, message)
         except (InvalidSignature, ValueError):
@@ -158,8 +160,7 @@ class NoteSigner:
         return Signature(self.key.name, self.key.key_id, data)
 
 
-@dataclass(frozen=True, slots=True)
-class SignedNote:
+class SignedNote(NamedTuple):
     """A text with its signatures.
 
     Attributes:

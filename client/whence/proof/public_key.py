@@ -13,6 +13,7 @@ _BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
 _P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200")
 """Beginning of the SubjectPublicKeyInfo of every key on P-256; its point of 65 bytes follows."""
 _INFO_BYTES = 91
+MISSING = "checking signatures needs the package `cryptography`: pip install 'whence[proof]'"
 
 
 class PublicKey:
@@ -75,9 +76,7 @@ def _load(info: bytes, what: str) -> Any:
     try:
         from cryptography.hazmat.primitives.asymmetric import ec
     except ImportError:
-        raise ProofError(
-            "checking signatures needs the package `cryptography`: pip install 'whence[proof]'"
-        ) from None
+        raise ProofError(MISSING) from None
     # `serialization` would read it too, and takes three times as long to import.
     if info.startswith(_P256) and len(info) == _INFO_BYTES:
         try:

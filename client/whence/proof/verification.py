@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from whence.proof.bundle import Bundle, OpenLeaf, read_bundle
+from whence.proof.checkpoints import Checkpoint
 from whence.proof.faults import ProofError
-from whence.proof.key_list import find_trusted
-from whence.proof.log_check import check_log
+from whence.proof.key_list import SavedKeys, find_trusted
+from whence.proof.log_check import LogTrust, check_log
+from whence.proof.log_growth import read_known
 from whence.proof.merkle_tree import compute_root
-from whence.proof.notes import VerifierKey
 from whence.proof.public_key import PublicKey
 from whence.proof.statement import Signed, Statement, find_teller, open_statement
 
@@ -72,11 +73,16 @@ class LogKeys(NamedTuple):
 
     Attributes:
         log: verifier key of the log, NAME+ID+BASE64.
-        witnesses: verifier keys of the witnesses that must have cosigned its checkpoint.
+        witnesses: verifier keys of the witnesses that may have cosigned its checkpoint.
+        quorum: number of them that must have; None for all of them.
+        known: earlier checkpoint of the log, or a bundle that has one, as somebody has kept it:
+            the log must continue it. b"" for none.
     """
 
     log: str
     witnesses: Sequence[str] = ()
+    quorum: int | None = None
+    known: bytes = b""
 
 
 class Demands(NamedTuple):
@@ -84,12 +90,12 @@ class Demands(NamedTuple):
 
     Attributes:
         text: text that one of its sequences has to have; None for any.
-        known_keys: entries of a key list that was saved elsewhere (`parse_saved_list`).
+        known_keys: key list that was saved elsewhere (`parse_saved_list`).
         only_given_keys: True to trust no key that is only joined to a trusted one by rotations.
     """
 
     text: str | None = None
-    known_keys: Sequence[bytes] = ()
+    known_keys: SavedKeys = SavedKeys(())
     only_given_keys: bool = False
 
 
@@ -113,12 +119,15 @@ def verify_bundle(
         demands: further demands; none by default.
 
     Raises:
-        ProofError: a given key is none.
+        ProofError: a given key is none, more witnesses must have cosigned than are named, or the
+            known checkpoint is none of the log.
     """
     trusted = [PublicKey(pem, "--key") for pem in keys]
     trainers = [] if origin is None else [PublicKey(pem, "--training-key") for pem in origin.keys]
-    log_key = None if log is None else VerifierKey.parse(log.log)
-    witnesses = [] if log is None else [VerifierKey.parse(text) for text in log.witnesses]
+    trust = None if log is None else LogTrust.parse(log.log, log.witnesses, log.quorum)
+    known = None
+    if log is not None and trust is not None and log.known:
+        known = read_known(log.known, trust.log)
     checks: list[Check] = []
     signed: Signed | None = None
     try:
@@ -128,10 +137,10 @@ def verify_bundle(
         _run(checks, "record", lambda: _check_record(bundle, statement))
         _run(checks, "entries", lambda: _check_entries(bundle, statement))
         checks.append(Check("origin", None, _describe_origin(statement)))
-        if log_key is None:
+        if trust is None:
             checks.append(Check("log", None, _describe_log(bundle)))
         else:
-            _run(checks, "log", lambda: _check_log(bundle, log_key, witnesses))
+            _run(checks, "log", lambda: _check_log(bundle, trust, known))
         if (text := demands.text) is not None:
             _run(checks, "text", lambda: _check_text(bundle, statement, text))
         if origin is not None:
@@ -224,12 +233,10 @@ def _check_origin(
         )
 
 
-def _check_log(
-    bundle: Bundle, log_key: VerifierKey, witnesses: Sequence[VerifierKey]
-) -> tuple[None, str]:
+def _check_log(bundle: Bundle, trust: LogTrust, known: Checkpoint | None) -> tuple[None, str]:
     if bundle.log is None:
         raise ProofError("the bundle has no proof that the statement is in a transparency log")
-    return None, check_log(bundle.log, bundle.envelope, log_key, witnesses)
+    return None, check_log(bundle.log, bundle.envelope, trust, known)
 
 
 def _describe_log(bundle: Bundle) -> str:

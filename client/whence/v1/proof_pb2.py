@@ -12,29 +12,30 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15whence/v1/proof.proto\x12\twhence.v1\"8\n\x0fSignedStatement\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x13\n\x0bleaf_secret\x18\x02 \x01(\x0c\"\x10\n\x0eGetKeysRequest\"6\n\x0fGetKeysResponse\x12#\n\x04keys\x18\x01 \x03(\x0b\x32\x15.whence.v1.SigningKey\"S\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x16\n\x0epublic_key_pem\x18\x02 \x01(\t\x12\r\n\x05\x65ntry\x18\x03 \x01(\x0c\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\"\x88\x01\n\x13\x45xportBundleRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x13\n\x0bhide_prompt\x18\x02 \x01(\x08\x12\x11\n\thide_text\x18\x03 \x01(\x08\x12(\n\x05steps\x18\x04 \x01(\x0b\x32\x14.whence.v1.StepRangeH\x00\x88\x01\x01\x42\x08\n\x06_steps\"\'\n\tStepRange\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"$\n\x14\x45xportBundleResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xa3\x01\n\x0cProofService\x12@\n\x07GetKeys\x12\x19.whence.v1.GetKeysRequest\x1a\x1a.whence.v1.GetKeysResponse\x12Q\n\x0c\x45xportBundle\x12\x1e.whence.v1.ExportBundleRequest\x1a\x1f.whence.v1.ExportBundleResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15whence/v1/proof.proto\x12\twhence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"8\n\x0fSignedStatement\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x13\n\x0bleaf_secret\x18\x02 \x01(\x0c\"\x10\n\x0eGetKeysRequest\"6\n\x0fGetKeysResponse\x12#\n\x04keys\x18\x01 \x03(\x0b\x32\x15.whence.v1.SigningKey\"\x85\x01\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x16\n\x0epublic_key_pem\x18\x02 \x01(\t\x12\r\n\x05\x65ntry\x18\x03 \x01(\x0c\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12\x30\n\x0cstolen_since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa0\x01\n\x13\x45xportBundleRequest\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\x13\n\x0bhide_prompt\x18\x02 \x01(\x08\x12\x11\n\thide_text\x18\x03 \x01(\x08\x12(\n\x05steps\x18\x04 \x01(\x0b\x32\x14.whence.v1.StepRangeH\x00\x88\x01\x01\x12\x16\n\x0eknown_log_size\x18\x05 \x01(\x04\x42\x08\n\x06_steps\"\'\n\tStepRange\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"$\n\x14\x45xportBundleResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xa3\x01\n\x0cProofService\x12@\n\x07GetKeys\x12\x19.whence.v1.GetKeysRequest\x1a\x1a.whence.v1.GetKeysResponse\x12Q\n\x0c\x45xportBundle\x12\x1e.whence.v1.ExportBundleRequest\x1a\x1f.whence.v1.ExportBundleResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'whence.v1.proof_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_SIGNEDSTATEMENT']._serialized_start=36
-  _globals['_SIGNEDSTATEMENT']._serialized_end=92
-  _globals['_GETKEYSREQUEST']._serialized_start=94
-  _globals['_GETKEYSREQUEST']._serialized_end=110
-  _globals['_GETKEYSRESPONSE']._serialized_start=112
-  _globals['_GETKEYSRESPONSE']._serialized_end=166
-  _globals['_SIGNINGKEY']._serialized_start=168
-  _globals['_SIGNINGKEY']._serialized_end=251
-  _globals['_EXPORTBUNDLEREQUEST']._serialized_start=254
-  _globals['_EXPORTBUNDLEREQUEST']._serialized_end=390
-  _globals['_STEPRANGE']._serialized_start=392
-  _globals['_STEPRANGE']._serialized_end=431
-  _globals['_EXPORTBUNDLERESPONSE']._serialized_start=433
-  _globals['_EXPORTBUNDLERESPONSE']._serialized_end=469
-  _globals['_PROOFSERVICE']._serialized_start=472
-  _globals['_PROOFSERVICE']._serialized_end=635
+  _globals['_SIGNEDSTATEMENT']._serialized_start=69
+  _globals['_SIGNEDSTATEMENT']._serialized_end=125
+  _globals['_GETKEYSREQUEST']._serialized_start=127
+  _globals['_GETKEYSREQUEST']._serialized_end=143
+  _globals['_GETKEYSRESPONSE']._serialized_start=145
+  _globals['_GETKEYSRESPONSE']._serialized_end=199
+  _globals['_SIGNINGKEY']._serialized_start=202
+  _globals['_SIGNINGKEY']._serialized_end=335
+  _globals['_EXPORTBUNDLEREQUEST']._serialized_start=338
+  _globals['_EXPORTBUNDLEREQUEST']._serialized_end=498
+  _globals['_STEPRANGE']._serialized_start=500
+  _globals['_STEPRANGE']._serialized_end=539
+  _globals['_EXPORTBUNDLERESPONSE']._serialized_start=541
+  _globals['_EXPORTBUNDLERESPONSE']._serialized_end=577
+  _globals['_PROOFSERVICE']._serialized_start=580
+  _globals['_PROOFSERVICE']._serialized_end=743
 # @@protoc_insertion_point(module_scope)

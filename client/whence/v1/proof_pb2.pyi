@@ -8,6 +8,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import typing
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
@@ -57,7 +58,9 @@ global___GetKeysRequest = GetKeysRequest
 
 @typing.final
 class GetKeysResponse(google.protobuf.message.Message):
-    """Signing keys, oldest first."""
+    """Signing keys, oldest first; those of a list that ended with a stolen key come
+    before.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -85,6 +88,7 @@ class SigningKey(google.protobuf.message.Message):
     PUBLIC_KEY_PEM_FIELD_NUMBER: builtins.int
     ENTRY_FIELD_NUMBER: builtins.int
     ACTIVE_FIELD_NUMBER: builtins.int
+    STOLEN_SINCE_FIELD_NUMBER: builtins.int
     key_id: builtins.str
     """SHA-256 of the key's SubjectPublicKeyInfo, in hex: the `keyid` of the
     signatures that it made.
@@ -98,6 +102,13 @@ class SigningKey(google.protobuf.message.Message):
     """
     active: builtins.bool
     """True for the key that signs now."""
+    @property
+    def stolen_since(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Time from which the key is known to be stolen: what it signed later does not
+        count, and what is dated before may be the thief's. Absent for a key that is
+        not stolen.
+        """
+
     def __init__(
         self,
         *,
@@ -105,8 +116,10 @@ class SigningKey(google.protobuf.message.Message):
         public_key_pem: builtins.str = ...,
         entry: builtins.bytes = ...,
         active: builtins.bool = ...,
+        stolen_since: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["active", b"active", "entry", b"entry", "key_id", b"key_id", "public_key_pem", b"public_key_pem"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["stolen_since", b"stolen_since"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["active", b"active", "entry", b"entry", "key_id", b"key_id", "public_key_pem", b"public_key_pem", "stolen_since", b"stolen_since"]) -> None: ...
 
 global___SigningKey = SigningKey
 
@@ -120,6 +133,7 @@ class ExportBundleRequest(google.protobuf.message.Message):
     HIDE_PROMPT_FIELD_NUMBER: builtins.int
     HIDE_TEXT_FIELD_NUMBER: builtins.int
     STEPS_FIELD_NUMBER: builtins.int
+    KNOWN_LOG_SIZE_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     """Id of the generation, which has ended."""
     hide_prompt: builtins.bool
@@ -127,6 +141,11 @@ class ExportBundleRequest(google.protobuf.message.Message):
     hide_text: builtins.bool
     """Hides the entries that hold the output: steps, beam search rounds, and the
     start of a forced text, which has its token ids.
+    """
+    known_log_size: builtins.int
+    """Number of entries of the transparency log in a checkpoint that the caller
+    has kept: the bundle gets the proof that its log continues that one. Unset
+    or 0: without it. More entries than the published log has are refused.
     """
     @property
     def steps(self) -> global___StepRange:
@@ -141,9 +160,10 @@ class ExportBundleRequest(google.protobuf.message.Message):
         hide_prompt: builtins.bool = ...,
         hide_text: builtins.bool = ...,
         steps: global___StepRange | None = ...,
+        known_log_size: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_steps", b"_steps", "steps", b"steps"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_steps", b"_steps", "generation_id", b"generation_id", "hide_prompt", b"hide_prompt", "hide_text", b"hide_text", "steps", b"steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_steps", b"_steps", "generation_id", b"generation_id", "hide_prompt", b"hide_prompt", "hide_text", b"hide_text", "known_log_size", b"known_log_size", "steps", b"steps"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_steps", b"_steps"]) -> typing.Literal["steps"] | None: ...
 
 global___ExportBundleRequest = ExportBundleRequest

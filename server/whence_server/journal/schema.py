@@ -6,7 +6,7 @@
 from typing import Any
 
 from whence_server.domain.errors import ConfigurationError
-from whence_server.journal import label_index, origin, tree_tables
+from whence_server.journal import label_index, origin, shared_keys, tree_tables
 from whence_server.journal.cursors import seal_cursors
 from whence_server.journal.search import passages
 from whence_server.journal.value_index import OWNERS, PARENTS
@@ -91,6 +91,7 @@ MIGRATIONS: tuple[str, ...] = (
     tree_tables.SCHEMA,
     passages.SCHEMA,
     PARENTS.schema,
+    shared_keys.SCHEMA,
 )
 PARENTS_VERSION = MIGRATIONS.index(PARENTS.schema) + 1
 """First version with an index over the parents of branches."""

@@ -136,8 +136,8 @@ class Store(Protocol):
     def change_tree(self, change: Callable[[Any], T]) -> T:
         """Call a function with a connection, in one transaction that is on disk when it returns.
 
-        The function changes the tables of `tree_tables` or of `search.passages` alone. Called from
-        the writer's thread, unless several servers share the database.
+        The function changes the tables of `tree_tables`, `search.passages` or `shared_keys` alone.
+        Called from the writer's thread, unless several servers share the database.
 
         Raises:
             JournalUnwritableError: the disk is full or failing, or the database is away or busy;

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 
-from whence.proof.bundle import read_bundle
 from whence.proof.bundle_format import MAX_BYTES
 from whence.proof.checkpoints import Checkpoint, verify_checkpoint
 from whence.proof.faults import ProofError
+from whence.proof.log_growth import find_note
 from whence.proof.merkle_tree import Frontier, compute_root, hash_leaf
 from whence.proof.notes import NoteError, SignedNote, VerifierKey
 from whence.v1.generation_pb2 import GenerationFinished
@@ -64,20 +64,11 @@ def _read_checkpoint(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-        if not content.startswith(b"{"):
-            return content
-        log = read_bundle(content).log or {}
+        return find_note(content)
     except OSError as error:
         raise ConfigurationError(f"--checkpoint {path} cannot be read: {error.strerror}") from None
     except ProofError as error:
-        raise ConfigurationError(f"--checkpoint {path} is no bundle: {error}") from None
-    note = log.get("checkpoint")
-    if not isinstance(note, str):
-        raise ConfigurationError(f"--checkpoint {path}: the bundle has no checkpoint of a log")
-    try:
-        return note.encode()
-    except UnicodeEncodeError:
-        raise ConfigurationError(f"--checkpoint {path}: its checkpoint is no Unicode") from None
+        raise ConfigurationError(f"--checkpoint {path} is no checkpoint: {error}") from None
 
 
 def verify_tree(connection: Any, report: VerifyReport, known: Sequence[bytes] = ()) -> None:

@@ -1,11 +1,13 @@
 """The commands `whence-server signing-keys list` and `rotate`."""
 
 import argparse
+from datetime import UTC, datetime
 from pathlib import Path
 
 from whence_server.domain.errors import ConfigurationError
 
 EPILOG = "exit status: 0 done; 2 an argument or a key cannot be used"
+_NOW = "now"
 _DEFAULT_OVERLAP_S = 3_600.0
 # A running server looks for a new key once a second, and signs with the old one until then.
 _MIN_OVERLAP_S, _MAX_OVERLAP_S = 10.0, 30 * 86_400.0
@@ -45,6 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds for which signatures of the old key still count, as a running server may "
         "need a moment, from 10 (default: 3600)",
     )
+    rotate.add_argument(
+        "--stolen",
+        type=_parse_time,
+        nargs="?",
+        const=_NOW,
+        metavar="SINCE",
+        help="the old key was stolen (at this time, as 2027-01-31T00:00:00Z; default: now): the "
+        "new key begins a new list, so that neither vouches for the other, and the server tells "
+        "the time of the theft with its keys",
+    )
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -55,6 +67,7 @@ def run(parsed: argparse.Namespace) -> int:
     """
     from whence_server.proof.key_place import KeyPlace
     from whence_server.proof.signing_keys import KEY_NAME, LIST_NAME, read_list, rotate
+    from whence_server.proof.stolen_keys import read_stolen
 
     list_path = parsed.data_dir / LIST_NAME
     key_path = parsed.signing_key or parsed.data_dir / KEY_NAME
@@ -63,13 +76,33 @@ def run(parsed: argparse.Namespace) -> int:
             f"there is no list of signing keys {list_path}: the first start of a server makes one"
         )
     if parsed.signing_keys_command == "rotate":
-        print(f"{rotate(key_path, list_path, parsed.overlap).key.key_id}  signs from now on")
+        since = datetime.now(UTC) if parsed.stolen == _NOW else parsed.stolen
+        entry = rotate(key_path, list_path, parsed.overlap, since)
+        print(f"{entry.key.key_id}  signs from now on")
+        if since is not None:
+            print("give this key to those who check: nothing leads to it from the stolen one")
         return 0
-    listed = read_list(KeyPlace(key_path, list_path).list)
+    place = KeyPlace(key_path, list_path)
+    listed = read_list(place.list)
+    for stolen in read_stolen(place.list):
+        *before, last = stolen.parse()
+        for entry in before:
+            print(f"{entry.key.key_id}  from {entry.not_before:%Y-%m-%dT%H:%M:%SZ}")
+        print(f"{last.key.key_id}  stolen since {stolen.since:%Y-%m-%dT%H:%M:%SZ}")
     for number, (_, entry) in enumerate(listed, 1):
         note = "  signs now" if number == len(listed) else ""
         print(f"{entry.key.key_id}  from {entry.not_before:%Y-%m-%dT%H:%M:%SZ}{note}")
     return 0
+
+
+def _parse_time(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None or moment > datetime.now(UTC):
+        raise argparse.ArgumentTypeError("expected a past time in UTC, as 2027-01-31T00:00:00Z")
+    return moment.astimezone(UTC)
 
 
 def _parse_overlap(text: str) -> float:

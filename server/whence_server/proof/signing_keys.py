@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from whence_server.domain.errors import ConfigurationError
 from whence_server.proof.key_files import read_private_key, write_private
 from whence_server.proof.key_place import KeyPlace
 from whence_server.proof.signer import PrivateKey, Signer, seal
+from whence_server.proof.stolen_keys import StolenList, read_stolen, spell_stolen
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ class SigningKeys:
         self._looked_s = time.monotonic()
         self._stamp = place.read_stamp()
         self.listed: Sequence[Listed] = read_list(place.list)
+        self.stolen: Sequence[StolenList] = read_stolen(place.list)
+        """Lists that ended with a stolen key."""
         self.active = self._read_active(self.listed)
 
     @classmethod
@@ -85,6 +89,13 @@ class SigningKeys:
         self._look_if_due()
         return self.listed
 
+    def list_stolen(self) -> Iterator[tuple[Listed, datetime | None]]:
+        """Yield the keys of lists that ended with a stolen one, each with the time of the theft."""
+        self._look_if_due()
+        for one in self.stolen:
+            for data, entry in zip(one.entries, one.parse(), strict=True):
+                yield Listed(data, entry), one.since if data == one.entries[-1] else None
+
     def _look_if_due(self) -> None:
         now_s = time.monotonic()
         if now_s - self._looked_s >= _LOOK_S:
@@ -96,13 +107,14 @@ class SigningKeys:
         if stamp == self._stamp:
             return
         try:
-            listed = read_list(self._place.list)
+            listed, stolen = read_list(self._place.list), read_stolen(self._place.list)
             active = self._read_active(listed)
         except ConfigurationError as error:
             # A rotation is under way, or a file is damaged: the present key is as good as before.
             _log.warning("signing goes on with the present key: %s", error)
             return
         self._stamp, self.listed, self.active = stamp, listed, active
+        self.stolen = stolen
         _log.info("signs with the key %s from now on", self.active.public.key_id)
 
     def _read_active(self, listed: Sequence[Listed]) -> PrivateKey:
@@ -197,30 +209,59 @@ def make_entry(
     return seal(KEY_TYPE, json.dumps(payload).encode(), key, previous)
 
 
-def rotate(key_path: Path, list_path: Path, overlap_s: float) -> KeyEntry:
-    """Replace the signing key by a new one, which the old one signs; return its entry.
+def rotate(
+    key_path: Path, list_path: Path, overlap_s: float, stolen_since: datetime | None = None
+) -> KeyEntry:
+    """Replace the signing key by a new one; return its entry.
 
-    The old private key is overwritten. A crash in between is mended by the next start.
+    The old key signs the new one, unless it was stolen: then the new key begins a new list, so that
+    neither key vouches for the other. The old private key is overwritten. A crash in between is
+    mended by the next start.
+
+    Args:
+        key_path: file of the private key.
+        list_path: file of the list in the data directory.
+        overlap_s: seconds for which the old key may still sign.
+        stolen_since: time from which the old key is known to be stolen; None if it is not.
 
     Raises:
-        ConfigurationError: a file cannot be used, or the list is full.
+        ConfigurationError: a file cannot be used, the list is full, or a key service began it and
+            its key was stolen.
     """
     place = KeyPlace(key_path, list_path)
     with place.lock():
         finish_rotation(place)
         keys = SigningKeys.open_whole(place)
-        if len(keys.listed) >= MAX_ENTRIES:
-            raise ConfigurationError(
-                f"{place.list}: has {MAX_ENTRIES} keys, as many as a list may have; move it and "
-                f"{key_path} away, and give the new key to those who check"
-            )
-        new = PrivateKey.generate()
-        entry = make_entry(new, keys.active, overlap_s=overlap_s)
+        service, stolen = read_service(place.list), list(keys.stolen)
+        new, entries = PrivateKey.generate(), [listed.data for listed in keys.listed]
+        if stolen_since is not None:
+            _check_own(place, service)
+            stolen.append(StolenList(entries, stolen_since))
+            entry, listed = make_entry(new), []
+        else:
+            _check_room(place, len(entries))
+            entry, listed = make_entry(new, keys.active, overlap_s=overlap_s), entries
         write_private(place.next_key, new.encode(), like=place.key)
-        listed = [*(listed.data for listed in keys.listed), entry]
-        write_list(place.rotated_list, listed, read_service(place.list), like=place.key)
+        write_list(place.rotated_list, [*listed, entry], service, like=place.key, stolen=stolen)
         finish_rotation(place)
     return parse_entry(entry)
+
+
+def _check_room(place: KeyPlace, num_keys: int) -> None:
+    if num_keys >= MAX_ENTRIES:
+        raise ConfigurationError(
+            f"{place.list}: has {MAX_ENTRIES} keys, as many as a list may have; move it and "
+            f"{place.key_path} away, and give the new key to those who check"
+        )
+
+
+def _check_own(place: KeyPlace, service: str | None) -> None:
+    if service is not None:
+        raise ConfigurationError(
+            f"{place.list}: was begun by the key service {service}, which alone can begin another "
+            f"list; move it and {place.key_path} away, and start the server with --signing-key "
+            f"{service}"
+        )
 
 
 def finish_rotation(place: KeyPlace) -> None:
@@ -281,7 +322,11 @@ def read_service(path: Path) -> str | None:
 
 
 def write_list(
-    path: Path, entries: Sequence[bytes], service: str | None = None, like: Path | None = None
+    path: Path,
+    entries: Sequence[bytes],
+    service: str | None = None,
+    like: Path | None = None,
+    stolen: Sequence[StolenList] = (),
 ) -> None:
     """Write a list's file.
 
@@ -290,6 +335,7 @@ def write_list(
         entries: the keys' entries, oldest first.
         service: URI of the key service that has begun the list.
         like: file whose owner and mode a new list takes over.
+        stolen: earlier lists that ended with a stolen key.
 
     Raises:
         ConfigurationError: it cannot be written.
@@ -297,4 +343,6 @@ def write_list(
     spelled: dict[str, object] = {"entries": [data.decode() for data in entries]}
     if service is not None:
         spelled["service"] = service
+    if stolen:
+        spelled["stolen"] = spell_stolen(stolen)
     write_private(path, json.dumps(spelled, indent=1).encode(), like)

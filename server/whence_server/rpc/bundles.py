@@ -7,19 +7,26 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from whence.proof.bundle_format import (
+    MAX_BYTES,
+    MAX_LEAVES,
     spell_head,
     spell_hidden_leaf,
     spell_open_leaf,
     spell_tail,
 )
+from whence.proof.envelope import STATEMENT_TYPE, parse_envelope
+from whence.proof.faults import FormatError
 from whence.proof.leaves import derive_prompt_key, derive_salt, hash_entry
 from whence.proof.log_check import spell_log
+from whence.proof.statement import parse_statement
 from whence.v1 import generation_pb2, proof_pb2, step_pb2
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
+    BundleTooLargeError,
     CheckpointPendingError,
     GenerationRunningError,
     GenerationUnsignedError,
+    NoTransparencyLogError,
     RecordDamagedError,
     StatementNotLoggedError,
 )
@@ -29,6 +36,8 @@ from whence_server.proof.log.log import TransparencyLog
 # A page is spelled in the thread of the event loop: its size bounds how long streams wait.
 _PAGE, _PAGE_BYTES = 500, 1 << 20
 _OUTPUT = frozenset({EntryKind.STEP, EntryKind.BEAM_ROUND})
+SPARE_BYTES = 1 << 20
+"""Room for the bundle's end below the limit."""
 _LEAVES = (EntryKind.STARTED, EntryKind.PROMPT_STEP, EntryKind.STEP, EntryKind.BEAM_ROUND)
 
 
@@ -101,11 +110,33 @@ async def spell_bundle(
     keys: Sequence[bytes],
     disclosure: Disclosure,
     log: TransparencyLog | None = None,
+    *,
+    known_log_size: int = 0,
 ) -> AsyncGenerator[str, None]:
-    """Yield the JSON of a bundle in pieces. Raises as `read_statement`."""
+    """Yield the JSON of a bundle in pieces.
+
+    Args:
+        journal: the journal.
+        generation_id: id of the generation.
+        keys: entries of the server's key list.
+        disclosure: choice of what is shown.
+        log: the transparency log; None without one.
+        known_log_size: number of entries of an earlier log that this one is proven to continue.
+
+    Raises:
+        BundleTooLargeError: those who check bundles do not read so large a one.
+        NoTransparencyLogError: an earlier log is named, and the server keeps none.
+        StatementNotLoggedError: as before, and the statement is not in the log.
+        CheckpointPendingError: as before, and no published checkpoint covers it yet.
+        InvalidRequestError: the earlier log has more entries than the published one.
+        WhenceError: as `read_statement`.
+    """
     statement = await read_statement(journal, generation_id)
+    _check_num_leaves(generation_id, statement.envelope)
+    logged = await _spell_log_proof(log, statement.envelope, known_log_size)
     secret = statement.leaf_secret
-    yield spell_head(statement.envelope, keys)
+    yield (head := spell_head(statement.envelope, keys))
+    num_bytes = len(head) + len(logged) + SPARE_BYTES
     num_leaves = offset = 0
     prompt_key = b""
     while entries := await journal.read(
@@ -126,18 +157,47 @@ async def spell_bundle(
                 leaves.append(spell_hidden_leaf(hash_entry(salt, entry.kind, entry.payload)))
             if is_shown and entry.kind is EntryKind.STARTED:
                 prompt_key = derive_prompt_key(secret)
-        yield ("," if offset else "") + ",".join(leaves)
+        piece = ("," if offset else "") + ",".join(leaves)
+        num_bytes += len(piece)
+        if num_bytes > MAX_BYTES:
+            raise BundleTooLargeError(
+                generation_id,
+                f"more than {MAX_BYTES >> 20} MiB, the most that is read by those who check it",
+                "hide its prompt or its text, or show some steps alone",
+            )
+        yield piece
         offset, num_leaves = entries[-1].offset, num_leaves + len(entries)
-    logged = await _spell_log_proof(log, statement.envelope)
     yield spell_tail(prompt_key, logged)
 
 
-async def _spell_log_proof(log: TransparencyLog | None, envelope: bytes) -> str:
+def _check_num_leaves(generation_id: str, envelope: bytes) -> None:
+    """Refuse a generation whose bundle nobody would read, whatever of it is hidden."""
+    try:
+        payload = parse_envelope(envelope, STATEMENT_TYPE, "the envelope").payload
+        num_leaves = parse_statement(payload).num_leaves
+    except FormatError as error:
+        raise RecordDamagedError(generation_id, f"its statement: {error}") from error
+    if num_leaves > MAX_LEAVES:
+        raise BundleTooLargeError(
+            generation_id,
+            f"{num_leaves:,} entries, and those who check it read at most {MAX_LEAVES:,}",
+            "`whence verify` verifies it on the server, and --save writes its record, unsigned",
+        )
+
+
+async def _spell_log_proof(
+    log: TransparencyLog | None, envelope: bytes, known_log_size: int
+) -> str:
     """Return the JSON of the proof that a statement is in the log; "" if none covers it yet."""
     if log is None:
+        if known_log_size:
+            raise NoTransparencyLogError
         return ""
     try:
-        proof = await log.prove_inclusion(hashlib.sha256(envelope).digest())
+        proof = await log.prove_inclusion(hashlib.sha256(envelope).digest(), known_log_size)
     except (StatementNotLoggedError, CheckpointPendingError):
+        if known_log_size:
+            raise
         return ""
-    return spell_log(proof.leaf_index, proof.size, proof.path, proof.checkpoint)
+    earlier = (known_log_size, proof.consistency) if known_log_size else None
+    return spell_log(proof.leaf_index, proof.size, proof.path, proof.checkpoint, earlier)

@@ -4,12 +4,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from whence.proof.merkle import MAX_TREE_SIZE
 from whence.v1 import proof_pb2
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.identity import Scope
 from whence_server.journal.journal import Journal
+from whence_server.proof.key_board import KeyBoard
 from whence_server.proof.log.log import TransparencyLog
-from whence_server.proof.signing_keys import SigningKeys
 from whence_server.rpc.bundles import Disclosure, spell_bundle
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import require_generation_id
@@ -24,12 +25,12 @@ class ProofServicer:
 
     Args:
         journal: the journal.
-        keys: the server's signing keys; None if it does not sign.
+        keys: the signing keys; None if the server does not sign.
         log: the transparency log, whose proofs are in bundles; None without one.
     """
 
     def __init__(
-        self, journal: Journal, keys: SigningKeys | None, log: TransparencyLog | None = None
+        self, journal: Journal, keys: KeyBoard | None, log: TransparencyLog | None = None
     ) -> None:
         self._log = log
         self._journal = journal
@@ -43,20 +44,10 @@ class ProofServicer:
         ]
 
     async def get_keys(self, request: proof_pb2.GetKeysRequest, call: Call) -> bytes:
-        """Return the signing keys, oldest first; none if the server does not sign."""
+        """Return the signing keys, this server's last; none if it does not sign."""
         del request, call
-        listed = [] if self._keys is None else self._keys.list_keys()
-        return proof_pb2.GetKeysResponse(
-            keys=[
-                proof_pb2.SigningKey(
-                    key_id=entry.key.key_id,
-                    public_key_pem=entry.key.pem,
-                    entry=data,
-                    active=number == len(listed),
-                )
-                for number, (data, entry) in enumerate(listed, 1)
-            ]
-        ).SerializeToString()
+        keys = [] if self._keys is None else await self._keys.list_keys()
+        return proof_pb2.GetKeysResponse(keys=keys).SerializeToString()
 
     async def export_bundle(
         self, request: proof_pb2.ExportBundleRequest, call: Call
@@ -67,8 +58,12 @@ class ProofServicer:
         disclosure = read_disclosure(request)
         if not sees_content(call.identity):
             disclosure = Disclosure(prompt=False, text=False)
-        keys = [] if self._keys is None else [listed.data for listed in self._keys.list_keys()]
-        pieces = spell_bundle(self._journal, call.generation_id, keys, disclosure, self._log)
+        keys = [] if self._keys is None else await self._keys.list_entries()
+        # Larger numbers are no integers of a database.
+        known = min(request.known_log_size, MAX_TREE_SIZE)
+        pieces = spell_bundle(
+            self._journal, call.generation_id, keys, disclosure, self._log, known_log_size=known
+        )
         async with aclosing(pieces):
             async for piece in pieces:
                 data = piece.encode()

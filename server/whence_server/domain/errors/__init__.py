@@ -24,6 +24,7 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── GenerationRunningError      FAILED_PRECONDITION
 ├── GenerationUnsignedError     FAILED_PRECONDITION: it has no signed statement
 ├── ForkRefusedError            FAILED_PRECONDITION: its record lacks what a branch needs
+├── BundleTooLargeError         FAILED_PRECONDITION: its bundle is larger than checks read
 ├── ContentNotReadError         RESOURCE_EXHAUSTED: content was in memory alone
 ├── ContentsFullError           RESOURCE_EXHAUSTED, gives a retry delay
 ├── QueueFullError              RESOURCE_EXHAUSTED, gives a retry delay
@@ -97,6 +98,7 @@ from whence_server.domain.errors.calls import (
 )
 from whence_server.domain.errors.content import ContentNotReadError, ContentsFullError
 from whence_server.domain.errors.generations import (
+    BundleTooLargeError,
     EngineLostError,
     ForkRefusedError,
     GenerationElsewhereError,
@@ -160,6 +162,7 @@ from whence_server.domain.errors.upstream import (
 
 __all__ = [
     "AnalysisFailedError",
+    "BundleTooLargeError",
     "CallerLimitError",
     "CheckpointPendingError",
     "Code",

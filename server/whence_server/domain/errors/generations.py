@@ -93,6 +93,19 @@ class GenerationUnsignedError(WhenceError):
         )
 
 
+class BundleTooLargeError(WhenceError):
+    """A generation's bundle would be larger than those who check bundles read."""
+
+    code = Code.FAILED_PRECONDITION
+    reason = "BUNDLE_TOO_LARGE"
+
+    def __init__(self, generation_id: str, what: str, remedy: str) -> None:
+        super().__init__(
+            f"the bundle of generation {generation_id!r} has {what}: {remedy}",
+            generation_id=generation_id,
+        )
+
+
 class GenerationFailedError(WhenceError):
     """One generation failed; the others go on."""
 

@@ -68,6 +68,8 @@ class Inclusion(NamedTuple):
     path: list[bytes]
     checkpoint: bytes
     """The published checkpoint of this size, signed and cosigned."""
+    consistency: list[bytes]
+    """Proof that this log continues the one that the caller knows."""
 
 
 class Consistency(NamedTuple):
@@ -217,12 +219,17 @@ class TransparencyLog:
             raise CheckpointPendingError("any entry", self._options.pace.interval_s)
         return found.published
 
-    async def prove_inclusion(self, digest: bytes) -> Inclusion:
+    async def prove_inclusion(self, digest: bytes, known_size: int = 0) -> Inclusion:
         """Prove that a statement's digest is in the log of the published checkpoint.
+
+        Args:
+            digest: SHA-256 of the statement's envelope.
+            known_size: number of entries of an earlier log, which this one is proven to continue.
 
         Raises:
             StatementNotLoggedError: it is not in the log.
             CheckpointPendingError: it is, and no published checkpoint covers it yet.
+            InvalidRequestError: the published log was never of the known size.
         """
         interval_s = self._options.pace.interval_s
 
@@ -234,8 +241,11 @@ class TransparencyLog:
                 raise StatementNotLoggedError(f"the digest {digest.hex()}", size)
             if checkpoint is None or checkpoint.published is None or index >= size:
                 raise CheckpointPendingError(f"entry {index}", interval_s)
-            path = tables.make_reader(connection, size).prove_inclusion(index)
-            return Inclusion(index, size, path, checkpoint.published)
+            _check_size("known_log_size", known_size, size)
+            reader = tables.make_reader(connection, size)
+            path = reader.prove_inclusion(index)
+            grown = reader.prove_consistency(known_size) if known_size else []
+            return Inclusion(index, size, path, checkpoint.published, grown)
 
         return await self._tree.read(read)
 
@@ -253,9 +263,7 @@ class TransparencyLog:
             if checkpoint is None or checkpoint.published is None:
                 raise CheckpointPendingError("any entry", interval_s)
             size = checkpoint.size
-            if not 0 <= old_size <= size:
-                why = f"must be at most {size}, the size of the published log"
-                raise InvalidRequestError(FieldViolation("old_size", why))
+            _check_size("old_size", old_size, size)
             path = tables.make_reader(connection, size).prove_consistency(old_size)
             return Consistency(old_size, size, path, checkpoint.published)
 
@@ -277,6 +285,13 @@ class TransparencyLog:
         if tile is None or state is None or tile.end > state.size:
             return None
         return await read_tile_content(self._tree, tile)
+
+
+def _check_size(field: str, old_size: int, size: int) -> None:
+    """Refuse the size of an earlier log that the published one cannot have had."""
+    if not 0 <= old_size <= size:
+        why = f"must be at most {size}, the size of the published log"
+        raise InvalidRequestError(FieldViolation(field, why))
 
 
 def _find_signer(path: Path, state: TreeState) -> NoteSigner | None:
