@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from whence.proof.key_list import parse_saved_list
+from whence.proof.times import spell_time
 from whence.proof.verification import Demands, verify_bundle
 from whence_server.cli import main
 from whence_server.domain.errors import ConfigurationError
@@ -201,6 +203,10 @@ def test_rotation_after_a_theft_begins_a_list_and_tells_the_time(
     # A later rotation and a start keep the list of the stolen key.
     rotate(tmp_path / KEY_NAME, tmp_path / LIST_NAME, 10)
     assert len(describe_keys(open_keys(tmp_path)).keys) == 3
+    assert main(command) == 0
+    *_, last, active = spell_keys(describe_keys(open_keys(tmp_path)).keys)
+    assert last["stolenSince"] <= spell_time(time.time_ns())
+    assert active["active"]
     with pytest.raises(SystemExit):
         main([*command, "2999-01-01T00:00:00Z"])
 

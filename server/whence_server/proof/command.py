@@ -7,7 +7,6 @@ from pathlib import Path
 from whence_server.domain.errors import ConfigurationError
 
 EPILOG = "exit status: 0 done; 2 an argument or a key cannot be used"
-_NOW = "now"
 _DEFAULT_OVERLAP_S = 3_600.0
 # A running server looks for a new key once a second, and signs with the old one until then.
 _MIN_OVERLAP_S, _MAX_OVERLAP_S = 10.0, 30 * 86_400.0
@@ -51,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stolen",
         type=_parse_time,
         nargs="?",
-        const=_NOW,
+        const=True,
         metavar="SINCE",
         help="the old key was stolen (at this time, as 2027-01-31T00:00:00Z; default: now): the "
         "new key begins a new list, so that neither vouches for the other, and the server tells "
@@ -76,7 +75,7 @@ def run(parsed: argparse.Namespace) -> int:
             f"there is no list of signing keys {list_path}: the first start of a server makes one"
         )
     if parsed.signing_keys_command == "rotate":
-        since = datetime.now(UTC) if parsed.stolen == _NOW else parsed.stolen
+        since = datetime.now(UTC) if parsed.stolen is True else parsed.stolen
         entry = rotate(key_path, list_path, parsed.overlap, since)
         print(f"{entry.key.key_id}  signs from now on")
         if since is not None:
