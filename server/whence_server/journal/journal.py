@@ -18,6 +18,7 @@ from whence_server.journal.audit_log import AuditLog
 from whence_server.journal.chain import ChainReport, ChainWalk, Origin
 from whence_server.journal.deletion import Deletion
 from whence_server.journal.following import BATCH_BYTES, BATCH_ENTRIES, Following
+from whence_server.journal.later_occurrences import LaterOccurrences
 from whence_server.journal.log import Log
 from whence_server.journal.lookup import ALL_BYTES, Lookup
 from whence_server.journal.opening import open_directory
@@ -61,6 +62,7 @@ class Journal:
         forms: forms in which entries and labels are stored.
         audit: its audit records.
         tree: tables of the transparency log.
+        later: records occurrences of generations that may have ended.
         stored: bytes that each caller has in it.
         signing: signs the ends of generations.
         sharing: the parts for a database of several servers.
@@ -108,6 +110,7 @@ class Journal:
         self.sharing = Sharing(store, self._log, self._readers, self.delete, patience)
         self._following = Following(self._log, store, self._readers, self.sharing, patience)
         self.audit = AuditLog(self._log, store, self._readers)
+        self.later = LaterOccurrences(self._log, store, self._readers, forms)
         self.tree = Tree(self._log, store, self._readers)
         self.stored = StoredBytes(store, self._readers, self._lookup.flush_pending)
         self._log.on_append = self.stored.add

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from typing import NamedTuple
 
 from whence_server.domain.entries import OUTSIDE_OFFSETS, Entry, EntryKind
 from whence_server.domain.errors import GenerationExistsError, GenerationNotFoundError, JournalError
@@ -11,7 +12,7 @@ from whence_server.journal.attestor import Attestor, Leaves
 from whence_server.journal.chain import SECRET_BYTES, Origin, digest_payload, extend_hash
 from whence_server.journal.derive import EntryDigest
 from whence_server.journal.rows import Durability, FinishIndex, GenerationIndex
-from whence_server.journal.sealing.forms import CLEAR_FORMS, Forms
+from whence_server.journal.sealing.forms import CLEAR_FORMS, Form, Forms
 from whence_server.journal.store import (
     Batch,
     NewEntry,
@@ -31,6 +32,20 @@ _INT64 = 2**63
 _OWN_METHODS = OUTSIDE_OFFSETS | {EntryKind.STARTED, EntryKind.FINISHED}
 
 
+class EndedGeneration(NamedTuple):
+    """A generation whose end is on disk, as an entry after its end needs it.
+
+    Attributes:
+        started_position: position of its STARTED entry.
+        secret: the chain's key for its entries.
+        form: converts its entries to what is stored.
+    """
+
+    started_position: int
+    secret: bytes
+    form: Form
+
+
 class Log:
     """One writer's log; every method must be called from the event loop's thread.
 
@@ -39,6 +54,7 @@ class Log:
         on_append: called with the owner and the size of each entry of a generation.
         attestor: signs the ends of generations; None to sign none.
         held_ids: ids that a generation may take without a look-up.
+        num_deletions: number of deletions that have begun.
 
     Appending is synchronous and touches no disk. While the disk is full or failing, running
     generations may append and no new one starts. Every later write or wait raises a final error
@@ -69,6 +85,7 @@ class Log:
         self._num_audits_left_out = 0
         self.attestor: Attestor | None = None
         self.held_ids: set[str] = set()
+        self.num_deletions = 0
         self._forms = forms
         self.on_append: Callable[[str, int], None] = lambda *_: None
         self._live = {
@@ -240,12 +257,30 @@ class Log:
             JournalError: nothing more can be written.
         """
         live = self._get_running(generation_id)
-        stored = live.form.store(self._position + 1, 0, EntryKind.OCCURRENCE, payload)
-        position = self._extend_chain(EntryKind.OCCURRENCE, live.secret, stored)
+        self._append_occurrence(live.started_position, live.secret, live.form, payload)
+
+    def record_later(self, ended: EndedGeneration, owner: str, payload: bytes) -> None:
+        """Append OCCURRENCE of a generation whose end is on disk, and that is not deleted.
+
+        Raises:
+            JournalError: nothing more can be written.
+        """
+        num_bytes = self._append_occurrence(
+            ended.started_position, ended.secret, ended.form, payload
+        )
+        self.on_append(owner, num_bytes)
+
+    def _append_occurrence(
+        self, started_position: int, secret: bytes, form: Form, payload: bytes
+    ) -> int:
+        """Append OCCURRENCE; return the number of bytes that are stored."""
+        stored = form.store(self._position + 1, 0, EntryKind.OCCURRENCE, payload)
+        position = self._extend_chain(EntryKind.OCCURRENCE, secret, stored)
         self.writer.pending.entries.append(
-            NewEntry(position, live.started_position, 0, EntryKind.OCCURRENCE, stored, self._hash)
+            NewEntry(position, started_position, 0, EntryKind.OCCURRENCE, stored, self._hash)
         )
         self.writer.submit()
+        return len(stored)
 
     def record_audit(self, payload: bytes) -> None:
         """Append AUDIT, which belongs to no generation; left out and counted as calls are.
@@ -280,6 +315,11 @@ class Log:
         if generation_id in self._deleting:
             raise GenerationNotFoundError(generation_id, deleted=True)
         self._deleting[generation_id] = []
+        self.num_deletions += 1
+
+    def is_deleting(self, generation_id: str) -> bool:
+        """Return whether a deletion of a generation has begun and is not committed."""
+        return generation_id in self._deleting
 
     def list_calls_since_deletion(self, generation_id: str) -> list[EntryDigest]:
         """Return the calls that were appended since `begin_deletion`."""

@@ -122,17 +122,23 @@ def read_last_entry(connection: Any, generation_id: str) -> Entry:
     raise RecordDamagedError(generation_id, "its last entry is missing")
 
 
-def read_entry_digests(
-    connection: Any, generation_id: str, own: int
-) -> tuple[int, list[EntryDigest]]:
-    """Read digests as `Store.read_entry_digests` does, from the log of a writer."""
+def find_ended(connection: Any, generation_id: str, own: int) -> tuple[int, bytes]:
+    """Find the position and the secret as `Store.find_ended` does, in the log of a writer."""
     writer, position = find_place(connection, generation_id)
     if writer != own:
         raise GenerationInOtherLogError(generation_id)
     ((secret,),) = connection.execute(
         "SELECT secret FROM generations WHERE generation_id = ?", (generation_id,)
     )
-    return position, collect_entry_digests(connection, writer, position, secret)
+    return position, secret
+
+
+def read_entry_digests(
+    connection: Any, generation_id: str, own: int
+) -> tuple[int, list[EntryDigest]]:
+    """Read digests as `Store.read_entry_digests` does, from the log of a writer."""
+    position, secret = find_ended(connection, generation_id, own)
+    return position, collect_entry_digests(connection, own, position, secret)
 
 
 def collect_entry_digests(

@@ -97,6 +97,10 @@ class SqlReads:
         """Return a page of generations, newest first, without deleted ones."""
         return self._read(sql_list.read_page, list_filter, beyond, limit, max_bytes)
 
+    def find_ended(self, generation_id: str) -> tuple[int, bytes]:
+        """Return a generation's position and secret, as `Store.find_ended`."""
+        return self._read(sql_lookup.find_ended, generation_id, self.writer)
+
     def read_entry_digests(self, generation_id: str) -> tuple[int, list[EntryDigest]]:
         """Return the position of a generation's STARTED entry, and its entries' digests.
 

@@ -173,6 +173,15 @@ class Store(Protocol):
         number of examined generations.
         """
 
+    def find_ended(self, generation_id: str) -> tuple[int, bytes]:
+        """Return the position of a generation's STARTED entry, and the secret of its entries.
+
+        Raises:
+            GenerationNotFoundError: it is not known, or was deleted.
+            GenerationInOtherLogError: it is not in this log.
+            RecordDamagedError: its row points to another generation's entries.
+        """
+
     def read_entry_digests(self, generation_id: str) -> tuple[int, list[EntryDigest]]:
         """Return the position of a generation's STARTED entry, and its entries' digests.
 

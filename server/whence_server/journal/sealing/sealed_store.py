@@ -178,6 +178,10 @@ class SealedStore:
             page = merge_pages(page, sealed, limit)
         return Page([self._open_row(row) for row in page.rows], page.end)
 
+    def find_ended(self, generation_id: str) -> tuple[int, bytes]:
+        """Return a generation's position and secret."""
+        return self._store.find_ended(generation_id)
+
     def read_entry_digests(self, generation_id: str) -> tuple[int, list[EntryDigest]]:
         """Return the position of a generation's STARTED entry, and its entries' digests."""
         return self._store.read_entry_digests(generation_id)
