@@ -11,6 +11,7 @@ from uuid import UUID
 import grpc
 
 from whence.aio_calls import AsyncCalls
+from whence.aio_explainer import AsyncExplainer
 from whence.aio_following import AsyncFollowing, Reads
 from whence.aio_training import AsyncTrainingRuns
 from whence.aio_transparency_log import AsyncTransparencyLog
@@ -41,7 +42,7 @@ from whence.vocabulary import Vocabulary, VocabularyBuilder, VocabularyStream
 CLOSE_TIMEOUT_S = 5.0
 
 
-class AsyncClient:
+class AsyncClient(AsyncExplainer):
     """A client of a whence server, with two connections, for the event loop of its first call.
 
     It may be made before the loop runs.

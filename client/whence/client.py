@@ -16,6 +16,7 @@ from whence.backoff import Backoff, RetryPolicy
 from whence.bundles import make_bundle_stream
 from whence.calls import Calls
 from whence.errors import DeadlineExceededError, WhenceError
+from whence.explainer import Explainer
 from whence.following import Following
 from whence.forks import ForkOptions, open_branch
 from whence.generation import GenerationState, TokenReader, VocabularyLookup, open_stream
@@ -42,7 +43,7 @@ from whence.vocabulary import Vocabulary, VocabularyBuilder, VocabularyStream
 CLOSE_TIMEOUT_S = 5.0
 
 
-class Client:
+class Client(Explainer):
     """A client of a whence server, with two connections; safe to share between threads.
 
     It works in the process that made it, not in a forked child, which makes its own.

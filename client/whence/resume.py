@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias, TypeVar
 from whence.backoff import Backoff
 from whence.deadline import Deadline
 from whence.errors import InternalError, WhenceError
+from whence.v1.explain_pb2 import ExplainRequest, ExplainResponse
 from whence.v1.generation_pb2 import (
     ForkGenerationRequest,
     ForkGenerationResponse,
@@ -43,6 +44,7 @@ Request: TypeAlias = (
     | TraceEmergenceRequest
     | ExportBundleRequest
     | VerifyGenerationRequest
+    | ExplainRequest
 )
 Response: TypeAlias = (
     GenerateResponse
@@ -55,6 +57,7 @@ Response: TypeAlias = (
     | TraceEmergenceResponse
     | ExportBundleResponse
     | VerifyGenerationResponse
+    | ExplainResponse
 )
 
 Item_co = TypeVar("Item_co", covariant=True)

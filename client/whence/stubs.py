@@ -5,6 +5,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from whence.v1.explain_pb2 import ExplainRequest
+from whence.v1.explain_pb2_grpc import ExplainServiceStub
 from whence.v1.generation_pb2 import (
     ForkGenerationRequest,
     GenerateRequest,
@@ -44,6 +46,7 @@ def make_stream_methods(followed: Any, others: Any) -> dict[type[Message], Calla
         ReadDocumentRequest: training.ReadDocument,
         TraceEmergenceRequest: training.TraceEmergence,
         ExportBundleRequest: ProofServiceStub(others).ExportBundle,
+        ExplainRequest: ExplainServiceStub(followed).Explain,
         VerifyGenerationRequest: VerificationServiceStub(followed).VerifyGeneration,
         GetVocabularyRequest: ModelServiceStub(others).GetVocabulary,
     }

@@ -52,7 +52,6 @@ from whence_server.rpc import (
     trace_servicer,
     training_servicer,
     transparency_servicer,
-    verification_servicer,
 )
 from whence_server.rpc.audit_servicer import AuditServicer
 from whence_server.rpc.calls import CallLog, Method
@@ -67,7 +66,6 @@ from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
 from whence_server.rpc.training_servicer import TrainingServicer
 from whence_server.rpc.transparency_servicer import TransparencyLogServicer
-from whence_server.rpc.verification_servicer import VerificationServicer
 from whence_server.stopping import set_on_signals, wait_or_stop
 from whence_server.takeover import Follower, Takeovers
 from whence_server.telemetry.live import LiveServer
@@ -246,9 +244,7 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         training_servicer.SERVICE: TrainingServicer(
             library, serving, analyses.tracer, closing
         ).list_methods(),
-        verification_servicer.SERVICE: VerificationServicer(
-            journal, analyses.host, closing
-        ).list_methods(),
+        **analyses.list_services(journal, closing, lambda: serving.num_running),
         proof_servicer.SERVICE: ProofServicer(
             journal, transparency.board, transparency.log
         ).list_methods(),

@@ -1,27 +1,51 @@
-"""Choice of the weights that a server verifies generations with."""
+"""Choice of the weights that a server verifies and explains generations with."""
 
+import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from whence_server.analysis.host import AnalysisHost
 from whence_server.analysis.setup import AnalysisSetup
 from whence_server.config import ServeConfig
 from whence_server.engines.transformers.handshake import EngineOptions
 from whence_server.engines.transformers.supervisor import EngineSupervisor
+from whence_server.journal.journal import Journal
 from whence_server.lineage.emergence import EmergenceTracer
+from whence_server.rpc import explain_servicer, verification_servicer
+from whence_server.rpc.calls import Method
+from whence_server.rpc.explain_servicer import ExplainServicer
+from whence_server.rpc.verification_servicer import VerificationServicer
 
 
 class Analyses(NamedTuple):
     """Owners of the one analysis process.
 
     Attributes:
-        host: verifies generations.
+        host: verifies generations, and explains outputs.
         tracer: traces the emergence of texts.
     """
 
     host: AnalysisHost
     tracer: EmergenceTracer
+
+    def list_services(
+        self, journal: Journal, closing: asyncio.Event, count_running: Callable[[], int]
+    ) -> dict[str, list[Method[Any]]]:
+        """Return the methods of the services that compute in the process, by service.
+
+        Args:
+            journal: the records.
+            closing: set when the server closes.
+            count_running: returns the number of generations that need the cores.
+        """
+        verifying = VerificationServicer(journal, self.host, closing)
+        explaining = ExplainServicer(journal, self.host, closing, count_running)
+        return {
+            verification_servicer.SERVICE: verifying.list_methods(),
+            explain_servicer.SERVICE: explaining.list_methods(),
+        }
 
     async def close(self) -> None:
         """End the process; cancel every call that uses it first."""

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 import whence.v1
 from whence.v1 import (
     audit_pb2,
+    explain_pb2,
     generation_pb2,
     model_pb2,
     proof_pb2,
@@ -41,6 +42,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "access.md").read_text(encoding="utf-8")
 CONTRACT = (
     audit_pb2,
+    explain_pb2,
     generation_pb2,
     model_pb2,
     proof_pb2,
@@ -106,7 +108,10 @@ def test_every_part_of_a_path_is_a_field_of_its_rpc() -> None:
     }
     for route in API_ROUTES:
         parts = re.findall(r"{(\w+)", route.path)
-        assert set(parts) <= set(methods[route.rpc].fields_by_name), route.name
+        holder = methods[route.rpc]
+        if route.within:
+            holder = holder.fields_by_name[route.within].message_type
+        assert set(parts) <= set(holder.fields_by_name), route.name
 
 
 def test_no_field_of_a_filter_is_hidden_by_one_of_its_request() -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ from whence.v1.model_pb2_grpc import ModelServiceStub
 from whence.v1.trace_pb2_grpc import TraceServiceStub
 
 SCOPES = {
-    "ann": ["generate", "read:content", "delete", "admin", "read:all"],
+    "ann": ["generate", "read:content", "explain", "delete", "admin", "read:all"],
+    "explainer": ["explain", "read:all"],
     "counter": ["read", "read:all"],
     "maker": ["generate"],
     "leaver": ["read"],
 }
 ANN = {"Authorization": "Bearer ann-secret"}
+EXPLAINER = {"Authorization": "Bearer explainer-secret"}
 COUNTER = {"Authorization": "Bearer counter-secret"}
 REQUEST = {"prompt": "The capital of France is", "labels": {"team": "red"}}
 GREEDY = {"decoding": {"greedy": {}, "maxNewTokens": 6}}
@@ -407,13 +409,40 @@ def test_a_sentence_is_found_at_its_token(
     assert list(map(MessageToDict, printed)) == hits
 
 
+def read_results(events: Iterable[Event]) -> list[Any]:
+    """Return the results among the events of an explanation."""
+    return [event.data["result"] for event in events if "result" in (event.data or {})]
+
+
+def test_a_step_and_a_text_are_explained(site: Site, generation_id: str) -> None:
+    path = f"/api/v1/generations/{generation_id}:explain"
+    asked = {"recorded": {"beginStep": 2}, "segmentation": {"unit": "SEGMENT_UNIT_WORDS"}}
+    found = read_results(site.stream("POST", path, json=asked))
+    assert found[0]["span"]["beginStep"] == 2
+    assert found[0]["segments"][0]["text"]
+    assert "verdict" in found[0]["trust"]
+    wrong = site.post(path, json={"recorded": {"beginStep": 99}})
+    assert wrong.status_code == 400
+    assert get_error(wrong)["fields"][0]["field"] == "recorded.begin_step"
+    text = {"given": {"prompt": "The capital of France is", "text": " Paris"}, "omitTrust": True}
+    found = read_results(site.stream("POST", "/api/v1/explain", EXPLAINER, json=text))
+    assert found[0]["span"]["text"] == " Paris"
+    # An explanation shows the prompt: the scope to explain alone does not reach the record.
+    refused = site.post(path, EXPLAINER, json=asked)
+    assert (refused.status_code, get_error(refused)["reason"]) == (403, "SCOPE_MISSING")
+    refused = site.post("/api/v1/explain", COUNTER, json=text)
+    assert (refused.status_code, get_error(refused)["reason"]) == (403, "SCOPE_MISSING")
+
+
 def test_the_server_offers_what_the_caller_may_do(site: Site) -> None:
     own = site.get("/api/v1/server").json()
     assert own["models"] == site.get("/api/v1/models").json()["models"]
     assert own["caller"]["id"] == "ann"
     assert own["login"] is True
     assert {"running", "queued", "batchSize", "tokensPerSecond"} <= own.keys()
-    assert {"generate", "verify", "delete", "cancel", "search", "audit"} <= set(own["offers"])
+    assert {"generate", "verify", "explain", "delete", "cancel", "search", "audit"} <= set(
+        own["offers"]
+    )
     numbers = site.get("/api/v1/server", COUNTER).json()
     assert not {"generate", "verify", "delete", "cancel", "search", "audit"} & set(
         numbers["offers"]

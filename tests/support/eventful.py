@@ -18,7 +18,7 @@ from telemetry_journal import (
     timestamp,
 )
 
-from whence.v1 import audit_pb2, call_pb2, model_pb2, step_pb2, training_pb2
+from whence.v1 import audit_pb2, call_pb2, explanation_pb2, model_pb2, step_pb2, training_pb2
 from whence.v1 import generation_pb2 as g
 from whence.v1 import observation_pb2 as ob
 from whence.v1 import occurrence_pb2 as o
@@ -276,6 +276,30 @@ def _append_cancelled(journal: MemoryJournal) -> None:
         journal.append("cancelled", EntryKind.OCCURRENCE, occurrence)
     ending = finished(1, finish_reason=g.FINISH_REASON_CANCELLED)
     journal.append("cancelled", EntryKind.FINISHED, ending)
+    explained = o.GenerationExplained(caller=caller, explanation=make_explanation())
+    occurrence = o.Occurrence(time=time, num_steps=1, explained=explained)
+    journal.append("cancelled", EntryKind.OCCURRENCE, occurrence)
+
+
+def make_explanation() -> explanation_pb2.Explanation:
+    """Return an explanation of a generation's first step with everything that spans tell."""
+    return explanation_pb2.Explanation(
+        method=explanation_pb2.EXPLAIN_METHOD_LEAVE_ONE_OUT,
+        method_version=1,
+        span=explanation_pb2.ExplainedSpan(end_step=1, token_ids=[5], value=-0.5),
+        segments=[explanation_pb2.ContextSegment(begin=0, end=2)],
+        scores=[1.5],
+        trust=explanation_pb2.ExplanationTrust(
+            verdict=explanation_pb2.TRUST_VERDICT_HIGH,
+            correlation=0.75,
+            correlation_low=0.5,
+            correlation_high=0.875,
+            num_ablations=32,
+        ),
+        num_passes=2,
+        elapsed_seconds=0.25,
+        weights_digest=DIGEST,
+    )
 
 
 def make_eventful_training() -> list[training_pb2.TrainingEvent]:

@@ -6,6 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from whence.cli.occurrences import list_occurrences
 from whence.v1 import occurrence_pb2 as o
+from whence.v1.explanation_pb2 import ExplainedSpan, Explanation
 from whence.v1.generation_pb2 import GenerationStarted
 
 CALLER = o.Caller(
@@ -49,6 +50,20 @@ IPV6 = o.Caller(method="whence.v1.GenerationService/CancelGeneration", address="
         (
             {"max_duration_passed": o.MaxDurationPassed(max_duration=Duration(nanos=500_000_000))},
             "its max_duration of 0.5 s had passed",
+        ),
+        (
+            {
+                "explained": o.GenerationExplained(
+                    caller=UNIX,
+                    explanation=Explanation(
+                        span=ExplainedSpan(begin_step=5, end_step=6, text=" Paris", value=-0.05)
+                    ),
+                )
+            },
+            (
+                'CancelGeneration from unix explained " Paris" (step 5), p = 95.1%; '
+                "trust: not measured"
+            ),
         ),
         ({}, "an occurrence that this version of whence does not know"),
     ],

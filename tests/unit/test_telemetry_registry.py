@@ -38,7 +38,7 @@ from whence_server.domain.otlp import OtlpSettings
 from whence_server.domain.telemetry import ContentCapture, PushOptions, StepForm
 from whence_server.telemetry.export.resource import make_service_resource
 from whence_server.telemetry.metrics import catalogue
-from whence_server.telemetry.spans import genai, names
+from whence_server.telemetry.spans import explanation_names, genai, names
 from whence_server.telemetry.spans.audit import AuditEncoder
 from whence_server.telemetry.spans.events import EventEncoder
 from whence_server.telemetry.spans.finish_reasons import get_reason_name
@@ -196,6 +196,7 @@ def list_constants(module: object, without: Iterable[str] = ()) -> dict[str, str
 
 def test_the_constants_of_spans_are_the_registrys_and_the_conventions() -> None:
     serving = list_constants(names, {*SPAN_NAMES, *EVENT_NAMES, "PROVIDER"})
+    serving |= list_constants(explanation_names, {"EXPLAIN"})
     training = list_constants(training_names, TRAINING_SPAN_NAMES)
     metrics = list_constants(catalogue)
     known = {*serving.values(), *training.values(), *metrics.values()}
@@ -205,7 +206,7 @@ def test_the_constants_of_spans_are_the_registrys_and_the_conventions() -> None:
 
 
 def test_the_names_of_spans_and_events_are_the_registrys() -> None:
-    spans = {getattr(names, key) for key in SPAN_NAMES}
+    spans = {getattr(names, key) for key in SPAN_NAMES} | {explanation_names.EXPLAIN}
     spans |= {getattr(training_names, key) for key in TRAINING_SPAN_NAMES}
     assert read_signals("span").keys() == spans | {"server", "http", "generation"}
     events = {getattr(names, key) for key in EVENT_NAMES}

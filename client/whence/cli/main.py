@@ -49,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         bundles,
         connection,
         exits,
+        explain,
         find,
         fork,
         generate,
@@ -74,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     fork.add_command(commands, common)
     generations.add_commands(commands, common)
     find.add_command(commands, common)
+    explain.add_command(commands, common)
     verify.add_command(commands, common)
     training.add_commands(commands, common)
     model.add_command(commands, common)

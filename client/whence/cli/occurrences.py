@@ -4,8 +4,15 @@ from collections.abc import Iterator
 
 import grpc
 
+from whence.summary.explanations import describe_span, describe_trust
 from whence.v1.generation_pb2 import GenerationStarted
-from whence.v1.occurrence_pb2 import Caller, GenerationCancelled, Occurrence
+from whence.v1.occurrence_pb2 import (
+    Caller,
+    GenerationCancelled,
+    GenerationExplained,
+    MaxDurationPassed,
+    Occurrence,
+)
 
 _STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -26,17 +33,20 @@ def list_occurrences(
 def _describe(occurrence: Occurrence) -> str:
     match occurrence.WhichOneof("occurrence"):
         case "reader_left" | "reader_joined":
-            return _describe_reader(occurrence)
+            told = _describe_reader(occurrence)
         case "engine_ended":
-            return occurrence.engine_ended.detail
+            told = occurrence.engine_ended.detail
         case "engine_resumed":
-            return "a new engine process continued it"
+            told = "a new engine process continued it"
         case "cancelled":
-            return _describe_cancel(occurrence.cancelled)
+            told = _describe_cancel(occurrence.cancelled)
         case "max_duration_passed":
-            seconds = occurrence.max_duration_passed.max_duration.ToNanoseconds() / 1e9
-            return f"its max_duration of {seconds:g} s had passed"
-    return "an occurrence that this version of whence does not know"
+            told = _describe_passed(occurrence.max_duration_passed)
+        case "explained":
+            told = _describe_explained(occurrence.explained)
+        case _:
+            told = "an occurrence that this version of whence does not know"
+    return told
 
 
 def _describe_reader(occurrence: Occurrence) -> str:
@@ -56,6 +66,18 @@ def _describe_cancel(cancelled: GenerationCancelled) -> str:
         return f"cancelled by {_name_call(cancelled.caller)}"
     seconds = cancelled.without_reader.ToNanoseconds() / 1e9
     return f"cancelled, because no call had read it for {seconds:g} s"
+
+
+def _describe_passed(passed: MaxDurationPassed) -> str:
+    return f"its max_duration of {passed.max_duration.ToNanoseconds() / 1e9:g} s had passed"
+
+
+def _describe_explained(explained: GenerationExplained) -> str:
+    found = explained.explanation
+    return (
+        f"{_name_call(explained.caller)} explained {describe_span(found.span)}; "
+        f"trust: {describe_trust(found)}"
+    )
 
 
 def _name_call(caller: Caller) -> str:

@@ -14,29 +14,32 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from whence.v1 import explanation_pb2 as whence_dot_v1_dot_explanation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awhence/v1/occurrence.proto\x12\twhence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x03\n\nOccurrence\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tnum_steps\x18\x02 \x01(\x04\x12,\n\x0breader_left\x18\x03 \x01(\x0b\x32\x15.whence.v1.ReaderLeftH\x00\x12\x30\n\rreader_joined\x18\x04 \x01(\x0b\x32\x17.whence.v1.ReaderJoinedH\x00\x12.\n\x0c\x65ngine_ended\x18\x05 \x01(\x0b\x32\x16.whence.v1.EngineEndedH\x00\x12\x32\n\x0e\x65ngine_resumed\x18\x06 \x01(\x0b\x32\x18.whence.v1.EngineResumedH\x00\x12\x33\n\tcancelled\x18\x07 \x01(\x0b\x32\x1e.whence.v1.GenerationCancelledH\x00\x12;\n\x13max_duration_passed\x18\x08 \x01(\x0b\x32\x1c.whence.v1.MaxDurationPassedH\x00\x42\x0c\n\noccurrence\"\x92\x01\n\x06\x43\x61ller\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x10\n\x08trace_id\x18\x02 \x01(\t\x12\x0f\n\x07span_id\x18\x03 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x11\n\x04port\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08identity\x18\x0c \x01(\tB\x07\n\x05_port\"n\n\nReaderLeft\x12!\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x11.whence.v1.Caller\x12\x13\n\x0blast_offset\x18\x02 \x01(\x04\x12\x13\n\x0bstatus_code\x18\x03 \x01(\r\x12\x13\n\x0bnum_readers\x18\x04 \x01(\r\"\\\n\x0cReaderJoined\x12!\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x11.whence.v1.Caller\x12\x14\n\x0c\x61\x66ter_offset\x18\x02 \x01(\x04\x12\x13\n\x0bnum_readers\x18\x03 \x01(\r\"\x1d\n\x0b\x45ngineEnded\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"\x0f\n\rEngineResumed\"x\n\x13GenerationCancelled\x12#\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x11.whence.v1.CallerH\x00\x12\x33\n\x0ewithout_reader\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\x07\n\x05\x63\x61use\"D\n\x11MaxDurationPassed\x12/\n\x0cmax_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Durationb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1awhence/v1/occurrence.proto\x12\twhence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bwhence/v1/explanation.proto\"\xc2\x03\n\nOccurrence\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tnum_steps\x18\x02 \x01(\x04\x12,\n\x0breader_left\x18\x03 \x01(\x0b\x32\x15.whence.v1.ReaderLeftH\x00\x12\x30\n\rreader_joined\x18\x04 \x01(\x0b\x32\x17.whence.v1.ReaderJoinedH\x00\x12.\n\x0c\x65ngine_ended\x18\x05 \x01(\x0b\x32\x16.whence.v1.EngineEndedH\x00\x12\x32\n\x0e\x65ngine_resumed\x18\x06 \x01(\x0b\x32\x18.whence.v1.EngineResumedH\x00\x12\x33\n\tcancelled\x18\x07 \x01(\x0b\x32\x1e.whence.v1.GenerationCancelledH\x00\x12;\n\x13max_duration_passed\x18\x08 \x01(\x0b\x32\x1c.whence.v1.MaxDurationPassedH\x00\x12\x33\n\texplained\x18\t \x01(\x0b\x32\x1e.whence.v1.GenerationExplainedH\x00\x42\x0c\n\noccurrence\"\x92\x01\n\x06\x43\x61ller\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x10\n\x08trace_id\x18\x02 \x01(\t\x12\x0f\n\x07span_id\x18\x03 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x11\n\x04port\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08identity\x18\x0c \x01(\tB\x07\n\x05_port\"n\n\nReaderLeft\x12!\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x11.whence.v1.Caller\x12\x13\n\x0blast_offset\x18\x02 \x01(\x04\x12\x13\n\x0bstatus_code\x18\x03 \x01(\r\x12\x13\n\x0bnum_readers\x18\x04 \x01(\r\"\\\n\x0cReaderJoined\x12!\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x11.whence.v1.Caller\x12\x14\n\x0c\x61\x66ter_offset\x18\x02 \x01(\x04\x12\x13\n\x0bnum_readers\x18\x03 \x01(\r\"\x1d\n\x0b\x45ngineEnded\x12\x0e\n\x06\x64\x65tail\x18\x01 \x01(\t\"\x0f\n\rEngineResumed\"x\n\x13GenerationCancelled\x12#\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x11.whence.v1.CallerH\x00\x12\x33\n\x0ewithout_reader\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x42\x07\n\x05\x63\x61use\"D\n\x11MaxDurationPassed\x12/\n\x0cmax_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"e\n\x13GenerationExplained\x12!\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x11.whence.v1.Caller\x12+\n\x0b\x65xplanation\x18\x02 \x01(\x0b\x32\x16.whence.v1.Explanationb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'whence.v1.occurrence_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_OCCURRENCE']._serialized_start=107
-  _globals['_OCCURRENCE']._serialized_end=504
-  _globals['_CALLER']._serialized_start=507
-  _globals['_CALLER']._serialized_end=653
-  _globals['_READERLEFT']._serialized_start=655
-  _globals['_READERLEFT']._serialized_end=765
-  _globals['_READERJOINED']._serialized_start=767
-  _globals['_READERJOINED']._serialized_end=859
-  _globals['_ENGINEENDED']._serialized_start=861
-  _globals['_ENGINEENDED']._serialized_end=890
-  _globals['_ENGINERESUMED']._serialized_start=892
-  _globals['_ENGINERESUMED']._serialized_end=907
-  _globals['_GENERATIONCANCELLED']._serialized_start=909
-  _globals['_GENERATIONCANCELLED']._serialized_end=1029
-  _globals['_MAXDURATIONPASSED']._serialized_start=1031
-  _globals['_MAXDURATIONPASSED']._serialized_end=1099
+  _globals['_OCCURRENCE']._serialized_start=136
+  _globals['_OCCURRENCE']._serialized_end=586
+  _globals['_CALLER']._serialized_start=589
+  _globals['_CALLER']._serialized_end=735
+  _globals['_READERLEFT']._serialized_start=737
+  _globals['_READERLEFT']._serialized_end=847
+  _globals['_READERJOINED']._serialized_start=849
+  _globals['_READERJOINED']._serialized_end=941
+  _globals['_ENGINEENDED']._serialized_start=943
+  _globals['_ENGINEENDED']._serialized_end=972
+  _globals['_ENGINERESUMED']._serialized_start=974
+  _globals['_ENGINERESUMED']._serialized_end=989
+  _globals['_GENERATIONCANCELLED']._serialized_start=991
+  _globals['_GENERATIONCANCELLED']._serialized_end=1111
+  _globals['_MAXDURATIONPASSED']._serialized_start=1113
+  _globals['_MAXDURATIONPASSED']._serialized_end=1181
+  _globals['_GENERATIONEXPLAINED']._serialized_start=1183
+  _globals['_GENERATIONEXPLAINED']._serialized_end=1284
 # @@protoc_insertion_point(module_scope)

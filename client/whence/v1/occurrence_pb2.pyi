@@ -9,6 +9,7 @@ import google.protobuf.duration_pb2
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import typing
+import whence.v1.explanation_pb2
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
@@ -32,6 +33,7 @@ class Occurrence(google.protobuf.message.Message):
     ENGINE_RESUMED_FIELD_NUMBER: builtins.int
     CANCELLED_FIELD_NUMBER: builtins.int
     MAX_DURATION_PASSED_FIELD_NUMBER: builtins.int
+    EXPLAINED_FIELD_NUMBER: builtins.int
     num_steps: builtins.int
     """Number of steps of all sequences that were recorded before; for a beam
     search that has returned no sequence yet, the number of its rounds.
@@ -64,6 +66,12 @@ class Occurrence(google.protobuf.message.Message):
     def max_duration_passed(self) -> global___MaxDurationPassed:
         """GenerateRequest.max_duration had passed; `finished` follows."""
 
+    @property
+    def explained(self) -> global___GenerationExplained:
+        """Somebody had a span of its tokens explained. It is recorded of ended
+        generations too.
+        """
+
     def __init__(
         self,
         *,
@@ -75,10 +83,11 @@ class Occurrence(google.protobuf.message.Message):
         engine_resumed: global___EngineResumed | None = ...,
         cancelled: global___GenerationCancelled | None = ...,
         max_duration_passed: global___MaxDurationPassed | None = ...,
+        explained: global___GenerationExplained | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["cancelled", b"cancelled", "engine_ended", b"engine_ended", "engine_resumed", b"engine_resumed", "max_duration_passed", b"max_duration_passed", "occurrence", b"occurrence", "reader_joined", b"reader_joined", "reader_left", b"reader_left", "time", b"time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cancelled", b"cancelled", "engine_ended", b"engine_ended", "engine_resumed", b"engine_resumed", "max_duration_passed", b"max_duration_passed", "num_steps", b"num_steps", "occurrence", b"occurrence", "reader_joined", b"reader_joined", "reader_left", b"reader_left", "time", b"time"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["occurrence", b"occurrence"]) -> typing.Literal["reader_left", "reader_joined", "engine_ended", "engine_resumed", "cancelled", "max_duration_passed"] | None: ...
+    def HasField(self, field_name: typing.Literal["cancelled", b"cancelled", "engine_ended", b"engine_ended", "engine_resumed", b"engine_resumed", "explained", b"explained", "max_duration_passed", b"max_duration_passed", "occurrence", b"occurrence", "reader_joined", b"reader_joined", "reader_left", b"reader_left", "time", b"time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cancelled", b"cancelled", "engine_ended", b"engine_ended", "engine_resumed", b"engine_resumed", "explained", b"explained", "max_duration_passed", b"max_duration_passed", "num_steps", b"num_steps", "occurrence", b"occurrence", "reader_joined", b"reader_joined", "reader_left", b"reader_left", "time", b"time"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["occurrence", b"occurrence"]) -> typing.Literal["reader_left", "reader_joined", "engine_ended", "engine_resumed", "cancelled", "max_duration_passed", "explained"] | None: ...
 
 global___Occurrence = Occurrence
 
@@ -285,3 +294,30 @@ class MaxDurationPassed(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["max_duration", b"max_duration"]) -> None: ...
 
 global___MaxDurationPassed = MaxDurationPassed
+
+@typing.final
+class GenerationExplained(google.protobuf.message.Message):
+    """Explanation of a span of the generation's tokens."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLER_FIELD_NUMBER: builtins.int
+    EXPLANATION_FIELD_NUMBER: builtins.int
+    @property
+    def caller(self) -> global___Caller:
+        """The call of Explain."""
+
+    @property
+    def explanation(self) -> whence.v1.explanation_pb2.Explanation:
+        """The explanation, without texts unless the content policy keeps them."""
+
+    def __init__(
+        self,
+        *,
+        caller: global___Caller | None = ...,
+        explanation: whence.v1.explanation_pb2.Explanation | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["caller", b"caller", "explanation", b"explanation"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["caller", b"caller", "explanation", b"explanation"]) -> None: ...
+
+global___GenerationExplained = GenerationExplained

@@ -108,6 +108,11 @@ RPCS: Final[dict[str, Rule]] = {
     _SERVICE + "VerificationService/VerifyGeneration": Rule(
         (Scope.READ_CONTENT,), "one's own; others' with `read:all`", action=AuditAction.VERIFY
     ),
+    _SERVICE + "ExplainService/Explain": Rule(
+        (Scope.EXPLAIN,),
+        "a text; of one's own generations with `read:content`, of others' with `read:all` too",
+        action=AuditAction.EXPLAIN,
+    ),
     _SERVICE + "AuditService/ListAudit": Rule((Scope.ADMIN,), action=AuditAction.READ_AUDIT),
     _SERVICE + "ProofService/GetKeys": Rule(public="keys"),
     _SERVICE + "ProofService/ExportBundle": _read_record(),

@@ -7,48 +7,69 @@ from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from whence_server.analysis.answer import Answer
 from whence_server.analysis.question import (
+    Asked,
     Done,
     Failed,
     Found,
-    Question,
-    Unverifiable,
+    Refused,
     split_question,
 )
-from whence_server.analysis.results import make_refusal
+from whence_server.analysis.results import refuse_long_verification
 from whence_server.analysis.setup import AnalysisSetup
-from whence_server.domain.errors import AnalysisFailedError, VerificationBusyError
+from whence_server.domain.errors import (
+    AnalysisEndedError,
+    AnalysisFailedError,
+    VerificationBusyError,
+    WhenceError,
+)
 from whence_server.processes import channel
 
 _log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-P", "-m", "whence_server.analysis.process")
 MAX_WAITING = 16
-"""Verifications that run or wait, of all callers."""
+"""Questions that run or wait, of all callers."""
 MAX_OF_CALLER = 4
-"""Verifications of one caller that run or wait."""
+"""Questions of one caller that run or wait."""
 IDLE_S = 60.0
 """Time for which the process keeps its model after an answer."""
 LONGEST_S = 3600.0
-"""Time that one verification may take: others wait for it."""
+"""Time that one answer may take: others wait for it."""
 PATIENCE_S = 60.0
-"""Time for which a caller may leave its answer unread while its verification runs."""
+"""Time for which a caller may leave its answer unread while it is computed."""
 RETRY_AFTER_S = 5.0
 _KEPT_STDERR_BYTES = 1 << 14
 _GRACE_S = 2.0
+
+
+class Refusals(NamedTuple):
+    """Answers of one kind of question that the host refuses.
+
+    Attributes:
+        make_busy: returns the error if too many questions run or wait, by the retry delay in s.
+        make_late: returns the last message of an answer that takes too long, by the limit in s;
+            or raises.
+    """
+
+    make_busy: Callable[[float], WhenceError]
+    make_late: Callable[[float], bytes]
+
+
+VERIFYING = Refusals(VerificationBusyError, refuse_long_verification)
 
 
 class AnalysisHost:
     """Owner of the analysis process.
 
     Args:
-        setup: returns the model to verify with; None if there is none here.
+        setup: returns the model to compute with; None if there is none here.
         command: command line of the process; tests replace it.
         idle_s: time for which an idle process keeps its model.
-        longest_s: time that one verification may take.
+        longest_s: time that one answer may take.
         patience_s: time for which a caller may leave its answer unread while others wait.
     """
 
@@ -74,7 +95,7 @@ class AnalysisHost:
 
     @property
     def has_model(self) -> bool:
-        """True if there are weights to verify with."""
+        """True if there are weights to compute with."""
         return self._setup() is not None
 
     @property
@@ -83,7 +104,10 @@ class AnalysisHost:
         return None if self._process is None else self._process.process.pid
 
     async def ask(
-        self, make_question: Callable[[], Awaitable[Question]], caller_id: str
+        self,
+        make_question: Callable[[], Awaitable[Asked]],
+        caller_id: str,
+        refusals: Refusals = VERIFYING,
     ) -> AsyncGenerator[bytes, None]:
         """Yield the serialised responses to a question.
 
@@ -93,14 +117,16 @@ class AnalysisHost:
         Args:
             make_question: makes the question when its turn comes, as it takes memory.
             caller_id: whose questions are counted.
+            refusals: answers to questions that are not answered.
 
         Raises:
-            VerificationBusyError: too many verifications run or wait.
+            AnalysisEndedError: the process ended before its answer.
             AnalysisFailedError: the process failed, or the caller did not read the answer.
+            WhenceError: too many questions run or wait, or the process refuses this one.
         """
-        with self._count(caller_id):
+        with self._count(caller_id, refusals):
             answer = Answer(self._patience_s)
-            filling = asyncio.create_task(self._fill(make_question, answer))
+            filling = asyncio.create_task(self._fill(make_question, answer, refusals))
             try:
                 async for message in answer.read():
                     yield message
@@ -114,15 +140,20 @@ class AnalysisHost:
                 if not filling.cancelled():
                     filling.exception()
 
-    async def _fill(self, make_question: Callable[[], Awaitable[Question]], answer: Answer) -> None:
+    async def _fill(
+        self,
+        make_question: Callable[[], Awaitable[Asked]],
+        answer: Answer,
+        refusals: Refusals,
+    ) -> None:
         """Take a turn, and read the answer of the process."""
         try:
             async with self._turn:
-                await self._answer(await make_question(), answer)
+                await self._answer(await make_question(), answer, refusals)
         finally:
             answer.end()
 
-    async def _answer(self, question: Question, answer: Answer) -> None:
+    async def _answer(self, question: Asked, answer: Answer, refusals: Refusals) -> None:
         running = await self._start()
         is_done = False
         try:
@@ -131,9 +162,11 @@ class AnalysisHost:
                 async for message in running.read():
                     await answer.put(message)
                 is_done = True
+        except _RefusedError as refused:
+            is_done = True
+            raise refused.error from None
         except TimeoutError:
-            what = f"it would take more than {self._longest_s:.0f} s: use verify-generation"
-            answer.add(make_refusal(Unverifiable.TOO_LONG, what))
+            answer.add(refusals.make_late(self._longest_s))
         finally:
             if is_done:
                 self._idle = asyncio.get_running_loop().call_later(self._idle_s, self._end_idle)
@@ -160,9 +193,9 @@ class AnalysisHost:
         await asyncio.gather(*self._ending, return_exceptions=True)
 
     @contextmanager
-    def _count(self, caller_id: str) -> Iterator[None]:
+    def _count(self, caller_id: str, refusals: Refusals) -> Iterator[None]:
         if self._of_callers.total() >= MAX_WAITING or self._of_callers[caller_id] >= MAX_OF_CALLER:
-            raise VerificationBusyError(RETRY_AFTER_S)
+            raise refusals.make_busy(RETRY_AFTER_S)
         self._of_callers[caller_id] += 1
         try:
             yield
@@ -179,7 +212,7 @@ class AnalysisHost:
             return self._process
         setup = self._setup()
         if setup is None:
-            raise AnalysisFailedError("this server has no weights to verify with")
+            raise AnalysisFailedError("this server has no weights to compute with")
         process = await asyncio.create_subprocess_exec(
             *self._command,
             stdin=PIPE,
@@ -211,6 +244,14 @@ class AnalysisHost:
             await running.kill()
 
 
+class _RefusedError(Exception):
+    """Refusal of a question by a process that goes on."""
+
+    def __init__(self, error: WhenceError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 class _Running:
     """A running process, and the end of what it writes to standard error."""
 
@@ -226,7 +267,7 @@ class _Running:
         with suppress(ConnectionError):
             await self.process.stdin.drain()
 
-    async def ask(self, question: Question) -> None:
+    async def ask(self, question: Asked) -> None:
         """Send a question in parts, so that the event loop never waits for a large one."""
         for part in split_question(question):
             await self.send(part)
@@ -235,6 +276,8 @@ class _Running:
         """Yield the messages of one answer.
 
         Raises:
+            _RefusedError: the question cannot be answered.
+            AnalysisEndedError: the process has ended.
             AnalysisFailedError: the process has failed.
         """
         assert self.process.stdout is not None  # noqa: S101 - a pipe was asked for
@@ -244,20 +287,24 @@ class _Running:
                 (length,) = header.unpack(await stdout.readexactly(header.size))
                 answer = channel.decode(await stdout.readexactly(length))
             except asyncio.IncompleteReadError:
-                await self._fail("it ended before its answer")
+                await self._fail("it ended before its answer", AnalysisEndedError)
             match answer:
                 case Found(message):
                     yield message
                 case Done():
                     return
+                case Refused(error):
+                    raise _RefusedError(error)
                 case Failed(message):
                     await self._fail(message)
 
-    async def _fail(self, what: str) -> NoReturn:
+    async def _fail(
+        self, what: str, kind: type[AnalysisFailedError] = AnalysisFailedError
+    ) -> NoReturn:
         status = await self.process.wait()
         told = (await self._errors).decode("utf-8", "replace").strip()
         _log.error("the analysis process failed with status %s: %s\n%s", status, what, told)
-        raise AnalysisFailedError(f"the analysis process failed: {what}")
+        raise kind(f"the analysis process failed: {what}")
 
     async def kill(self) -> None:
         """End the process, and wait for its end, also if the caller is cancelled."""

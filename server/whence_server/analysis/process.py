@@ -13,17 +13,20 @@ from typing import Any, BinaryIO
 
 from whence_server.analysis.question import (
     Answer,
+    Asked,
     Done,
     Failed,
     Found,
     Part,
     Question,
+    Refused,
     Unverifiable,
     join_question,
 )
 from whence_server.analysis.setup import AnalysisSetup
 from whence_server.config.environment import use_passive_waiting
-from whence_server.domain.errors import ConfigurationError
+from whence_server.domain.errors import ConfigurationError, WhenceError
+from whence_server.domain.explanations import ExplainQuestion
 from whence_server.processes import channel
 
 EXIT_ABANDONED = 3
@@ -58,7 +61,7 @@ def main() -> int:
             raise
 
 
-def _take_question(messages: "queue.SimpleQueue[Any]") -> Question:
+def _take_question(messages: "queue.SimpleQueue[Any]") -> Asked:
     """Return the next question, when its last part has come."""
     parts: list[Part] = []
     while isinstance(message := messages.get(), Part):
@@ -66,7 +69,25 @@ def _take_question(messages: "queue.SimpleQueue[Any]") -> Question:
     return join_question(parts, message)
 
 
-def _answer(models: Any, question: Question, output: BinaryIO) -> None:
+def _answer(models: Any, question: Asked, output: BinaryIO) -> None:
+    if isinstance(question, ExplainQuestion):
+        _explain(models, question, output)
+    else:
+        _verify(models, question, output)
+
+
+def _explain(models: Any, question: ExplainQuestion, output: BinaryIO) -> None:
+    from whence_server.analysis.explaining import explain
+
+    try:
+        explain(models, question, lambda message: _send(output, Found(message)))
+    except WhenceError as error:
+        _send(output, Refused(error))
+    else:
+        _send(output, Done())
+
+
+def _verify(models: Any, question: Question, output: BinaryIO) -> None:
     from whence_server.analysis.replay.verifier import wrap
 
     try:

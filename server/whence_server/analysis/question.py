@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from whence_server.domain.chat import ChatRecord
 from whence_server.domain.decoding import Decoding, FinishReason, Strategy, TraceDetail
+from whence_server.domain.errors import WhenceError
+from whence_server.domain.explanations import ExplainQuestion
 from whence_server.domain.generation import SequenceResult
 from whence_server.domain.steps import BeamRound, Decision, Step
 
@@ -111,8 +113,15 @@ _LISTS = ("steps", "rounds", "prompt_decisions")
 _PART_SIZE = 500
 
 
-def split_question(question: Question) -> Iterator[Part | Question]:
+Asked: TypeAlias = Question | ExplainQuestion
+"""A question of any kind."""
+
+
+def split_question(question: Asked) -> Iterator[Part | Asked]:
     """Yield the parts of a question, and then the rest: encoding a part takes milliseconds."""
+    if isinstance(question, ExplainQuestion):
+        yield question
+        return
     for name in _LISTS:
         values = getattr(question, name)
         for begin in range(0, len(values), _PART_SIZE):
@@ -120,8 +129,10 @@ def split_question(question: Question) -> Iterator[Part | Question]:
     yield question._replace(steps=[], rounds=[], prompt_decisions=[])
 
 
-def join_question(parts: Iterable[Part], rest: Question) -> Question:
+def join_question(parts: Iterable[Part], rest: Asked) -> Asked:
     """Return the question of its parts."""
+    if isinstance(rest, ExplainQuestion):
+        return rest
     lists: dict[str, list[Any]] = {name: [] for name in _LISTS}
     for part in parts:
         lists[part.name] += part.values
@@ -133,7 +144,7 @@ def join_question(parts: Iterable[Part], rest: Question) -> Question:
 
 
 class Found(NamedTuple):
-    """A finding: a serialised VerifyGenerationResponse."""
+    """A finding: a serialised VerifyGenerationResponse, or ExplainResponse."""
 
     message: bytes
 
@@ -142,11 +153,17 @@ class Done(NamedTuple):
     """End of the findings of one question."""
 
 
+class Refused(NamedTuple):
+    """End of the answer to a question that cannot be answered; the process goes on."""
+
+    error: WhenceError
+
+
 class Failed(NamedTuple):
     """Failure of the analysis process itself."""
 
     message: str
 
 
-Answer = Found | Done | Failed
+Answer = Found | Done | Refused | Failed
 """A message from the analysis process."""

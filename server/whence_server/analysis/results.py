@@ -10,3 +10,9 @@ def make_refusal(reason: Unverifiable, message: str) -> bytes:
         verdict=pb.VERDICT_NOT_VERIFIABLE, reason=reason.value, message=message
     )
     return pb.VerifyGenerationResponse(result=result).SerializeToString()
+
+
+def refuse_long_verification(longest_s: float) -> bytes:
+    """Return the serialised response for a generation that takes too long to verify."""
+    what = f"it would take more than {longest_s:.0f} s: use verify-generation"
+    return make_refusal(Unverifiable.TOO_LONG, what)

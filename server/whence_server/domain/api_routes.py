@@ -37,6 +37,7 @@ class ApiRoute:
         offer: name under which the server's state offers it to a page; "" for what every server
             has.
         form: form of the answer, if the RPC streams.
+        within: field of the request whose fields the path's parts are; "" for the request itself.
     """
 
     verb: str
@@ -44,6 +45,7 @@ class ApiRoute:
     rpc: str
     offer: str = ""
     form: Form = Form.EVENTS
+    within: str = ""
 
     @property
     def name(self) -> str:
@@ -60,8 +62,8 @@ def _read(path: str, rpc: str, offer: str = "", form: Form = Form.EVENTS) -> Api
     return ApiRoute("GET", path, _SERVICE + rpc, offer, form)
 
 
-def _write(verb: str, path: str, rpc: str, offer: str) -> ApiRoute:
-    return ApiRoute(verb, path, _SERVICE + rpc, offer)
+def _write(verb: str, path: str, rpc: str, offer: str, within: str = "") -> ApiRoute:
+    return ApiRoute(verb, path, _SERVICE + rpc, offer, within=within)
 
 
 API_ROUTES: Final = (
@@ -75,6 +77,8 @@ API_ROUTES: Final = (
     _write("POST", f"{_GENERATION}:cancel", "GenerationService/CancelGeneration", "cancel"),
     _write("POST", f"{_PARENT}:fork", "GenerationService/ForkGeneration", "fork"),
     _write("POST", f"{_GENERATION}:verify", "VerificationService/VerifyGeneration", "verify"),
+    _write("POST", f"{_GENERATION}:explain", "ExplainService/Explain", "explain", "recorded"),
+    _write("POST", f"{API}/explain", "ExplainService/Explain", "explain"),
     _read(f"{API}/search", "TraceService/SearchGenerations", "search"),
     _read(f"{API}/watch", "TraceService/WatchGenerations"),
     _read(f"{API}/models", "ModelService/ListModels"),

@@ -14,7 +14,7 @@ class Scope(StrEnum):
     READ_CONTENT = "read:content"
     """Read the record with text and token ids."""
     EXPLAIN = "explain"
-    """Compute the emergence of a text."""
+    """Explain outputs, and compute the emergence of a text."""
     DELETE = "delete"
     """Delete generations."""
     METRICS = "metrics"

@@ -40,6 +40,7 @@ _SHOWN = _list_names(
         "RecordedElsewhere": "library",
         "Fork": "parent_generation_id changed_settings parent_trace_id parent_span_id",
         "Redaction": "kind field",
+        "Explanation": "parameters weights_digest unrecorded_reason",
         "ListGenerationsResponse": "next_page_token",
         "ListStepsResponse": "next_page_token",
         "WatchGenerationsResponse": "generation_id position",

@@ -24,12 +24,12 @@ def encode_occurrence(occurrence: Occurrence) -> bytes:
     )
     match occurrence.happening:
         case ReaderLeft(caller, last_offset, status, num_readers):
-            proto.reader_left.caller.CopyFrom(_convert_caller(caller))
+            proto.reader_left.caller.CopyFrom(convert_caller(caller))
             proto.reader_left.last_offset = last_offset
             proto.reader_left.status_code = status.value
             proto.reader_left.num_readers = num_readers
         case ReaderJoined(caller, after_offset, num_readers):
-            proto.reader_joined.caller.CopyFrom(_convert_caller(caller))
+            proto.reader_joined.caller.CopyFrom(convert_caller(caller))
             proto.reader_joined.after_offset = after_offset
             proto.reader_joined.num_readers = num_readers
         case EngineEnded(detail):
@@ -37,7 +37,7 @@ def encode_occurrence(occurrence: Occurrence) -> bytes:
         case EngineResumed():
             proto.engine_resumed.SetInParent()
         case CancelledByCall(caller):
-            proto.cancelled.caller.CopyFrom(_convert_caller(caller))
+            proto.cancelled.caller.CopyFrom(convert_caller(caller))
         case CancelledWithoutReader(seconds):
             proto.cancelled.without_reader.CopyFrom(_convert_seconds(seconds))
         case MaxDurationPassed(seconds):
@@ -45,7 +45,8 @@ def encode_occurrence(occurrence: Occurrence) -> bytes:
     return proto.SerializeToString()
 
 
-def _convert_caller(caller: Caller) -> occurrence_pb2.Caller:
+def convert_caller(caller: Caller) -> occurrence_pb2.Caller:
+    """Return a caller as a message."""
     context = caller.trace_context
     return occurrence_pb2.Caller(
         method=caller.method,

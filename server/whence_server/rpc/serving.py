@@ -80,6 +80,11 @@ class Serving:
         # An upstream tells its name for the model.
         self.model_name = model.name
 
+    @property
+    def num_running(self) -> int:
+        """Number of generations that run or wait; 0 without a model."""
+        return 0 if self._generations is None else self._generations.num_running
+
     def is_taken(self, generation_id: str) -> bool:
         """Return whether a generation that the journal does not know has an id."""
         generations = self._generations

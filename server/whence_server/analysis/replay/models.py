@@ -1,4 +1,6 @@
-"""Loading of the model that a record needs, and its noise, which is measured at first use."""
+"""Loading of the model that a question needs, and its noise, which is measured at first use."""
+
+from collections.abc import Mapping
 
 from whence_server.analysis.question import Question
 from whence_server.analysis.replay.noise import measure_noise
@@ -17,6 +19,39 @@ from whence_server.text.tokenizer import TextTokenizer
 _DTYPES = frozenset({"float32", "bfloat16", "float16"})
 
 
+class HeldModel:
+    """A model in memory, with its tokenizer.
+
+    Args:
+        loaded: the model.
+        setup: settings of the process.
+    """
+
+    def __init__(self, loaded: LoadedModel, setup: AnalysisSetup) -> None:
+        self.loaded = loaded
+        self.tokenizer = TextTokenizer(loaded.info.text, loaded.info.vocabulary_size)
+        self._noise_file = setup.noise_file
+        self._verifier: Verifier | None = None
+
+    def get_verifier(self) -> Verifier:
+        """Return the verifier, whose noise is measured if no file has it."""
+        if self._verifier is None:
+            self._verifier = self._make_verifier()
+        return self._verifier
+
+    def _make_verifier(self) -> Verifier:
+        info, runner = self.loaded.info, self.loaded.make_runner()
+        file = NoiseFile(self._noise_file)
+        conditions = describe_conditions(info)
+        noise = file.recall(info.weights_digest, conditions)
+        if noise is None:
+            reader = Reader(runner, info.vocabulary_size, info.batched)
+            chooser = Chooser(info.vocabulary_size, self.loaded.model.device)
+            noise = measure_noise(reader, chooser, self.tokenizer, info.max_context_length)
+            file.keep(info.weights_digest, conditions, noise)
+        return Verifier(info, runner, self.tokenizer, noise, conditions)
+
+
 class Models:
     """Holder of the loaded model, at most one at a time.
 
@@ -28,7 +63,7 @@ class Models:
         self._setup = setup
         self._options: EngineOptions | None = None
         self._files: dict[str, Identity] = {}
-        self._verifier: Verifier | None = None
+        self._held: HeldModel | None = None
 
     def get_verifier(self, question: Question) -> Verifier:
         """Return the verifier of a record: with its data type and kernels if the setup says so.
@@ -36,16 +71,34 @@ class Models:
         Raises:
             ConfigurationError: the model cannot be loaded.
         """
-        options = self._choose_options(question)
-        if self._verifier is None or options != self._options or self._have_files_changed(options):
-            self._verifier = None
-            self._verifier = self._load(options)
-            self._options = options
-        return self._verifier
+        return self.get_model(question.identity.environment).get_verifier()
 
-    def _choose_options(self, question: Question) -> EngineOptions:
+    def get_model(self, environment: Mapping[str, str]) -> HeldModel:
+        """Return the model, for a record with this environment; as `get_verifier`."""
+        options = self._choose_options(environment)
+        if not self._holds(options):
+            # The former model's memory is free before the next one is read.
+            self._held = None
+            self._files = _identify(options)
+            self._held = HeldModel(load(options), self._setup)
+            self._options = options
+        assert self._held is not None  # noqa: S101 - it was just loaded, or was held
+        return self._held
+
+    def has_model(self, environment: Mapping[str, str]) -> bool:
+        """Return whether the model for a record with this environment is in memory."""
+        return self._holds(self._choose_options(environment))
+
+    def _holds(self, options: EngineOptions) -> bool:
+        # The files may have changed since they were mapped.
+        return (
+            self._held is not None
+            and options == self._options
+            and _identify(options) == self._files
+        )
+
+    def _choose_options(self, recorded: Mapping[str, str]) -> EngineOptions:
         options: EngineOptions = self._setup.options
-        recorded = question.identity.environment
         dtype = recorded.get("dtype", "")
         packed = recorded.get("step_kernels", "") == "packed"
         if not self._setup.follows_record:
@@ -57,25 +110,6 @@ class Models:
             prefix_cache_tokens=0,
             maps_weights=True,
         )
-
-    def _load(self, options: EngineOptions) -> Verifier:
-        self._files = _identify(options)
-        loaded: LoadedModel = load(options)
-        info, runner = loaded.info, loaded.make_runner()
-        tokenizer = TextTokenizer(info.text, info.vocabulary_size)
-        file = NoiseFile(self._setup.noise_file)
-        conditions = describe_conditions(info)
-        noise = file.recall(info.weights_digest, conditions)
-        if noise is None:
-            reader = Reader(runner, info.vocabulary_size, info.batched)
-            chooser = Chooser(info.vocabulary_size, loaded.model.device)
-            noise = measure_noise(reader, chooser, tokenizer, info.max_context_length)
-            file.keep(info.weights_digest, conditions, noise)
-        return Verifier(info, runner, tokenizer, noise, conditions)
-
-    def _have_files_changed(self, options: EngineOptions) -> bool:
-        """Return whether files have changed since they were mapped."""
-        return _identify(options) != self._files
 
 
 def _identify(options: EngineOptions) -> dict[str, Identity]:

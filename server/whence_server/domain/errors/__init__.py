@@ -18,7 +18,11 @@ WhenceError                     a code, a machine-readable reason, a message
 ├── EmergenceRefusedError       FAILED_PRECONDITION
 ├── EmergenceBusyError          RESOURCE_EXHAUSTED, gives a retry delay
 ├── VerificationBusyError       RESOURCE_EXHAUSTED, gives a retry delay
+├── ExplanationBusyError        RESOURCE_EXHAUSTED, gives a retry delay
+├── ExplanationTooLargeError    RESOURCE_EXHAUSTED: more work than one explanation may need
+├── ExplanationRefusedError     FAILED_PRECONDITION: other weights, or no tokens on record
 ├── AnalysisFailedError         INTERNAL
+│   └── AnalysisEndedError      UNAVAILABLE: the process was killed
 ├── GenerationExistsError       ALREADY_EXISTS
 ├── GenerationElsewhereError    FAILED_PRECONDITION: another server runs it
 ├── GenerationRunningError      FAILED_PRECONDITION
@@ -80,7 +84,14 @@ from whence_server.domain.errors.access import (
     StoredBytesError,
     UnauthenticatedError,
 )
-from whence_server.domain.errors.analysis import AnalysisFailedError, VerificationBusyError
+from whence_server.domain.errors.analysis import (
+    AnalysisEndedError,
+    AnalysisFailedError,
+    ExplanationBusyError,
+    ExplanationRefusedError,
+    ExplanationTooLargeError,
+    VerificationBusyError,
+)
 from whence_server.domain.errors.base import (
     Code,
     FieldViolation,
@@ -161,6 +172,7 @@ from whence_server.domain.errors.upstream import (
 )
 
 __all__ = [
+    "AnalysisEndedError",
     "AnalysisFailedError",
     "BundleTooLargeError",
     "CallerLimitError",
@@ -177,6 +189,9 @@ __all__ = [
     "EmergenceBusyError",
     "EmergenceRefusedError",
     "EngineLostError",
+    "ExplanationBusyError",
+    "ExplanationRefusedError",
+    "ExplanationTooLargeError",
     "FieldViolation",
     "ForgeryRefusedError",
     "ForkRefusedError",

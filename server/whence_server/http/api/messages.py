@@ -110,7 +110,7 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 
 async def parse_body(
-    request_type: type[M], path: Mapping[str, str], body: Mapping[str, Any], num_bytes: int
+    request_type: type[M], path: Mapping[str, Any], body: Mapping[str, Any], num_bytes: int
 ) -> M:
     """Return the request that a path and a JSON object ask for.
 

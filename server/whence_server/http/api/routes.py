@@ -165,10 +165,19 @@ class _ApiHandler:
             return parse_query(self._request_type, path, query)
         check_unforged(request)
         if not request.can_read_body:
-            return await parse_body(self._request_type, path, {}, 0)
+            return await parse_body(self._request_type, self._place(path, {}), {}, 0)
         body = await read_json_object(request, self._max_body_bytes)
         num_bytes = request.content_length or self._max_body_bytes
-        return await parse_body(self._request_type, path, body, num_bytes)
+        return await parse_body(self._request_type, self._place(path, body), body, num_bytes)
+
+    def _place(self, path: dict[str, str], body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the path's parts as fields of the request, or of its field that they belong to."""
+        within = self._route.within
+        if not within:
+            return path
+        given = body.get(within, {})
+        # What is no object is named by the parser.
+        return {within: {**given, **path} if isinstance(given, dict) else given}
 
     def _read_last_event_id(self, request: web.Request) -> list[tuple[str, str]]:
         """Return the place that a reader who comes back has reached, as a parameter."""

@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 from whence.summary import DEFAULT_UNLIKELY_BELOW, Likelihoods
 from whence.v1.call_pb2 import Call
 from whence.v1.generation_pb2 import BeamRound, GenerationFinished
+from whence.v1.occurrence_pb2 import Occurrence
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
     GenerationNotFoundError,
@@ -28,6 +29,7 @@ from whence_server.telemetry.spans.beams import make_beam_round_span
 from whence_server.telemetry.spans.blocks import BlockSpans
 from whence_server.telemetry.spans.bounds import SequenceBounds, read_sequence_bounds
 from whence_server.telemetry.spans.decode_parts import DecodeParts
+from whence_server.telemetry.spans.explanations import make_explanation_span
 from whence_server.telemetry.spans.genai import make_generation_span
 from whence_server.telemetry.spans.likelihoods import LikelihoodBook
 from whence_server.telemetry.spans.occurrences import Occurrences
@@ -175,6 +177,7 @@ class SpanEncoder:
                     self._likelihoods.begin(entry.generation_id)
             case EntryKind.OCCURRENCE:
                 self._occurrences.note(entry.generation_id)
+                return await self._encode_occurrence(entry)
             case EntryKind.DELETED:
                 self._origins.forget(entry.generation_id)
                 self._occurrences.note(entry.generation_id)
@@ -189,6 +192,21 @@ class SpanEncoder:
         if self._form.has_spans:
             spans.append(self._steps.encode(origin, read))
         return spans
+
+    async def _encode_occurrence(self, entry: Entry) -> list[bytes]:
+        if not entry.payload:
+            return []
+        occurrence = Occurrence.FromString(entry.payload)
+        if not occurrence.HasField("explained"):
+            return []
+        origin = await self._origins.find(entry.generation_id)
+        if origin is None or not origin.sampled:
+            return []
+        explained = occurrence.explained.explanation.span
+        num_own = count_step_spans(origin, explained.sequence_index, self._step_spans)
+        has_span = self._form.has_spans and explained.begin_step < num_own
+        span = make_explanation_span(origin, occurrence, has_step_span=has_span)
+        return [] if span is None else [encode_span(span)]
 
     async def _encode_beam_round(self, entry: Entry) -> list[bytes]:
         origin = await self._origins.find(entry.generation_id)

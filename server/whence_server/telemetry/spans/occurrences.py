@@ -76,9 +76,9 @@ def _parse(entries: Iterable[Entry]) -> Iterable[Occurrence]:
 
 
 def make_occurrence_event(occurrence: Occurrence) -> Span.Event | None:
-    """Make the event of one occurrence; None if a later version wrote it."""
+    """Make the event of one occurrence; None if it has a span, or if a later version wrote it."""
     kind = occurrence.WhichOneof("occurrence")
-    if kind is None:
+    if kind not in _EVENT_NAMES:
         return None
     return Span.Event(
         time_unix_nano=max(occurrence.time.ToNanoseconds(), 0),

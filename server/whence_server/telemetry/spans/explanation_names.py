@@ -1,0 +1,27 @@
+"""Names on the span of an explanation, with the field that each is read from."""
+
+from typing import Final
+
+EXPLAIN: Final = "explain"
+"""One explanation of recorded steps, in the trace of the call that asked for it."""
+
+EXPLANATION_METHOD: Final = "whence.explanation.method"
+"""Explanation.method, as the command has it: "leave-one-out"."""
+EXPLANATION_METHOD_VERSION: Final = "whence.explanation.method_version"
+EXPLANATION_NUM_STEPS: Final = "whence.explanation.num_steps"
+"""Steps that are explained as one unit: ExplainedSpan.end_step - begin_step."""
+EXPLANATION_NUM_SEGMENTS: Final = "whence.explanation.num_segments"
+EXPLANATION_NUM_PASSES: Final = "whence.explanation.num_passes"
+EXPLANATION_VALUE: Final = "whence.explanation.value"
+"""ExplainedSpan.value, in nats."""
+EXPLANATION_IS_CONTRAST: Final = "whence.explanation.is_contrast"
+"""True if there is a contrast: ExplainedSpan.against_token_ids."""
+EXPLANATION_TRUST: Final = "whence.explanation.trust"
+"""ExplanationTrust.verdict in lower case; like the next three, absent if it was not measured."""
+EXPLANATION_CORRELATION: Final = "whence.explanation.correlation"
+EXPLANATION_CORRELATION_LOW: Final = "whence.explanation.correlation_low"
+EXPLANATION_CORRELATION_HIGH: Final = "whence.explanation.correlation_high"
+EXPLANATION_LINKED_TRACE_ID: Final = "whence.explanation.linked_trace_id"
+"""Trace id of the generation, which the span's link has too: backends hardly show links."""
+EXPLANATION_LINKED_SPAN_ID: Final = "whence.explanation.linked_span_id"
+"""Span of the first explained step, or the sequence's `decode` span if the step has none."""
