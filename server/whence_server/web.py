@@ -46,8 +46,6 @@ def make_http_server(parts: WebParts, max_connections: int) -> HttpServer | None
     origins = Origins(settings.http_allow_origin, checks_host=is_loopback(host))
     gate = access.gate
     keys = parts.transparency.board
-    missing = ["search"] if parts.search is None else []
-    missing += ["fork"] if settings.upstream else []
     routes = {
         **list_routes(front, calls, gate, origins),
         # Before the API, whose last route refuses what it does not have.
@@ -58,7 +56,7 @@ def make_http_server(parts: WebParts, max_connections: int) -> HttpServer | None
             gate,
             origins,
             trace_url=settings.trace_url,
-            missing=missing,
+            missing=list_missing_offers(settings, has_search=parts.search is not None),
         ),
         **list_api_routes(
             parts.services,
@@ -82,3 +80,15 @@ def make_http_server(parts: WebParts, max_connections: int) -> HttpServer | None
         tls=access.make_http_context(),
         origins=origins,
     )
+
+
+def list_missing_offers(settings: ServeConfig, *, has_search: bool) -> list[str]:
+    """Return the offers that a server does not make, although it has their RPCs."""
+    missing = [] if has_search else ["search"]
+    if settings.record_only:
+        missing += ["generate", "cancel", "fork"]
+    if (settings.record_only or settings.upstream) and settings.upstream_weights is None:
+        missing.append("verify")
+    if settings.upstream:
+        missing.append("fork")
+    return missing

@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from aiohttp import ClientSession
 
 from whence_server.domain.api_routes import STATE
@@ -17,6 +18,7 @@ from whence_server.rpc.serving import Serving
 from whence_server.rpc.trace_servicer import TraceServicer
 from whence_server.telemetry.lag import Lag
 from whence_server.telemetry.live import Consumer, LiveServer
+from whence_server.web import list_missing_offers
 
 NOTHING: Any = None
 
@@ -68,3 +70,20 @@ async def test_the_load_is_that_of_the_running_parts() -> None:
     names = ("running", "queued", "batchSize", "tokensPerSecond", "cacheTokens", "maxCacheTokens")
     assert [state[name] for name in names] == [4, 5, 3, 12.35, 7, 100]
     assert state["exportLagSeconds"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"model": "m"}, []),
+        ({"model": "m", "has_search": False}, ["search"]),
+        ({"record_only": True}, ["generate", "cancel", "fork", "verify"]),
+        ({"upstream": "http://x/v1"}, ["verify", "fork"]),
+        ({"upstream": "http://x/v1", "upstream_weights": "w"}, ["fork"]),
+    ],
+)
+def test_what_a_server_cannot_do_is_not_offered(given: dict[str, Any], missing: list[str]) -> None:
+    has_search = given.get("has_search", True)
+    nothing = {"record_only": False, "upstream": "", "upstream_weights": None}
+    settings: Any = SimpleNamespace(**nothing | given)
+    assert list_missing_offers(settings, has_search=has_search) == missing
