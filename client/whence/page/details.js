@@ -1,4 +1,23 @@
-// The panel: what is on record of one token, or of the generation where none is chosen.
+// The panel of one token: everything that is on record of its step.
+
+import {
+  bar,
+  barsOf,
+  cell,
+  duration,
+  make,
+  percent,
+  probability,
+  rounded,
+  shortened,
+  swatched,
+  tableOf,
+  visible,
+  wordCell,
+  worded,
+  wordParts,
+} from "./parts.js";
+import { ownText, sharesByPosition, surprise, textOf } from "./text.js";
 
 const LAYERS_SAY =
   "The model's own final stages applied to each layer, among these candidates only: " +
@@ -10,31 +29,36 @@ const SINK_SAYS = "positions that heads attend to when they have nothing to read
 const NUM_SOURCES = 6; // shown at first, like the next
 const NUM_CANDIDATES = 10;
 const MOST_LAYERS = 16;
-const UNKNOWN_SAYS = "The model's vocabulary was not at hand: tokens are named by their ids.";
 const METHODS = {
   "value-norm-attention/1": "attention weighted by the norm of the values",
   "value-norm-attention/2": "attention weighted by the norm of the values",
 };
 
-/** Everything that is recorded of a step, as elements. */
-function stepDetails(step, place) {
+/**
+ * Everything that is recorded of a step, as elements.
+ *
+ * `place` says where the step is: `record`, `prompt` (whether it is a token of the prompt),
+ * `sequence` (index), `position` in the context, and `textAt` (text by position).
+ */
+export function stepDetails(step, place) {
+  const { record } = place;
   return [
     make(
       "h2",
       "",
-      make("q", "", ...wordParts(step.token_id === undefined ? step.text : textOf(step.token_id))),
+      make("q", "", ...wordParts(ownText(record, step))),
     ),
     make("p", "place", placeLine(step, place)),
     tiles(step),
-    ...candidateDetails(step),
+    ...candidateDetails(step, record),
     ...choiceDetails(step, place),
-    ...layerDetails(step),
+    ...layerDetails(step, record),
     ...sourceDetails(step, place),
     ...timingDetails(step),
   ].filter(Boolean);
 }
 
-function placeLine(step, { prompt, sequence, position }) {
+function placeLine(step, { record, prompt, sequence, position }) {
   const parts = [prompt ? `prompt token ${step.index}` : `step ${step.index}`];
   if (!prompt && record.sequences.length > 1) parts.push(`sequence ${sequence}`);
   if (position >= 0 && !prompt) parts.push(`position ${position}`);
@@ -64,8 +88,8 @@ function tiles(step) {
   return grid;
 }
 
-function candidateDetails(step) {
-  const rows = candidateRows(step);
+function candidateDetails(step, record) {
+  const rows = candidateRows(step, record);
   if (!rows.length) return [];
   const processed = rows.some((row) => row.drawn !== undefined);
   const most = Math.max(...rows.flatMap((row) => [probability(row.model), probability(row.drawn)]));
@@ -76,7 +100,7 @@ function candidateDetails(step) {
       bar("", probability(model) / most),
       bar("drawn", probability(drawn) / most),
     );
-    const cells = [wordCell(textOf(id)), cell("bar", bars), cell("", percent(probability(model)))];
+    const cells = [wordCell(textOf(record, id)), cell("bar", bars), cell("", percent(probability(model)))];
     const after = drawn === null ? ["gone", "removed"] : ["", percent(probability(drawn))];
     if (processed) cells.push(cell(...after));
     return make("tr", id === step.token_id ? "chosen" : "", ...cells);
@@ -94,7 +118,8 @@ function candidateDetails(step) {
  * The candidates, the tokens that the request named, and the chosen token, which is never among
  * those that have to be unfolded.
  */
-function candidateRows({ candidates, requested, token_id: own, logprob, sampling_logprob }) {
+function candidateRows(step, record) {
+  const { candidates, requested, token_id: own, logprob, sampling_logprob } = step;
   const ids = candidates?.token_ids ?? [];
   const named = requested ? record.generation.trace.logprob_token_ids : [];
   if (!ids.length && !named.length) return [];
@@ -113,15 +138,16 @@ function candidateRows({ candidates, requested, token_id: own, logprob, sampling
 function choiceDetails(step, place) {
   const said = place.prompt
     ? ""
-    : [constraintSentence(step), drawSentence(step), noiseSentence(step, place)]
+    : [constraintSentence(step, place), drawSentence(step, place), noiseSentence(step, place)]
         .filter(Boolean)
         .join(" ");
-  const out = step.processors ? [processorTable(step.processors)] : [];
+  const out = step.processors ? [processorTable(step.processors, place.record)] : [];
   if (said) out.push(make("p", "", said));
   return out.length ? [make("h3", "", "How it was chosen"), ...out] : [];
 }
 
-function processorTable({ num_kept: kept, removed_mass: removed, token_logprobs: after }) {
+function processorTable(processors, record) {
+  const { num_kept: kept, removed_mass: removed, token_logprobs: after } = processors;
   const table = tableOf(["after", "tokens left", "mass removed", "this token"]);
   kept.forEach((count, i) => {
     const name = record.generation.processor_names[i] ?? `processor ${i}`;
@@ -136,7 +162,7 @@ function processorTable({ num_kept: kept, removed_mass: removed, token_logprobs:
 }
 
 /** What the constraint did: it is always the first of the processors. */
-function constraintSentence({ processors, rank }) {
+function constraintSentence({ processors, rank }, { record }) {
   if (!processors || record.generation.processor_names[0] !== "constraint") return "";
   const taken = percent(processors.removed_mass[0]);
   const first = rank === 0 ? "The model's own first choice was allowed." : "";
@@ -147,7 +173,7 @@ function constraintSentence({ processors, rank }) {
     .join(" ");
 }
 
-function noiseSentence({ draw, index }, { sequence }) {
+function noiseSentence({ draw, index }, { record, sequence }) {
   if (!draw) return "";
   const seed = record.generation.decoding.sample?.seed ?? "?";
   const drawn = sequence + (record.generation.first_draw_sequence ?? 0);
@@ -155,7 +181,7 @@ function noiseSentence({ draw, index }, { sequence }) {
   return `Its noise, ${draw.noise}, is a function of ${inputs}.`;
 }
 
-function drawSentence(step) {
+function drawSentence(step, { record }) {
   const { draw } = step;
   if (step.index < (record.generation.num_forced_steps ?? 0))
     return "Given, not chosen: a branch repeats its parent, or has this token in its place.";
@@ -171,12 +197,12 @@ function drawSentence(step) {
   if (draw.margin === undefined || draw.runner_up_token_id === undefined)
     return "Drawn at random; no other token could be.";
   const factor = rounded(Math.exp(draw.margin ?? Infinity));
-  const runnerUp = worded(textOf(draw.runner_up_token_id));
+  const runnerUp = worded(textOf(record, draw.runner_up_token_id));
   return `Drawn at random. Were it ${factor} times less likely, “${runnerUp}” would stand here.`;
 }
 
-function sourceDetails(step, { prompt, position, textAt }) {
-  if (!step.sources || prompt) return unavailable("sources", "What it drew on");
+function sourceDetails(step, { record, prompt, position, textAt }) {
+  if (!step.sources || prompt) return unavailable(record, "sources", "What it drew on");
   const newest = position - 1;
   const listed = [...sharesByPosition(step, newest)].sort((a, b) => b[1] - a[1]);
   const most = listed[0]?.[1] || 1;
@@ -206,8 +232,8 @@ function sourceDetails(step, { prompt, position, textAt }) {
   return [...out, make("p", "", said.join(" "))];
 }
 
-function layerDetails(step) {
-  if (!step.layers) return unavailable("layers", "How it formed");
+function layerDetails(step, record) {
+  if (!step.layers) return unavailable(record, "layers", "How it formed");
   const rows = layerRuns(step.layers).map(({ first, last, share, leader }) => {
     const leads = leader !== null && leader === step.token_id;
     const cells = [
@@ -219,7 +245,7 @@ function layerDetails(step) {
       leads ? "chosen" : "",
       ...cells,
       cell("", percent(share)),
-      wordCell(textOf(leader)),
+      wordCell(textOf(record, leader)),
     );
   });
   const table = tableOf(["layer", "", "this token", "leading"], ...rows);
@@ -240,7 +266,7 @@ function layerRuns({ shares, leaders }) {
   return runs;
 }
 
-function unavailable(part, heading) {
+function unavailable(record, part, heading) {
   const why = record.generation.unavailable[part];
   return why ? [make("h3", "", heading), make("p", "", `Not on record: ${visible(why)}.`)] : [];
 }
@@ -261,61 +287,4 @@ function timingDetails(step) {
     `${length.toLocaleString("en")} positions of context.`,
   ].join(" ");
   return [make("h3", "", "What it cost"), make("p", "", said)];
-}
-
-/** The generation at a glance, with its most surprising tokens; `choose` takes a key. */
-function overview(sequence, choose) {
-  if (!sequence) return [make("h3", "", "No token was generated")];
-  const known = sequence.steps.filter((step) => surprise(step) !== undefined);
-  const mean = known.reduce((sum, step) => sum + surprise(step), 0) / known.length;
-  const out = [
-    make("h3", "", "Choose a token"),
-    make(
-      "p",
-      "",
-      "by a click, or with the arrow keys: what else was likely, how it was chosen, " +
-        "what it drew on, how it formed.",
-    ),
-  ];
-  const grid = make("div", "tiles");
-  const add = (value, name) => grid.append(make("div", "", make("b", "", value), name));
-  add(sequence.steps.length.toLocaleString("en"), "tokens");
-  if (known.length && Number.isFinite(mean)) add(Math.abs(mean).toFixed(2), "bits a token");
-  if (sequence.finish_reason) add(visible(sequence.finish_reason.replaceAll("_", " ")), "finished");
-  if (sequence.constraint_complete !== undefined)
-    add(sequence.constraint_complete ? "complete" : "cut off", "under the constraint");
-  if (sequence.num_reasoning_steps) add(sequence.num_reasoning_steps.toLocaleString("en"), "of reasoning");
-  out.push(grid, ...toolCalls(sequence, choose));
-  if (!Object.keys(record.vocabulary).length) out.push(make("p", "", UNKNOWN_SAYS));
-  if (!known.length) return out;
-  const list = make("ol", "list");
-  for (const step of [...known].sort((a, b) => surprise(b) - surprise(a)).slice(0, 12)) {
-    const text = step.token_id === undefined ? step.text : textOf(step.token_id);
-    const button = make(
-      "button",
-      "",
-      make("q", "", ...wordParts(text)),
-      make("span", "soft", `step ${step.index}`),
-      make("span", "number", percent(probability(step.logprob))),
-    );
-    button.type = "button";
-    button.addEventListener("click", () => choose(`${sequence.index}.${step.index}`));
-    list.append(make("li", "", button));
-  }
-  return [...out, make("h3", "", "Most surprising"), list];
-}
-
-/** The tool calls of an output; each leads to its first token. */
-function toolCalls(sequence, choose) {
-  if (!sequence.tool_calls) return [];
-  const list = make("ol", "list");
-  for (const call of sequence.tool_calls) {
-    const shown = make("q", "", ...wordParts(`${call.name} ${call.arguments}`));
-    const button = make("button", "", shown, make("span", "soft", visible(call.id)));
-    button.type = "button";
-    button.disabled = call.step === null;
-    button.addEventListener("click", () => choose(`${sequence.index}.${call.step}`));
-    list.append(make("li", "", button));
-  }
-  return [make("h3", "", "Tool calls"), list];
 }

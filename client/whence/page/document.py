@@ -14,7 +14,8 @@ from whence.v1.generation_pb2 import GenerationFinished, GenerationStarted
 from whence.v1.step_pb2 import Step
 from whence.vocabulary import Vocabulary
 
-_PROGRAM = ("parts.js", "text.js", "details.js", "page.js")
+# Modules in the order in which each needs those before it.
+_PROGRAM = ("parts.js", "text.js", "details.js", "overview.js", "facts.js", "view.js", "page.js")
 # Characters that a browser could take for the end of a script or for markup.
 _MARKUP = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 
@@ -43,8 +44,8 @@ def make_page(
         The page, to be encoded as UTF-8.
     """
     record = make_page_record(started, finished, steps, prompt_steps, vocabulary)
-    style = _read_resource("page.css")
-    program = "".join(map(_read_resource, _PROGRAM))
+    style = _read_resource("view.css") + _read_resource("page.css")
+    program = '"use strict";\n' + "".join(_read_module(name) for name in _PROGRAM)
     parts = {
         "policy": _make_policy(program, style),
         "title": _encode_ascii(html.escape(f"{started.model}: {_shorten(record['text'])}")),
@@ -86,6 +87,14 @@ def _encode_ascii(escaped: str) -> str:
 def _shorten(text: str) -> str:
     first, *rest = text.strip().split("\n", 1)
     return first[:60] + ("…" if rest or len(first) > 60 else "")
+
+
+def _read_module(name: str) -> str:
+    """Return a module's text for a script of all modules: without its imports and exports."""
+    text = re.sub(
+        r"^import \{[^}]*\} from \"[^\"]*\";\n", "", _read_resource(name), flags=re.MULTILINE
+    )
+    return re.sub(r"^export ", "", text, flags=re.MULTILINE)
 
 
 def _read_resource(name: str) -> str:

@@ -1,4 +1,3 @@
-"use strict";
 // What the page is made of: elements, text made visible, tables, bars, numbers.
 
 // Characters that would not be seen, or that make a line read otherwise than it was written.
@@ -6,7 +5,7 @@ const HIDDEN =
   /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 
 /** An element with its class, its text or children; text is never taken for markup. */
-function make(tag, className, ...children) {
+export function make(tag, className, ...children) {
   const element = document.createElement(tag);
   if (className) element.className = className;
   element.append(...children);
@@ -14,17 +13,17 @@ function make(tag, className, ...children) {
 }
 
 /** Text with what would not be seen made visible. */
-function visible(text) {
+export function visible(text) {
   return text.replace(HIDDEN, (one) => "\\u" + one.charCodeAt(0).toString(16).padStart(4, "0"));
 }
 
 /** A token on one line, its blanks made visible. */
-function worded(text) {
+export function worded(text) {
   return visible(text).replace(/\n/g, "↵").replace(/\t/g, "⇥");
 }
 
 /** The same as elements: a blank is a faint dot. */
-function wordParts(text) {
+export function wordParts(text) {
   const pieces = worded(text).split(/( +|↵|⇥)/);
   return pieces
     .filter(Boolean)
@@ -33,17 +32,17 @@ function wordParts(text) {
     );
 }
 
-function tableOf(heads, ...rows) {
+export function tableOf(heads, ...rows) {
   return make("table", "", make("tr", "", ...heads.map((head) => make("th", "", head))), ...rows);
 }
 
 /** A heading's words, after the colour of the bars that it stands for. */
-function swatched(className, words) {
+export function swatched(className, words) {
   return make("span", "", make("i", className), words);
 }
 
 /** A table of the first rows; the others can be unfolded. */
-function shortened(heads, rows, length) {
+export function shortened(heads, rows, length) {
   if (rows.length <= length + 1) return [tableOf(heads, ...rows)];
   const more = make("summary", "", `${rows.length - length} more`);
   return [
@@ -52,44 +51,44 @@ function shortened(heads, rows, length) {
   ];
 }
 
-function cell(className, content) {
+export function cell(className, content) {
   return make("td", className, content);
 }
 
-function wordCell(text) {
+export function wordCell(text) {
   const shown = make("td", "word", ...wordParts(text));
   shown.title = visible(text);
   return shown;
 }
 
-function barsOf(...bars) {
+export function barsOf(...bars) {
   return make("div", "bars", ...bars);
 }
 
-function bar(className, share) {
+export function bar(className, share) {
   const shown = make("i", className);
   shown.style.width = `${Math.min(100, Math.max(0, share * 100))}%`;
   return shown;
 }
 
-function duration(ns) {
+export function duration(ns) {
   if (ns >= 1e9) return `${(ns / 1e9).toFixed(2)} s`;
   return ns >= 1e6 ? `${(ns / 1e6).toFixed(1)} ms` : `${Math.round(ns / 1e3)} µs`;
 }
 
 /** Of a log probability in nats; null stands for minus infinity. */
-function probability(logprob) {
+export function probability(logprob) {
   return Math.exp(logprob ?? -Infinity);
 }
 
-function percent(share) {
+export function percent(share) {
   if (!(share > 0)) return share === 0 ? "0%" : "";
   if (share < 0.0005) return share < 0.00005 ? "<0.01%" : `${(share * 100).toFixed(2)}%`;
   return `${(share * 100).toFixed(share >= 0.9995 ? 0 : 1)}%`;
 }
 
 /** A number for people: two decimals below ten, whole from there on. */
-function rounded(number) {
+export function rounded(number) {
   if (!Number.isFinite(number)) return "infinitely many";
   return number < 10
     ? number.toFixed(2).replace(/0$/, "")

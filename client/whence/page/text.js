@@ -1,30 +1,36 @@
 // The text: one span for each token, coloured by its surprise, or by what another drew on it.
 
-const record = JSON.parse(document.getElementById("record").textContent);
-const NUM_SURPRISES = 9; // bits; what is rarer looks the same
-const NUM_SHARES = 8;
-const SPREAD = 0.7;
+import { make, percent, probability, visible, worded } from "./parts.js";
+
+export const NUM_SURPRISES = 9; // bits; what is rarer looks the same
+export const NUM_SHARES = 8;
+export const SPREAD = 0.7;
 
 /** A token's own text by its id; its number where the vocabulary is not known. */
-function textOf(tokenId) {
+export function textOf(record, tokenId) {
   if (tokenId === undefined || tokenId === null) return "?";
   return record.vocabulary[tokenId] || `#${tokenId}`;
 }
 
+/** The text of a step's token by itself. */
+export function ownText(record, step) {
+  return step.token_id === undefined ? step.text : textOf(record, step.token_id);
+}
+
 /** How surprised the model was, in bits; undefined where nothing says so. */
-function surprise(step) {
+export function surprise(step) {
   if (step.logprob === undefined) return undefined;
   return step.logprob === null ? Infinity : -step.logprob / Math.LN2;
 }
 
-function surpriseClass(step) {
+export function surpriseClass(step) {
   const bits = surprise(step);
   return bits === undefined || bits < 0.5 ? "s0" : `s${Math.min(Math.round(bits), NUM_SURPRISES)}`;
 }
 
 /** What stands in the text for a token: what it added, or a mark where that was nothing. */
-function tokenParts(text, ownText) {
-  if (text === "") return [make("span", "mark", ownText && ownText.trim() ? "◦" : "·")];
+export function tokenParts(text, own) {
+  if (text === "") return [make("span", "mark", own && own.trim() ? "◦" : "·")];
   const parts = [];
   for (const piece of visible(text).split(/(\n)/)) {
     if (piece === "\n") parts.push(make("span", "mark", "↵"), "\n");
@@ -33,28 +39,29 @@ function tokenParts(text, ownText) {
   return parts;
 }
 
-function promptSpans() {
+export function promptSpans(record, name) {
   const { text, texts, token_ids: ids, steps } = record.prompt;
   if (!texts.length) return text ? [make("span", "token prompt", visible(text))] : [];
   return texts.map((added, index) => {
-    const span = make("span", "token prompt", ...tokenParts(added, textOf(ids[index])));
+    const span = make("span", "token prompt", ...tokenParts(added, textOf(record, ids[index])));
     span.dataset.position = index;
-    if (steps[index]) makeOption(span, `prompt.${index}`, steps[index], added);
+    if (steps[index]) makeOption(span, `prompt.${index}`, steps[index], added, name);
     return span;
   });
 }
 
-function outputSpans(sequence) {
-  return sequence.steps.map((step) => {
-    const span = make("span", "token", ...tokenParts(step.text, textOf(step.token_id)));
+export function outputSpans(record, sequence, name, from = 0) {
+  return sequence.steps.slice(from).map((step) => {
+    const own = textOf(record, step.token_id);
+    const span = make("span", "token", ...tokenParts(step.text, own));
     span.dataset.position = record.prompt.num_tokens + step.index;
-    makeOption(span, `${sequence.index}.${step.index}`, step, step.text || textOf(step.token_id));
+    makeOption(span, `${sequence.index}.${step.index}`, step, step.text || own, name);
     return span;
   });
 }
 
-function makeOption(span, key, step, text) {
-  span.id = `t${key}`;
+function makeOption(span, key, step, text, name) {
+  span.id = `${name}t${key}`;
   span.dataset.key = key;
   span.classList.add(surpriseClass(step));
   span.setAttribute("role", "option");
@@ -64,8 +71,8 @@ function makeOption(span, key, step, text) {
 }
 
 /** Colours the positions that a step drew on; the strongest is the darkest. */
-function paintSources(spans, step, newest) {
-  for (const span of document.querySelectorAll("#text [data-share]")) {
+export function paintSources(text, spans, step, newest) {
+  for (const span of text.querySelectorAll("[data-share]")) {
     span.classList.remove(`w${span.dataset.share}`);
     delete span.dataset.share;
     span.removeAttribute("title");
@@ -89,7 +96,7 @@ function shareClass(share, most) {
 }
 
 /** Shares by position, the newest among them. */
-function sharesByPosition(step, newest) {
+export function sharesByPosition(step, newest) {
   const { positions, shares, self_share: own } = step.sources;
   const found = new Map(positions.map((position, i) => [position, shares[i]]));
   if (own !== undefined && newest >= 0) found.set(newest, own);
@@ -97,7 +104,7 @@ function sharesByPosition(step, newest) {
 }
 
 /** Bars of surprise along the output, and where the chosen token is. */
-function drawStrip(canvas, steps, chosen) {
+export function drawStrip(canvas, steps, chosen) {
   const ratio = window.devicePixelRatio || 1;
   const { clientWidth: width, clientHeight: height } = canvas;
   canvas.width = width * ratio;
