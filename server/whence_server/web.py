@@ -1,4 +1,4 @@
-"""Composition of the web server: OpenAI's API, the JSON API, the login, keys and the log."""
+"""Composition of the web server: OpenAI's API, the JSON API, the page, login, keys and the log."""
 
 from typing import NamedTuple
 
@@ -12,6 +12,8 @@ from whence_server.http.login import list_login_routes
 from whence_server.http.openai.routes import list_routes, make_not_found
 from whence_server.http.openai.running import Front
 from whence_server.http.origins import Origins
+from whence_server.http.page.pulse import list_pulse_routes
+from whence_server.http.page.routes import list_page_routes
 from whence_server.http.proof_routes import list_proof_routes
 from whence_server.http.server import HttpServer
 from whence_server.journal.search.search import Search
@@ -67,6 +69,8 @@ def make_http_server(parts: WebParts, max_connections: int) -> HttpServer | None
             interval_s=interval_s,
         ),
         **list_login_routes(calls, gate, origins),
+        **list_page_routes(calls, origins),
+        **list_pulse_routes(parts.services, calls, gate, origins, interval_s=interval_s),
         **list_proof_routes(keys, calls, gate, origins),
         **parts.transparency.list_routes(),
     }

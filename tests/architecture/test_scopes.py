@@ -32,6 +32,7 @@ from whence_server.http.api.state import list_state_routes
 from whence_server.http.login import list_login_routes
 from whence_server.http.openai.routes import list_routes
 from whence_server.http.openai.running import Front
+from whence_server.http.page.pulse import list_pulse_routes
 from whence_server.http.proof_routes import list_proof_routes
 from whence_server.proof.key_board import KeyBoard
 from whence_server.rpc.calls import CallLog, Method
@@ -90,6 +91,7 @@ def test_every_http_route_has_a_rule_and_no_other() -> None:
         *list_routes(front, calls),
         *list_proof_routes(keys, calls),
         *list_api_routes(methods, calls, max_body_bytes=1),
+        *list_pulse_routes(methods, calls),
         *list_state_routes(methods, LiveServer(None, 0), calls),  # type: ignore[arg-type]  # the same
         *list_login_routes(calls, OPEN_GATE),
     ]

@@ -1,10 +1,11 @@
-"""Time of the metrics page while a hundred streams decode."""
+"""Time of the metrics page while a hundred streams decode, and of the page for people."""
 
 import threading
 import time
 import urllib.request
 from statistics import median
 
+import served_page
 from processes import answering, find_free_port, server
 from workloads import S, find_directory
 
@@ -51,3 +52,4 @@ def run() -> None:
         f"nothing running; while {NUM_STREAMS} streams decode {median(busy) * 1e3:.1f} ms, at most "
         f"{max(busy) * 1e3:.1f} ms in {len(busy)} scrapes"
     )
+    served_page.run()

@@ -7,7 +7,7 @@ docs/access.md shows the same table.
 from dataclasses import dataclass
 from typing import Final
 
-from whence_server.domain.api_routes import API_ROUTES, LOGIN, LOGOUT, STATE
+from whence_server.domain.api_routes import API_ROUTES, LOGIN, LOGOUT, PULSE, STATE
 from whence_server.domain.audit import AuditAction
 from whence_server.domain.identity import Identity, Scope
 
@@ -134,6 +134,7 @@ ROUTES: Final[dict[str, Rule]] = {
     "GET /metrics": Rule((Scope.METRICS,), public="metrics"),
     "GET /healthz": Rule(public="health"),
     **{route.name: RPCS[route.rpc] for route in API_ROUTES},
+    f"GET {PULSE}": RPCS["whence.v1.TraceService/WatchGenerations"],
     f"GET {STATE}": Rule(),
     f"POST {LOGIN}": Rule(note="with a token in its body"),
     f"POST {LOGOUT}": Rule(note="needs nothing"),

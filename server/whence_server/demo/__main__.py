@@ -10,7 +10,7 @@ from whence.cli.trace_link import MEANING, choose_template
 from whence_server.config.environment import copy_environment
 from whence_server.demo.cache import find_cache_dir
 from whence_server.demo.real_model import NAME, ensure_real_model
-from whence_server.demo.serving import find_collector
+from whence_server.demo.serving import choose_page_flags, find_collector
 from whence_server.domain.errors import ConfigurationError
 
 _SHOWS = ("show", "training")
@@ -89,6 +89,7 @@ def _serve(model: Path, name: str, data_dir: Path, *flags: str) -> int:
     arguments = [
         *(sys.executable, "-m", "whence_server", "serve"),
         *("--model", str(model), "--model-name", name, "--data-dir", str(data_dir), *flags),
+        *choose_page_flags(copy_environment()),
     ]
     # The server replaces this process, so that it gets the signals and gives the exit status.
     os.execv(sys.executable, arguments)  # noqa: S606 - our own interpreter

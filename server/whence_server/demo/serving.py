@@ -1,6 +1,7 @@
 """The demo's server process, and the collector that its spans go to."""
 
 import asyncio
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -26,6 +27,7 @@ _DISABLING_VARIABLES = (
     "OTEL_TRACES_SAMPLER",
     "OTEL_TRACES_SAMPLER_ARG",
 )
+_LOOPBACK, _PAGE_PORT = "127.0.0.1", 8000
 _OTLP_PREFIX = "OTEL_EXPORTER_OTLP_"
 """Prefix of variables, for example headers and certificates, that concern another collector."""
 
@@ -33,6 +35,19 @@ _OTLP_PREFIX = "OTEL_EXPORTER_OTLP_"
 def find_collector(environment: Mapping[str, str]) -> str | None:
     """Return the collector's URL in the environment; None if no variable sets one."""
     return next((environment[name] for name in _ENDPOINTS if environment.get(name)), None)
+
+
+def choose_page_flags(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the flags of a server that shows its page, at a port that is free."""
+    if environment.get("WHENCE_HTTP_LISTEN"):
+        return ()
+    port = _PAGE_PORT
+    try:
+        with socket.create_server((_LOOPBACK, port)):
+            pass
+    except OSError:
+        port = 0
+    return ("--http-listen", f"{_LOOPBACK}:{port}")
 
 
 @asynccontextmanager

@@ -17,7 +17,8 @@ SEEDS = (2, 13)
 _SAMPLED = ("--chat", "--temperature", "0.8", "--top-p", "0.95", "--max-new-tokens", "24")
 _NEXT = f"""
 What to try next
-  make serve                             keep a server up on this model, then elsewhere:
+  make serve                             keep a server up on this model; its page is at
+                                         http://127.0.0.1:8000/; then elsewhere:
   .venv/bin/whence generate "{QUESTION}" --chat --internals --html page.html
                                          the same as a page: choose a token
   .venv/bin/whence generate "Name three colours." --chat --temperature 0.8 --seed 7 --candidates

@@ -6,7 +6,9 @@ from typing import Final
 
 API: Final = "/api/v1"
 STATE: Final = f"{API}/server"
-"""State of the server, and what it offers: the one route of the API that is no RPC."""
+"""State of the server, and what it offers."""
+PULSE: Final = f"{API}/pulse"
+"""Texts and probabilities of what runs, for the page: with `STATE` the routes that are no RPC."""
 LOGIN: Final = "/login"
 LOGOUT: Final = "/logout"
 _SERVICE = "whence.v1."

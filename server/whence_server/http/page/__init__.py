@@ -1,0 +1,1 @@
+"""The page: static files, which read the record over the JSON API."""
