@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from engine_harness import loaded_model
 from explained import explained_model, ignore_progress, target_of
 
 from whence_server.domain.errors import InvalidRequestError, NotOfferedError
@@ -123,3 +124,20 @@ def test_progress_is_told_in_tokens(tiny_model: TinyModel) -> None:
     model = explained_model(tiny_model("gpt2"))
     gradient(model, target_of(12, 2), SEGMENTS, {}, lambda *args: seen.append(args))
     assert seen == [(0, 13), (13, 13)]
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gpt2", "llama_dynamic", "phi3_longrope", "rwkv", "gemma3_dynamic"]
+)
+def test_a_model_that_the_engine_has_tried_out_can_be_explained(
+    tiny_model: TinyModel, architecture: str
+) -> None:
+    """The engine's trials run without gradients, and must leave nothing behind that has none."""
+    model = loaded_model(tiny_model(architecture), maps_weights=True).model
+    target = target_of(50)
+    multiplied = gradient(model, target, SEGMENTS, {}, ignore_progress)
+    assert multiplied.value == pytest.approx(compute_value(model, target), abs=1e-4)
+    assert all(multiplied.values)
+    terms = decomposition(model, target, SEGMENTS, {}, ignore_progress).terms
+    assert terms is not None
+    assert terms.residual == pytest.approx(0, abs=1e-3)
