@@ -160,6 +160,19 @@ def test_steps_wait_no_longer_than_their_bounds(monkeypatch: pytest.MonkeyPatch)
     assert add(PendingSteps(Layout(0, 0))).is_due
 
 
+@pytest.mark.parametrize(("forward_ns", "is_due"), [(10**9 - 1, False), (10**9, True)])
+def test_a_slow_step_does_not_wait_for_the_next(
+    monkeypatch: pytest.MonkeyPatch, forward_ns: int, is_due: bool
+) -> None:
+    # The clock stands still: only the step's own time counts.
+    monkeypatch.setattr(pending, "_MAX_WAIT_NS", 10**9)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: 1)
+    steps = PendingSteps(Layout(0, 0))
+    scores = torch.randn(1, 777)
+    steps.add(make_meter([scores]), torch.tensor([3]), [], StepTiming(forward_ns=forward_ns))
+    assert steps.is_due is is_due
+
+
 @pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
 def test_odd_scores_warn_nobody(value: float) -> None:
     # The service may make numpy's warnings errors.
@@ -171,6 +184,31 @@ def test_odd_scores_warn_nobody(value: float) -> None:
         steps.add(make_meter([scores, changed]), torch.tensor([3, 7]), [], StepTiming())
         ((table, _),) = steps.take()
     assert table[1, 0] == 7
+
+
+@pytest.mark.parametrize("num_tokens", [9, 777, 20_011])
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_odd_scores_have_the_numbers_that_torch_gives_them(num_tokens: int, value: float) -> None:
+    """The oracle is the measurement on a device, which torch's CPU can do as well."""
+    torch.manual_seed(4)
+    scores = torch.randn(2, num_tokens) * 4
+    scores[0, 5] = value
+    scores[1, 2:7] = value
+    chosen = torch.tensor([3, 3])
+    (on_host,) = make_meter([scores]).measure(chosen)
+    meter = make_meter([scores])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(StepMeter, "is_on_host", False)
+        on_device = torch.cat(meter.measure(chosen), -1)
+    fixed = slice(0, 6)
+    assert on_host[:, fixed].numpy() == pytest.approx(
+        on_device[:, fixed].numpy(), rel=1e-6, abs=2e-5, nan_ok=True
+    )
+    for row in range(2):
+        listed, expected = (
+            scores[row, table[row, 6 : 6 + NUM_CANDIDATES].long()] for table in (on_host, on_device)
+        )
+        assert torch.equal(listed.nan_to_num(99), expected.nan_to_num(99))
 
 
 class Outbox:

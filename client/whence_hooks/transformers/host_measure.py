@@ -187,11 +187,13 @@ def _compute_entropies(gaps: Floats, weights: Floats, sums: Floats) -> Floats:
         np.copyto(gaps, 0.0, where=np.isneginf(gaps))  # 0 * -inf is NaN
         means = np.einsum("rv,rv->r", weights, gaps)
     entropies: Floats = np.log(sums) - means / sums
+    # Scores of NaN and infinity give 0, as on a device.
+    entropies[np.isnan(entropies)] = 0.0
     return entropies
 
 
 def _find_largest(scores: Floats, num_candidates: int) -> Ids:
-    """Return ids of each row's largest scores, largest first.
+    """Return ids of each row's largest scores, largest first; NaN counts as the largest.
 
     The n largest lie in the n groups with the largest maxima: a pass over the scores finds these,
     and sorting is over few. Each group has the scores at equal distances, so that the maxima of
@@ -215,5 +217,7 @@ def _find_largest(scores: Floats, num_candidates: int) -> Ids:
         found = np.take_along_axis(scores, ids, -1)
     order = np.argpartition(found, found.shape[1] - num_candidates, -1)[:, -num_candidates:]
     largest = np.take_along_axis(found, order, -1)
-    order = np.take_along_axis(order, np.argsort(-largest, -1, kind="stable"), -1)
+    # Sorted from the smallest up, so that NaN is the largest, as it is for torch.
+    ascending = np.argsort(largest[:, ::-1], -1, kind="stable")
+    order = np.take_along_axis(order, largest.shape[1] - 1 - ascending[:, ::-1], -1)
     return np.take_along_axis(ids, order, -1)

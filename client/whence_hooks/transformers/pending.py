@@ -45,10 +45,14 @@ class PendingSteps:
 
     @property
     def is_due(self) -> bool:
-        """True if the steps have waited long enough, or keep much memory."""
-        return self._num_bytes >= _MAX_BYTES or (
-            bool(self._steps) and time.monotonic_ns() - self._since_ns >= _MAX_WAIT_NS
-        )
+        """True if the steps have waited long enough, keep much memory, or come slowly."""
+        if not self._steps:
+            return False
+        # The next step of a slow model would be the first to see that this one has waited.
+        timing = self._steps[-1].timing
+        is_slow = timing.forward_ns + timing.select_ns >= _MAX_WAIT_NS
+        waited_ns = time.monotonic_ns() - self._since_ns
+        return is_slow or waited_ns >= _MAX_WAIT_NS or self._num_bytes >= _MAX_BYTES
 
     def add(
         self,
