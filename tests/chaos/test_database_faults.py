@@ -51,6 +51,7 @@ class Site:
         self.url = self.postgres.make_journal_url(str(folder))
         self.a = self._make_replica("a")
         self.b = self._make_replica("b")
+        self._num_taken = [0, 0]
 
     def _make_replica(self, name: str) -> ServerProcess:
         """Start a replica; the one behind the cable shows a token only once it is on record."""
@@ -82,33 +83,39 @@ class Site:
 
     def lose(self, loss: str) -> None:
         """Have the second replica lose its log to the first, and see it end."""
-        num_taken = self._count_taken_logs()
+        num_taken = _count_taken_logs(self.a)
         if loss == "is killed":
             self.b.kill()
         elif loss == "is paused":
             self.b.process.send_signal(signal.SIGSTOP)
         else:
             self.require_cable().cut()
-        await_that(lambda: self._count_taken_logs() > num_taken, "the log is taken over")
+        await_that(lambda: _count_taken_logs(self.a) > num_taken, "the log is taken over")
         if loss == "is paused":
             self.b.process.send_signal(signal.SIGCONT)
         elif loss == "is cut off":
             self.require_cable().mend()
         assert self.b.wait() == (-signal.SIGKILL if loss == "is killed" else 1)
 
-    def _count_taken_logs(self) -> int:
-        return sum("took over log" in line for line in list(self.a.log))
+    def begin(self) -> None:
+        """Have both replicas live, and note which logs they took over before, in other tests."""
+        self.replace_lost()
+        self._num_taken = [_count_taken_logs(replica) for replica in (self.a, self.b)]
 
     def assert_nobody_lost_a_log(self) -> None:
-        """Check that both replicas live, and that neither took the other's log."""
-        for replica in (self.a, self.b):
+        """Check that both replicas live, and that neither took the other's log meanwhile."""
+        for replica, num_taken in zip((self.a, self.b), self._num_taken, strict=True):
             assert replica.process.poll() is None, "".join(replica.log)
-            assert "took over log" not in "".join(replica.log)
+            assert _count_taken_logs(replica) == num_taken, "".join(replica.log)
 
     def assert_chain_verifies(self) -> None:
         command = [sys.executable, "-m", "whence_server", "verify", "--journal", self.url]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def _count_taken_logs(replica: ServerProcess) -> int:
+    return sum("took over log" in line for line in list(replica.log))
 
 
 @contextmanager
@@ -159,6 +166,7 @@ def assert_unharmed(site: Site, callers: HonestCallers) -> None:
 
 @pytest.mark.timeout(0)  # as many rounds as are asked for; every wait has a bound
 def test_the_database_is_killed_and_comes_back(site: Site, fault_rounds: range) -> None:
+    site.begin()
     callers = call_both(site)
     with callers.calling():
         for seed in fault_rounds:
@@ -178,7 +186,9 @@ def test_the_database_is_killed_and_comes_back(site: Site, fault_rounds: range) 
 
 @pytest.mark.timeout(0)  # as many rounds as are asked for; every wait has a bound
 def test_the_network_is_cut_for_a_moment(site: Site, fault_rounds: range) -> None:
-    cable, callers = site.require_cable(), call_both(site)
+    cable = site.require_cable()
+    site.begin()
+    callers = call_both(site)
     with callers.calling():
         for seed in fault_rounds:
             chance = random.Random(seed)
