@@ -92,7 +92,7 @@ def list_missing_offers(settings: ServeConfig, *, has_search: bool) -> list[str]
     if settings.record_only:
         missing += ["generate", "cancel", "fork"]
     if (settings.record_only or settings.upstream) and settings.upstream_weights is None:
-        missing.append("verify")
+        missing += ["verify", "explain"]
     if settings.upstream:
         missing.append("fork")
     return missing

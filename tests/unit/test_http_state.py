@@ -77,8 +77,8 @@ async def test_the_load_is_that_of_the_running_parts() -> None:
     [
         ({"model": "m"}, []),
         ({"model": "m", "has_search": False}, ["search"]),
-        ({"record_only": True}, ["generate", "cancel", "fork", "verify"]),
-        ({"upstream": "http://x/v1"}, ["verify", "fork"]),
+        ({"record_only": True}, ["generate", "cancel", "fork", "verify", "explain"]),
+        ({"upstream": "http://x/v1"}, ["verify", "explain", "fork"]),
         ({"upstream": "http://x/v1", "upstream_weights": "w"}, ["fork"]),
     ],
 )
