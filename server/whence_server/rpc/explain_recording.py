@@ -3,6 +3,8 @@
 import logging
 import time
 
+from google.protobuf.message import DecodeError
+
 from whence.v1 import explanation_pb2, occurrence_pb2
 from whence_server.domain.content import ContentPolicy
 from whence_server.domain.entries import EntryKind
@@ -78,7 +80,11 @@ def make_occurrence(
 
 async def _count_explanations(journal: Journal, generation_id: str) -> int:
     entries = await journal.read(generation_id, limit=_MAX_READ, kinds=(EntryKind.OCCURRENCE,))
-    return sum(
-        occurrence_pb2.Occurrence.FromString(entry.payload).HasField("explained")
-        for entry in entries
-    )
+    return sum(_is_explanation(entry.payload) for entry in entries)
+
+
+def _is_explanation(payload: bytes) -> bool:
+    try:
+        return occurrence_pb2.Occurrence.FromString(payload).HasField("explained")
+    except DecodeError:
+        return False

@@ -194,9 +194,11 @@ class SpanEncoder:
         return spans
 
     async def _encode_occurrence(self, entry: Entry) -> list[bytes]:
-        if not entry.payload:
+        try:
+            occurrence = Occurrence.FromString(entry.payload)
+        except DecodeError:
+            # Left out, as on the generation's span.
             return []
-        occurrence = Occurrence.FromString(entry.payload)
         if not occurrence.HasField("explained"):
             return []
         origin = await self._origins.find(entry.generation_id)
