@@ -95,6 +95,20 @@ $(QUANTIZED)/.ready: pyproject.toml constraints.txt tests/backends/quantized.txt
 		-r tests/backends/quantized.txt
 	@touch $@
 
+# Captum, Inseq and InterpretML, likewise.
+EXPLAINERS := build/explainers
+
+.PHONY: test-explainers
+test-explainers: $(EXPLAINERS)/.ready ## Hand explanations to Captum, Inseq and InterpretML
+	$(EXPLAINERS)/bin/python -m pytest tests/integration/test_explanation_exports.py
+$(EXPLAINERS)/.ready: pyproject.toml constraints.txt tests/backends/explainers.txt
+	$(PYTHON) -m venv $(EXPLAINERS)
+	$(EXPLAINERS)/bin/python -m pip install --quiet -c constraints.txt torch
+	$(EXPLAINERS)/bin/python -m pip install --quiet -c constraints.txt -e '.[server,demo,dev]' \
+		-r tests/backends/explainers.txt
+	$(EXPLAINERS)/bin/python -m pip install --quiet --no-deps inseq==0.7.1
+	@touch $@
+
 .PHONY: check
 check: setup generated-current ## Format, lint, types, contract, import rules, generated code
 	$(BIN)/ruff format --check .
