@@ -144,7 +144,7 @@ def compare_pages() -> None:
         load.ask(**command)
         for number in range(2 * NUM_RUNS):
             is_watched = number % 2 == 1
-            pages = OpenPages(f"http://{address}/api/v1/watch?lifecycle_only=true")
+            pages = OpenPages(f"http://{address}/api/v1/pulse")
             if is_watched:
                 pages.start()
                 pages.are_open.wait()
