@@ -5,10 +5,12 @@ The same seed gives the same requests.
 
 import json
 import random
+import re
 import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor
@@ -108,6 +110,9 @@ class Fuzz:
         self._random = random.Random(seed)
         self._tokens = dict(tokens)
         self._texts = (*_TEXTS, *list(known) * 4)
+        self._routes: list[str] = []
+        # No part of a path is empty or has braces, which aiohttp takes for another path.
+        self._parts = [it for it in self._texts if it and "{" not in it]
         self._methods = list_methods()
         assert {name.replace("v1alpha", "v1") for name in self._methods} <= set(RPCS)
 
@@ -209,9 +214,12 @@ class Fuzz:
     # ---- HTTP ----
 
     def _make_http(self, caller: str, header: str) -> Http:
-        route = self._random.choice(sorted(ROUTES))
+        # In rounds, so that few requests reach every route.
+        self._routes = self._routes or self._random.sample(sorted(ROUTES), len(ROUTES))
+        route = self._routes.pop()
         method, path = route.split(" ")
         path = path.replace("{model:.+}", self._random.choice(("tiny", "no%2Fmodel", "%00", "..")))
+        path = re.sub(r"{\w+}", lambda _: quote(self._random.choice(self._parts), safe=""), path)
         headers = {"Content-Type": "application/json"}
         if header:
             headers["Authorization"] = header
