@@ -226,7 +226,7 @@ PROMPTS ?= 300
 bench-sources: setup ## Measure how faithful the recorded sources are
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/benchmarks/sources.py --prompts $(PROMPTS)
 
-# Prompts of `make bench-explain`; the figures of docs/explain.md took 100.
+# Prompts of `make bench-explain`; 100 are the long form.
 EXPLAIN_PROMPTS ?= 4
 
 .PHONY: bench-explain

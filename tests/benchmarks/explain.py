@@ -12,11 +12,14 @@ answer's first token.
   paragraph are removed, averaged over one, two and four of its eight; lower is better.
 - seconds: time of a prompt; 0 for what the answer's own pass gives.
 
-`--only reuse` compares leaving out with whole passes, and prints the time to a first answer and to
-its trust.
+Results are kept in build/bench, and a run that was stopped goes on where it was.
+
+`--only reuse` compares leaving out with whole passes, in processor time, and prints the time to a
+first answer and to its trust. `--only memory` prints how memory grows with the context.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -39,9 +42,10 @@ from explained import (
     list_cases,
     list_methods,
 )
+from peak import read_peak_bytes, reset_peak
 from questioned import Questioned
 from resampling import resample
-from workloads import R16, R32, find_directory
+from workloads import BUILD, R16, R32, find_directory, prompt
 
 from whence_server.engines.transformers.internals.head_weights import read_head_weights
 from whence_server.engines.transformers.loading import LoadedModel, load
@@ -52,7 +56,8 @@ from whence_server.explain.masks import draw_halves
 from whence_server.explain.operators import Operator
 from whence_server.explain.rank_correlation import correlate_ranks
 from whence_server.explain.segment_units import Unit
-from whence_server.explain.segments import divide, read_texts
+from whence_server.explain.segments import Segment, divide, read_texts
+from whence_server.explain.target import Target
 from whence_server.explain.trust import NUM_HELD_OUT, measure_trust
 from whence_server.text.tokenizer import TextTokenizer
 
@@ -79,8 +84,10 @@ class Result(NamedTuple):
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="Measures explanations on the real model.")
-    parser.add_argument("--prompts", type=int, default=4, help="100 for the figures of the docs")
-    parser.add_argument("--fitted", action="store_true", help="fit heads first, for ten minutes")
+    parser.add_argument("--prompts", type=int, default=4, help="100 for the long form")
+    parser.add_argument(
+        "--all", action="store_true", help="with heads fitted, and integrated gradients: minutes"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
@@ -97,18 +104,28 @@ def measure_methods(
 ) -> None:
     """Print the table of all methods."""
     thetas = {ALIKE: torch.ones(1)}
-    if options.fitted:
+    if options.all:
         path = real_sources.fit_heads(workload, directory)
         values = read_head_weights(str(path), loaded.info.weights_digest).values
         thetas[STREAM] = real_sources.weigh_by_stream(loaded.model, str(directory))
         thetas[FITTED] = torch.tensor(values).flatten()
-    methods = list_methods(loaded, thetas)
+    methods = list_methods(loaded, thetas, with_slow=options.all)
     questioned = Questioned(loaded, str(directory))
+    path = BUILD / f"explain-{workload.name}-{len(methods)}-{torch.get_num_threads()}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in path.open()] if path.exists() else []
     results: dict[str, list[Result]] = {name: [] for name in methods}
-    for case in list_cases(loaded, questioned, options.prompts):
-        judge = Judge(loaded.model, case)
-        for name, method in methods.items():
-            results[name].append(judge.measure(method))
+    with path.open("a") as file:
+        for number, case in enumerate(list_cases(loaded, questioned, options.prompts)):
+            if number < len(known):
+                found = {name: Result(*row) for name, row in known[number].items()}
+            else:
+                judge = Judge(loaded.model, case)
+                found = {name: judge.measure(method) for name, method in methods.items()}
+                file.write(json.dumps(found) + "\n")
+                file.flush()
+            for name, result in found.items():
+                results[name].append(result)
     show(results)
 
 
@@ -176,28 +193,30 @@ def measure_reuse(
     context = case.target.context
     words, _ = divide(read_texts(tokenizer, context), Unit.WORDS)
     print(f"\nleave one out, {len(context)} tokens of context, equal values:\n")
-    print("| segments | whole passes | logits of the span alone | reused | ratio to each |")
-    print("| --- |" + " ---: |" * 4)
+    print(
+        "| segments | whole passes | logits of the span alone | reused | ratio to each | waited |"
+    )
+    print("| --- |" + " ---: |" * 5)
     exact = {}
     for name, segments in (("sentences", case.segments), ("words", words)):
         sample = np.linspace(0, len(segments), NUM_SAMPLED, dtype=int)
         naive, naive_s = _leave_out_naively(loaded.model, case, segments, sample, keeps_all=True)
         _, lean_s = _leave_out_naively(loaded.model, case, segments, sample, keeps_all=False)
-        started = time.perf_counter()
+        started, first = time.process_time(), time.perf_counter()
         scores = leave_one_out(loaded.model, case.target, segments, {}, ignore)
-        ours_s = time.perf_counter() - started
+        ours_s, waited_s = time.process_time() - started, time.perf_counter() - first
         exact[name] = np.array(scores.values)
         ours = [scores.value, *(scores.value - exact[name])]
         np.testing.assert_allclose(np.array(ours)[sample], naive, rtol=1e-3, atol=2e-3)
         print(
             f"| {len(segments)} {name} | {naive_s:.1f} s | {lean_s:.1f} s | {ours_s:.1f} s | "
-            f"{naive_s / ours_s:.1f}, {lean_s / ours_s:.1f} |",
+            f"{naive_s / ours_s:.2f}, {lean_s / ours_s:.2f} | {waited_s:.1f} s |",
             flush=True,
         )
         whole_s = naive_s
-    started = time.perf_counter()
+    started = time.process_time()
     found = leave_out_by_levels(loaded.model, case.target, (case.segments, words), {}, ignore)
-    levels_s = time.perf_counter() - started
+    levels_s = time.process_time() - started
     best, rough = (
         set(np.argsort(-np.abs(scores))[:5].tolist())
         for scores in (exact["words"], np.array(found.scores.values))
@@ -231,10 +250,10 @@ def _leave_out_naively(
     """Leave out some segments by a whole pass each, with all logits or with those of the span.
 
     Returns:
-        The explained value of each, and the time that all segments would take.
+        The explained value of each, and the processor time that all segments would take.
     """
     rows = leave_out_each(len(segments))
-    started = time.perf_counter()
+    started = time.process_time()
     values = []
     for kept in rows[sample]:
         gone = {
@@ -247,10 +266,29 @@ def _leave_out_naively(
         arguments = {} if keeps_all else {"logits_to_keep": 2}
         logits = model(input_ids=torch.tensor([ids]), use_cache=False, **arguments).logits[0, -2]
         values.append(float(logits.float().log_softmax(-1)[ids[-1]]))
-    return values, (time.perf_counter() - started) * len(rows) / len(sample)
+    return values, (time.process_time() - started) * len(rows) / len(sample)
 
 
-PARTS = {"methods": measure_methods, "reuse": measure_reuse}
+def measure_memory(
+    loaded: LoadedModel, _directory: Path, _workload: Any, _options: argparse.Namespace
+) -> None:
+    """Print by how much the process grows, as the context grows."""
+    print("\nleave one out of eight segments:\n\n| tokens of context | increase of memory |")
+    print("| ---: | ---: |")
+    for length in (1024, 2048, 4096):
+        target = Target(tuple(prompt(1, 40_000, length + 1)), length, length)
+        size = length // 8
+        segments = [Segment(begin, begin + size) for begin in range(0, length, size)]
+        reset_peak()
+        before = read_peak_bytes()
+        # The last one alone: the others take longer, and no more memory.
+        reader = AblatedValues(loaded.model, target, segments)
+        reader.measure(leave_out_each(8)[[0, 8]], Operator.REMOVE, ignore)
+        print(f"| {length:,} | {(read_peak_bytes() - before) >> 20:,} MiB |", flush=True)
+        del reader
+
+
+PARTS = {"methods": measure_methods, "reuse": measure_reuse, "memory": measure_memory}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from questioned import Asked, Questioned
 from questions import MEASURING, Prompt, make_prompt
 
 from whence_server.engines.transformers.loading import LoadedModel
+from whence_server.explain import network_methods
 from whence_server.explain.ablation import ablate_halves
 from whence_server.explain.leave_one_out import leave_one_out
 from whence_server.explain.scores import Progress
@@ -24,6 +25,7 @@ ALIKE, STREAM, FITTED = (
     f"direct sources, heads {how}" for how in ("alike", "weighed", "fitted to ablations")
 )
 ALONE, ALONE_HIDDEN = "leave one out", "leave one out, hidden"
+GRADIENT, INTEGRATED, FLOW = "gradient x input", "integrated gradients", "information flow"
 RANDOM_32, RANDOM_64 = "32 random ablations", "64 random ablations"
 RANDOM_64_HIDDEN = "64 random ablations, hidden"
 SEED = 1
@@ -88,13 +90,14 @@ def make_case(tokenizer: TextTokenizer, prompt: Prompt, asked: Asked) -> Case:
 
 
 def list_methods(
-    loaded: LoadedModel, thetas: dict[str, torch.Tensor]
+    loaded: LoadedModel, thetas: dict[str, torch.Tensor], *, with_slow: bool = False
 ) -> dict[str, Callable[[Case], "np.ndarray[Any, Any]"]]:
     """Return every method by its name: it gives a score to each segment.
 
     Args:
         loaded: the model.
         thetas: weights of heads by the name of their direct sources: [K].
+        with_slow: true for methods that take minutes too.
     """
     rng = np.random.default_rng(SEED)
     methods: dict[str, Callable[[Case], np.ndarray[Any, Any]]] = {
@@ -107,6 +110,9 @@ def list_methods(
             case, case.asked.attention * case.asked.norms * theta.unsqueeze(1)
         )
     for name, run, options in (
+        (GRADIENT, network_methods.gradient, {}),
+        *(((INTEGRATED, network_methods.integrated_gradients, {}),) if with_slow else ()),
+        (FLOW, network_methods.flow, {}),
         (ALONE, leave_one_out, {}),
         (ALONE_HIDDEN, leave_one_out, {"operator": "hide"}),
         (RANDOM_32, ablate_halves, {"num_ablations": 32}),
