@@ -13,7 +13,7 @@ from whence_server.journal.derive import derive_started_index
 from whence_server.journal.journal import Journal
 from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.rows import ListFilter
-from whence_server.journal.schema import MIGRATIONS, PARENTS_VERSION, migrate
+from whence_server.journal.schema import PARENTS_VERSION
 from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.journal.verify import verify_journal
 
@@ -106,9 +106,7 @@ async def test_journal_of_the_version_before_has_no_parents(tmp_path: Path) -> N
     journal.create(derive_started_index(payload), payload)
     await journal.close()
     database = apsw.Connection(str(tmp_path / "journal.db"))
-    earlier = apsw.Connection(":memory:")
-    migrate(earlier, MIGRATIONS[: PARENTS_VERSION - 1])
-    database.execute("DROP TABLE parents")
+    database.execute("DROP TABLE parents; DROP TABLE signing_keys")
     database.pragma("user_version", PARENTS_VERSION - 1)
     database.close()
     assert find(tmp_path) == ""

@@ -324,7 +324,8 @@ DEPLOYED = [it for it in (ROOT / "deploy").rglob("*.*") if not it.is_relative_to
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *DEPLOYED]
 NAME = re.compile(r"(?<![\w./@:-])(?:whence|gen_ai)\.[a-z_]+(?:\.[a-z_]+)*(?![\w/(]|\.[a-z])")
 OTHERS = {
-    *("whence.env", "whence.page", "whence.proof", "whence.security", "whence.summary"),
+    *("whence.env", "whence.explanation_exports", "whence.page", "whence.proof"),
+    *("whence.security", "whence.summary"),
     *("whence.whence.svc", "whence.whence.svc.cluster.local"),
 }
 """Names of a file, of packages, and of a service in a cluster."""
