@@ -320,7 +320,11 @@ def test_the_tables_of_the_docs_are_made_from_the_registry() -> None:
 ROOT = FOLDER.parents[1]
 CHART = ROOT / "deploy" / "helm" / "whence" / "templates"
 """Its templates have names of the same form; the settings that they write are checked elsewhere."""
-DEPLOYED = [it for it in (ROOT / "deploy").rglob("*.*") if not it.is_relative_to(CHART)]
+DEPLOYED = [
+    it
+    for it in (ROOT / "deploy").rglob("*.*")
+    if not it.is_relative_to(CHART) and it.suffix != ".pyc"
+]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *DEPLOYED]
 NAME = re.compile(r"(?<![\w./@:-])(?:whence|gen_ai)\.[a-z_]+(?:\.[a-z_]+)*(?![\w/(]|\.[a-z])")
 OTHERS = {
