@@ -52,7 +52,7 @@ from whence_server.engines.transformers.loading import LoadedModel, load
 from whence_server.explain.ablated_values import AblatedValues
 from whence_server.explain.leave_one_out import leave_one_out, leave_out_each
 from whence_server.explain.leave_one_out_hierarchy import leave_out_by_levels
-from whence_server.explain.masks import draw_halves
+from whence_server.explain.masks import draw_equal_halves
 from whence_server.explain.operators import Operator
 from whence_server.explain.rank_correlation import correlate_ranks
 from whence_server.explain.segment_units import Unit
@@ -135,7 +135,7 @@ class Judge:
     def __init__(self, model: Any, case: Case) -> None:
         self._case = case
         self._reader = AblatedValues(model, case.target, case.segments)
-        self._halves = draw_halves(len(case.segments), NUM_HELD_OUT, HELD_OUT_SEED)
+        self._halves = draw_equal_halves(len(case.segments), NUM_HELD_OUT, HELD_OUT_SEED)
         self._held_out = {
             operator: self._reader.measure(self._halves, operator, ignore) for operator in Operator
         }

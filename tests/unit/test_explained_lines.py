@@ -43,6 +43,14 @@ def test_the_trust_comes_first_and_a_low_one_is_said_to_be_low() -> None:
 def test_an_undetermined_and_a_missing_trust_are_said() -> None:
     undetermined = pb.ExplanationTrust(verdict=pb.TRUST_VERDICT_UNDETERMINED)
     assert "includes 0" in next(format_explanation(make(trust=undetermined), color=False))
+    few = make(trust=undetermined)
+    few.trust.num_ablations = 0
+    assert next(format_explanation(few, color=False)) == (
+        "trust       undetermined: too few segments to measure it; ask for smaller ones"
+    )
+    same = pb.ExplanationTrust(operator=pb.ABLATION_OPERATOR_REMOVE)
+    told = "over 64 ablations with the method's own operator: "
+    assert told in next(format_explanation(make(trust=same), color=False))
     explanation = make()
     explanation.ClearField("trust")
     assert next(format_explanation(explanation, color=False)) == "trust       not measured"

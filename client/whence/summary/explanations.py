@@ -18,6 +18,7 @@ _MEANINGS = {
     pb.TRUST_VERDICT_MODERATE: "the scores tell in part what a change of the context does",
     pb.TRUST_VERDICT_HIGH: "the scores tell what a change of the context does",
 }
+_TOO_FEW = "too few segments to measure it; ask for smaller ones"
 _MOST_TEXT = 60
 
 
@@ -36,12 +37,26 @@ def describe_trust(explanation: pb.Explanation) -> str:
         return "not measured"
     trust = explanation.trust
     verdict = _VERDICTS.get(trust.verdict, "unknown to this version")
+    if trust.verdict == pb.TRUST_VERDICT_UNDETERMINED and not trust.num_ablations:
+        return f"{verdict}: {_TOO_FEW}"
     meaning = _MEANINGS.get(trust.verdict)
     return (
         f"{verdict}, correlation {trust.correlation:.2f} "
         f"({trust.correlation_low:.2f} to {trust.correlation_high:.2f}) over "
-        f"{count(trust.num_ablations, 'ablation')}" + (f": {meaning}" if meaning else "")
+        f"{count(trust.num_ablations, 'ablation')}{_describe_operator(explanation)}"
+        + (f": {meaning}" if meaning else "")
     )
+
+
+def _describe_operator(explanation: pb.Explanation) -> str:
+    """Return that the method took parts out as the test does, if so."""
+    try:
+        name = pb.AblationOperator.Name(explanation.trust.operator)
+    except ValueError:
+        return ""
+    used = explanation.parameters.get("operator")
+    own = name.removeprefix("ABLATION_OPERATOR_").lower()
+    return " with the method's own operator" if used == own else ""
 
 
 def describe_span(span: pb.ExplainedSpan) -> str:

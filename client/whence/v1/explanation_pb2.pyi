@@ -122,7 +122,9 @@ class _TrustVerdictEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     TRUST_VERDICT_UNSPECIFIED: _TrustVerdict.ValueType  # 0
     """Never sent."""
     TRUST_VERDICT_UNDETERMINED: _TrustVerdict.ValueType  # 1
-    """The interval of the correlation includes 0: nothing can be said."""
+    """The interval of the correlation includes 0, or there were too few ablations
+    to measure it: nothing can be said.
+    """
     TRUST_VERDICT_LOW: _TrustVerdict.ValueType  # 2
     """The scores hardly predict what an ablation changes."""
     TRUST_VERDICT_MODERATE: _TrustVerdict.ValueType  # 3
@@ -136,7 +138,9 @@ class TrustVerdict(_TrustVerdict, metaclass=_TrustVerdictEnumTypeWrapper):
 TRUST_VERDICT_UNSPECIFIED: TrustVerdict.ValueType  # 0
 """Never sent."""
 TRUST_VERDICT_UNDETERMINED: TrustVerdict.ValueType  # 1
-"""The interval of the correlation includes 0: nothing can be said."""
+"""The interval of the correlation includes 0, or there were too few ablations
+to measure it: nothing can be said.
+"""
 TRUST_VERDICT_LOW: TrustVerdict.ValueType  # 2
 """The scores hardly predict what an ablation changes."""
 TRUST_VERDICT_MODERATE: TrustVerdict.ValueType  # 3
@@ -372,6 +376,7 @@ class ExplanationTrust(google.protobuf.message.Message):
     DELETION_VALUES_FIELD_NUMBER: builtins.int
     DELETION_SHARES_FIELD_NUMBER: builtins.int
     RANDOM_DELETION_VALUES_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
     verdict: global___TrustVerdict.ValueType
     """Judgement, by `correlation` and its interval."""
     correlation: builtins.float
@@ -383,9 +388,19 @@ class ExplanationTrust(google.protobuf.message.Message):
     correlation_high: builtins.float
     """Upper end of its 95% bootstrap interval."""
     num_ablations: builtins.int
-    """Number of ablations that it was measured with."""
+    """Number of ablations that it was measured with, which all keep equally many
+    segments; 0 if there are too few that differ, as with fewer than six segments:
+    the verdict is undetermined then.
+    """
     operator: global___AblationOperator.ValueType
-    """Operator of these ablations: another one than the method's, if it has one."""
+    """Operator of these ablations: another one than the method's, if the model has
+    it. If it has not, both are the same, and ablations that the method was fitted
+    to are left out.
+    """
+    version: builtins.int
+    """Version of the measurement: trust of different versions cannot be compared.
+    Absent before version 2, whose ablations keep equally many segments.
+    """
     @property
     def deletion_values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Explained value after the removal of the best-scored segments: first of
@@ -412,8 +427,9 @@ class ExplanationTrust(google.protobuf.message.Message):
         deletion_values: collections.abc.Iterable[builtins.float] | None = ...,
         deletion_shares: collections.abc.Iterable[builtins.float] | None = ...,
         random_deletion_values: collections.abc.Iterable[builtins.float] | None = ...,
+        version: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["correlation", b"correlation", "correlation_high", b"correlation_high", "correlation_low", b"correlation_low", "deletion_shares", b"deletion_shares", "deletion_values", b"deletion_values", "num_ablations", b"num_ablations", "operator", b"operator", "random_deletion_values", b"random_deletion_values", "verdict", b"verdict"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["correlation", b"correlation", "correlation_high", b"correlation_high", "correlation_low", b"correlation_low", "deletion_shares", b"deletion_shares", "deletion_values", b"deletion_values", "num_ablations", b"num_ablations", "operator", b"operator", "random_deletion_values", b"random_deletion_values", "verdict", b"verdict", "version", b"version"]) -> None: ...
 
 global___ExplanationTrust = ExplanationTrust
 

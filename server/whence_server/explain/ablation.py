@@ -64,6 +64,7 @@ def ablate_halves(
             "seed": str(seed),
             "alpha": str(ALPHA),
         },
+        fitted_rows=halves,
     )
 
 

@@ -87,6 +87,7 @@ def _measure_trust(
         report,
         fitted=None if operator is None else Operator(operator),
         seed=seed if isinstance(seed, int) else 0,
+        fitted_rows=scores.fitted_rows,
     )
 
 

@@ -8,7 +8,7 @@ from whence_server.domain.explanations import ExplainQuestion
 from whence_server.explain.scores import RecoveredShares, Scores, Terms
 from whence_server.explain.segments import PromptTokenizer, Segment
 from whence_server.explain.target import Target
-from whence_server.explain.trust import Trust
+from whence_server.explain.trust import VERSION, Trust
 
 
 class TargetTexts:
@@ -67,6 +67,7 @@ def make_trust(trust: Trust) -> pb.ExplanationTrust:
         deletion_values=trust.deletion,
         deletion_shares=trust.deleted_shares,
         random_deletion_values=trust.random_deletion,
+        version=VERSION,
     )
 
 

@@ -5,7 +5,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NUM_RESAMPLES = 1000
+FEWEST_VALUES = 12
+"""Fewest values that say something: with four, one order in 24 is right by chance, and most of
+the resamplings agree with it.
+"""
 _SHARE_OUTSIDE = 0.05
+_ROUNDING = 1e-12
+"""Share of the largest value by which values that are alike may differ."""
 
 
 class Correlation(NamedTuple):
@@ -28,7 +34,7 @@ def correlate_ranks(
     (Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979.) A resampling in which all
     values are alike has the correlation 0.
     """
-    if len(ones) < 3 or np.ptp(ones) == 0 or np.ptp(others) == 0:
+    if len(ones) < FEWEST_VALUES or _are_alike(ones) or _are_alike(others):
         return UNKNOWN
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(ones), size=(NUM_RESAMPLES, len(ones)))
@@ -36,6 +42,10 @@ def correlate_ranks(
     low, high = np.quantile(found, (_SHARE_OUTSIDE / 2, 1 - _SHARE_OUTSIDE / 2))
     (value,) = _correlate(rank(ones[None]), rank(others[None]))
     return Correlation(float(value), float(low), float(high))
+
+
+def _are_alike(values: "np.ndarray[Any, Any]") -> bool:
+    return bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
 
 
 def rank(rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from whence_server.explain.ablation_rows import Kept
+
 Progress: TypeAlias = Callable[[int, int], None]
 """Called between passes with the work done and the whole work, in tokens that the model reads.
 
@@ -57,6 +59,7 @@ class Scores:
         parameters: parameters that the method used, by name.
         terms: terms of a decomposition.
         recovered: shares of a patching.
+        fitted_rows: ablations that the scores were fitted to, which are no test of them.
     """
 
     values: tuple[float, ...]
@@ -66,3 +69,4 @@ class Scores:
     parameters: Mapping[str, str] = field(default_factory=dict)
     terms: Terms | None = None
     recovered: RecoveredShares | None = None
+    fitted_rows: Kept | None = field(default=None, compare=False, repr=False)

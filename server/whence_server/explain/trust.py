@@ -4,7 +4,9 @@ The linear datamodeling score is the rank correlation between what the scores pr
 ablations, the sum of the scores of the segments that stay, and what these ablations do (Park et
 al., "TRAK", 2023, section 2; ContextCite, section 4.2). The ablations are taken with the operator
 that the method did not use, if the model has it: a method that only learned how the model reacts
-to one way of taking out does not pass.
+to one way of taking out does not pass. Where the model has one operator alone, the ablations that
+the method was fitted to are left out of the test. All of them keep equally many segments: their
+number says nothing then.
 
 The deletion curve is the explained value while the best-scored segments are taken out, beside the
 mean of random orders (Petsiuk, Das, Saenko, "RISE", 2018, section 4.3).
@@ -20,13 +22,20 @@ import numpy as np
 
 from whence_server.explain.ablated_values import AblatedValues
 from whence_server.explain.ablation_rows import Kept
-from whence_server.explain.masks import draw_halves
+from whence_server.explain.masks import draw_equal_halves
 from whence_server.explain.operators import Operator
-from whence_server.explain.rank_correlation import Correlation, correlate_ranks
+from whence_server.explain.rank_correlation import (
+    FEWEST_VALUES,
+    UNKNOWN,
+    Correlation,
+    correlate_ranks,
+)
 from whence_server.explain.scores import Progress
 from whence_server.explain.segments import Segment
 from whence_server.explain.target import Target
 
+VERSION = 2
+"""Version of the measurement: trust of different versions cannot be compared."""
 NUM_HELD_OUT = 32
 NUM_RANDOM_ORDERS = 5
 DELETED_SHARES = (0.1, 0.25, 0.5)
@@ -52,7 +61,7 @@ class Trust:
     Attributes:
         verdict: the judgement.
         correlation: linear datamodeling score, with its interval.
-        num_ablations: number of ablations that it was measured with.
+        num_ablations: number of ablations that it was measured with; 0 if there are too few.
         operator: operator of these ablations.
         deleted_shares: shares of the segments that are taken out, from 0 on.
         deletion: explained value while the best-scored ones are taken out.
@@ -80,6 +89,7 @@ def measure_trust(
     fitted: Operator | None = None,
     num_ablations: int = NUM_HELD_OUT,
     seed: int = 0,
+    fitted_rows: Kept | None = None,
 ) -> Trust:
     """Measure how well scores predict what ablations do.
 
@@ -92,19 +102,23 @@ def measure_trust(
         fitted: operator that the method used; None if it takes nothing out.
         num_ablations: number of random ablations.
         seed: seed that the method used.
+        fitted_rows: ablations that the method was fitted to, with `fitted`.
     """
     reader = AblatedValues(model, target, segments)
     operator = Operator.REMOVE if fitted is None else fitted.other
     if operator not in reader.style.operators:
         operator = Operator.REMOVE
-    halves = draw_halves(len(segments), num_ablations, seed + _SEED_APART)
+    without = fitted_rows if operator is fitted else None
+    halves = draw_equal_halves(len(segments), num_ablations, seed + _SEED_APART, without)
+    if len(halves) < FEWEST_VALUES:
+        halves = halves[:0]
     counts = _list_counts(len(segments))
     deleted = _delete(np.asarray(scores), counts, seed + _SEED_APART)
     kept = np.vstack([np.ones((1, len(segments)), bool), halves, *deleted])
     total = reader.count_tokens(kept, operator)
     progress(0, total)
     values = reader.measure(kept, operator, progress, total)
-    correlation = correlate_ranks(halves @ np.asarray(scores), values[1 : 1 + len(halves)], seed)
+    correlation = _correlate(halves, scores, values[1 : 1 + len(halves)], seed)
     curves = values[1 + len(halves) :].reshape(1 + NUM_RANDOM_ORDERS, len(counts))
     whole = float(values[0])
     return Trust(
@@ -117,6 +131,14 @@ def measure_trust(
         (whole, *curves[1:].mean(0).tolist()),
         reader.num_passes,
     )
+
+
+def _correlate(
+    halves: Kept, scores: Sequence[float], values: "np.ndarray[Any, Any]", seed: int
+) -> Correlation:
+    if not len(halves):
+        return UNKNOWN
+    return correlate_ranks(halves @ np.asarray(scores), values, seed)
 
 
 def judge(correlation: Correlation) -> Verdict:

@@ -87,8 +87,9 @@ function describe(explanation) {
 }
 
 function sayTrust({ verdict = "", correlation, correlationLow, correlationHigh, numAblations }) {
+  if (!numAblations) return "Trust: undetermined: too few segments to measure it.";
   const number = (value) => Number(value ?? 0).toFixed(2);
   const range = `${number(correlationLow)} to ${number(correlationHigh)}`;
   const words = VERDICTS[verdict] ?? verdict;
-  return `Trust: ${words} (rank correlation ${number(correlation)}, ${range}, over ${numAblations ?? 0} ablations).`;
+  return `Trust: ${words} (rank correlation ${number(correlation)}, ${range}, over ${numAblations} ablations).`;
 }
