@@ -5,10 +5,12 @@ answers' frames: `Found` messages, then `Done`. The end of standard input ends t
 also during a forward pass: the answer is no longer wanted.
 """
 
+import contextlib
 import os
 import queue
 import sys
 import threading
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from whence_server.analysis.question import (
@@ -32,11 +34,15 @@ from whence_server.processes import channel
 EXIT_ABANDONED = 3
 """Exit status after the end of standard input."""
 _NICENESS = 10
+_BADNESS_FILE = Path("/proc/self/oom_score_adj")
+_BADNESS = 500
+"""Raise of the score by which Linux chooses the process that it ends when memory is short."""
 
 
 def main() -> int:
     """Answer questions until standard input ends."""
     os.nice(_NICENESS)
+    _offer_to_end()
     # Other prints to standard output go to standard error.
     output = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -59,6 +65,14 @@ def main() -> int:
         except Exception as error:
             _send(output, Failed(f"{type(error).__name__}: {error}"))
             raise
+
+
+def _offer_to_end() -> None:
+    """Have the kernel end this process before the engine and the front, if memory is short."""
+    # Other systems have no such file; some containers forbid writing it.
+    with contextlib.suppress(OSError, ValueError):
+        if int(_BADNESS_FILE.read_text()) < _BADNESS:
+            _BADNESS_FILE.write_text(str(_BADNESS))
 
 
 def _take_question(messages: "queue.SimpleQueue[Any]") -> Asked:

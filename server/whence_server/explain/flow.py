@@ -27,6 +27,7 @@ from whence_server.engines.transformers.internals.layers import find_layers
 from whence_server.engines.transformers.internals.sources import UnavailableError
 from whence_server.explain.decomposition import DirectGradients, read_gradients
 from whence_server.explain.layer_flow import LayerFlow, LayerInput, collect_inputs
+from whence_server.explain.memory import check_streams
 from whence_server.explain.reading import ReadingPass, plan_passes
 from whence_server.explain.scores import Progress
 from whence_server.explain.target import Target
@@ -70,16 +71,18 @@ def trace_flow(model: Any, target: Target, options: FlowOptions, progress: Progr
         model: a causal language model in eval mode, with the engine's attention function.
         target: what is explained.
         options: see `FlowOptions`.
-        progress: called after each layer.
+        progress: called before any pass, and after each layer.
 
     Raises:
+        ExplanationTooLargeError: the layers' outputs are too large to be kept.
         UnavailableError: a layer moves information otherwise than by the engine's attention, or
             does not add to its stream.
     """
     passes = plan_passes(target)
     num_sweeps = len(passes) * (1 + options.num_hops)
-    sweeps = [_Sweep(model, one, options.pairs_per_head) for one in passes]
     counter = _Counter(progress, num_sweeps * len(list(find_layers(model))))
+    check_streams(model, sum(len(one.ids) for one in passes))
+    sweeps = [_Sweep(model, one, options.pairs_per_head) for one in passes]
     if target.against:
         found = _start_apart(model, sweeps, counter)
     else:

@@ -40,6 +40,8 @@ def leave_one_out(
         NotOfferedError: the model lacks the operator.
     """
     operator = read_operator(options)
+    # The rows themselves take memory and time that grow with the square of their number.
+    progress(0, count_least(target, segments))
     reader = AblatedValues(model, target, segments)
     kept = leave_out_each(len(segments))
     total = reader.count_tokens(kept, operator)
@@ -51,6 +53,11 @@ def leave_one_out(
         reader.num_passes,
         parameters={"operator": operator.value},
     )
+
+
+def count_least(target: Target, segments: Sequence[Segment]) -> int:
+    """Return a number of tokens that are read at least: those after each segment."""
+    return sum(target.start - segment.end for segment in segments)
 
 
 def leave_out_each(num_segments: int) -> Kept:

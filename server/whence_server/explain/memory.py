@@ -1,4 +1,4 @@
-"""Bounds of the memory that backward passes need."""
+"""Bounds of the memory that passes need."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,11 +7,37 @@ from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 
+from whence_server.domain.errors import ExplanationTooLargeError
 from whence_server.engines.transformers.internals.layers import find_layers
 
 MAX_KEPT_BYTES = 512 << 20
 """Estimated size of a pass's activations above which its layers are computed twice."""
 MAX_ROWS = 8
+MAX_STREAM_BYTES = 2 << 30
+"""Size of the layers' outputs that an explanation may keep at once."""
+
+
+def check_streams(model: Any, num_tokens: int) -> None:
+    """Check that the outputs of all layers can be kept; called before any pass.
+
+    Args:
+        model: a causal language model.
+        num_tokens: number of tokens whose outputs are kept, in all passes together.
+
+    Raises:
+        ExplanationTooLargeError: they take more than `MAX_STREAM_BYTES`.
+    """
+    config = model.config.get_text_config(decoder=True)
+    token_bytes = int(config.num_hidden_layers) * int(config.hidden_size) * model.dtype.itemsize
+    most = MAX_STREAM_BYTES // token_bytes
+    if num_tokens > most:
+        raise ExplanationTooLargeError(
+            f"the outputs of all layers would have to be kept for {num_tokens:,} tokens, and "
+            f"{most:,} is the most for this model: ask for leave-one-out or ablation, or for a "
+            "shorter context",
+            num_tokens=str(num_tokens),
+            max_tokens=str(most),
+        )
 
 
 def count_rows(model: Any, num_tokens: int) -> int:

@@ -20,6 +20,7 @@ from whence_server.engines.transformers.internals.layers import (
     run_first_layer,
 )
 from whence_server.engines.transformers.internals.sources import UnavailableError
+from whence_server.explain.memory import check_streams
 from whence_server.explain.reading import (
     ReadingPass,
     make_ids,
@@ -96,11 +97,12 @@ def patch(
         target: what is explained.
         corruption: corrupted part of the context.
         positions: positions whose activations are restored, one at a time.
-        progress: called after each layer of each run.
+        progress: called before any run, and after each layer of each run.
         layers: indices of the layers whose outputs are restored; None for all.
 
     Raises:
         ValueError: a position, a layer or the corruption is out of range.
+        ExplanationTooLargeError: the layers' outputs are too large to be kept.
         NothingLostError: the corrupted value is not below the clean one.
         UnavailableError: the model's layers cannot be replaced.
     """
@@ -113,6 +115,9 @@ def patch(
     value, corrupted = 0.0, 0.0
     restored = torch.zeros(len(chosen), len(positions), dtype=torch.float64)
     num_passes = 0
+    progress(0, total)
+    # Those of the clean run and of a corrupted one.
+    check_streams(model, 2 * max(len(one.ids) for one in passes))
     like = run_first_layer(model, every)
     for index, one in enumerate(passes):
         clean = _run(model, every, one, None)
