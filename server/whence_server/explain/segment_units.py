@@ -18,9 +18,8 @@ class Unit(StrEnum):
 _IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+")
 """A run without spaces; in Chinese and Japanese, which have none, a character."""
-_LINE = re.compile(r"[^\n]*\S[^\n]*\n?")
-_END = re.compile(r"(?P<mark>[.!?…]+)[\"'”’»)\]]*(?=\s|$)|[。！？]+[」』”]*|\n+|$")
-"""Possible end of a sentence."""
+_END = re.compile(r"(?<![.!?…])(?P<mark>[.!?…]++)[\"'”’»)\]]*+(?=\s|$)|[。！？]+[」』”]*|\n+|$")
+"""Possible end of a sentence; a run of marks is tried once, however long."""
 _ABBREVIATIONS = frozenset(
     {
         *("al", "approx", "cf", "dr", "e.g", "eg", "fig", "i.e", "ie", "jr", "mr", "mrs", "ms"),
@@ -28,7 +27,9 @@ _ABBREVIATIONS = frozenset(
     }
 )
 _LAST_WORD = re.compile(r"[\w.]+$")
-_NEXT = re.compile(r"\s*(\S)")
+_LONGEST_BEFORE = 20
+"""Characters before a full stop in which its word is looked for."""
+_SOLID = re.compile(r"\S")
 
 
 def find_words(text: str) -> list[tuple[int, int]]:
@@ -38,7 +39,14 @@ def find_words(text: str) -> list[tuple[int, int]]:
 
 def find_lines(text: str) -> list[tuple[int, int]]:
     """Return the lines that are not blank, with their line breaks."""
-    return [match.span() for match in _LINE.finditer(text)]
+    found = []
+    begin = 0
+    for line in text.split("\n"):
+        end = min(begin + len(line) + 1, len(text))
+        if line.strip():
+            found.append((begin, end))
+        begin = end
+    return found
 
 
 def find_sentences(text: str) -> list[tuple[int, int]]:
@@ -59,18 +67,22 @@ def find_sentences(text: str) -> list[tuple[int, int]]:
 
 
 def _find_ends(text: str) -> Iterator[int]:
+    solid = 0
     for match in _END.finditer(text):
-        following = _NEXT.match(text, match.end())
-        if following is not None and following[1].islower() and match[0] != "":
+        # Spaces are looked through once, however many possible ends stand among them.
+        following = _SOLID.search(text, max(solid, match.end()))
+        solid = len(text) if following is None else following.start()
+        if following is not None and following[0].islower() and match[0] != "":
             continue
-        if match["mark"] == "." and _is_abbreviated(text[: match.start()], following is not None):
+        before = text[max(0, match.start() - _LONGEST_BEFORE) : match.start()]
+        if match["mark"] == "." and _is_abbreviated(before, following is not None):
             continue
         yield match.end()
 
 
 def _is_abbreviated(before: str, is_followed: bool) -> bool:
     """Return whether the word before a full stop is an abbreviation or an initial."""
-    word = _LAST_WORD.search(before[-20:])
+    word = _LAST_WORD.search(before)
     if word is None or not is_followed:
         return False
     is_initial = len(word[0]) == 1 and word[0].isupper() and word[0] != "I"

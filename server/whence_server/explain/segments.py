@@ -1,5 +1,6 @@
 """Segments: the parts of a context that get one score each."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -29,7 +30,7 @@ class TokenTexts:
     Attributes:
         text: the text, without special tokens.
         begins: for each token, the character of `text` in which its first byte lies; for a special
-            token, where it stands.
+            token, where it stands. Ascending.
         is_special: for each token, true if it adds no text.
     """
 
@@ -147,9 +148,8 @@ def _protect(texts: TokenTexts, contents: Sequence[str] | None) -> list[bool]:
             for i, special in enumerate(protected)
         ]
     for begin, end in find_headers(texts.text, _list_special_places(texts)):
-        for i, place in enumerate(texts.begins):
-            if begin <= place < end:
-                protected[i] = True
+        for i in range(bisect_left(texts.begins, begin), bisect_left(texts.begins, end)):
+            protected[i] = True
     return protected
 
 
