@@ -1,13 +1,16 @@
 """Explanations on record: an occurrence of the generation, under its content policy."""
 
+import asyncio
 import logging
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from whence.v1 import explanation_pb2, occurrence_pb2
 from whence_server.domain.content import ContentPolicy
-from whence_server.domain.entries import EntryKind
+from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import (
     GenerationInOtherLogError,
     JournalError,
@@ -26,7 +29,13 @@ MAX_EXPLANATIONS = 100
 """Explanations of one generation that are recorded."""
 MAX_BYTES = 1 << 20
 """Size of an explanation that is recorded."""
+MAX_TOTAL_BYTES = 2 << 20
+"""Size of all explanations of one generation: GetGeneration answers with all of them, and other
+clients than ours take 4 MiB."""
+COMMIT_S = 10.0
+"""Time that the journal has to write an explanation before it is said to be unrecorded."""
 _MAX_READ = 1_000
+_MAX_READ_BYTES = 8 << 20
 
 
 async def record_explanation(
@@ -35,7 +44,7 @@ async def record_explanation(
     explanation: explanation_pb2.Explanation,
     caller: Caller,
 ) -> str:
-    """Record an explanation; return the reason if it is not recorded, else "".
+    """Record an explanation; return the reason if it is not on disk, else "".
 
     Args:
         journal: the records.
@@ -48,18 +57,21 @@ async def record_explanation(
     """
     occurrence = make_occurrence(output, explanation, caller)
     payload = occurrence.SerializeToString()
-    if len(payload) > MAX_BYTES:
-        return f"it has {len(payload)} bytes, and {MAX_BYTES} is the most that is recorded"
     generation_id = output.started.generation_id
-    if await _count_explanations(journal, generation_id) >= MAX_EXPLANATIONS:
-        return f"the generation has {MAX_EXPLANATIONS} on record, the most for one"
     try:
+        if reason := await _find_missing_room(journal, generation_id, len(payload)):
+            return reason
         await journal.later.record(generation_id, output.started.owner, payload)
+        # Until it is on disk, a crash would lose what was said to be on record.
+        await asyncio.wait_for(journal.flush(), COMMIT_S)
     except GenerationInOtherLogError:
         return "another server's log has the generation"
     except (JournalError, RecordDamagedError) as error:
         _log.error("an explanation of generation %s is not recorded: %s", generation_id, error)
-        return "the journal cannot be written"
+        return "the journal cannot be read or written"
+    except TimeoutError:
+        _log.error("an explanation of generation %s is not on disk yet", generation_id)
+        return f"the journal has not written it in {COMMIT_S:.0f} s"
     return ""
 
 
@@ -78,9 +90,41 @@ def make_occurrence(
     return occurrence
 
 
-async def _count_explanations(journal: Journal, generation_id: str) -> int:
-    entries = await journal.read(generation_id, limit=_MAX_READ, kinds=(EntryKind.OCCURRENCE,))
-    return sum(_is_explanation(entry.payload) for entry in entries)
+async def _find_missing_room(journal: Journal, generation_id: str, size: int) -> str:
+    """Return why an explanation of this size is not recorded; "" if there is room."""
+    if size > MAX_BYTES:
+        return f"it has {size} bytes, and {MAX_BYTES} is the most that is recorded"
+    recorded = await _measure_recorded(journal, generation_id)
+    if recorded.num >= MAX_EXPLANATIONS:
+        return f"the generation has {MAX_EXPLANATIONS} on record, the most for one"
+    if recorded.num_bytes + size > MAX_TOTAL_BYTES:
+        return (
+            f"it has {size} bytes, and those on record of this generation have "
+            f"{recorded.num_bytes}; {MAX_TOTAL_BYTES} is the most for all of them"
+        )
+    return ""
+
+
+class _Recorded(NamedTuple):
+    num: int
+    num_bytes: int
+
+
+async def _measure_recorded(journal: Journal, generation_id: str) -> _Recorded:
+    """Return number and size of a generation's explanations, read up to a bound."""
+    entries = await journal.read(
+        generation_id,
+        limit=_MAX_READ,
+        kinds=(EntryKind.OCCURRENCE,),
+        max_bytes=_MAX_READ_BYTES,
+    )
+    # Messages of megabytes would hold up the event loop, and all streams with it.
+    return await asyncio.to_thread(_measure, entries)
+
+
+def _measure(entries: Sequence[Entry]) -> _Recorded:
+    sizes = [len(entry.payload) for entry in entries if _is_explanation(entry.payload)]
+    return _Recorded(len(sizes), sum(sizes))
 
 
 def _is_explanation(payload: bytes) -> bool:

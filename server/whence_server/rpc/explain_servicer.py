@@ -91,13 +91,16 @@ class ExplainServicer:
             return replace(question, uses_all_cores=not self._count_running())
 
         asked = self._host.ask(give, call.identity.id or call.caller.address, _REFUSALS)
+        is_done = False
         async with aclosing(stop_at_close(asked, self._closing)) as messages:
             async for message in messages:
-                if output is not None and is_result(message):
+                is_done = is_result(message)
+                if output is not None and is_done:
                     yield await self._record(message, output, call)
                 else:
                     yield message
-        if self._closing.is_set():
+        # A caller that has the result has all that it asked for.
+        if self._closing.is_set() and not is_done:
             raise DrainingError
 
     async def _read_output(self, recorded: explain_pb2.RecordedSpan, call: Call) -> RecordedOutput:
