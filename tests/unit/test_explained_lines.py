@@ -5,6 +5,8 @@ import re
 from whence.cli.explained import format_explanation, format_signs
 from whence.cli.explained_page import make_explanation_page
 from whence.v1 import explanation_pb2 as pb
+from whence_server.explain.messages import make_decomposition
+from whence_server.explain.scores import Terms
 
 PARTS = ((3, 5, "What is", 0.02), (5, 6, " France", 3.0), (6, 8, "?<b>\x1b[2J", -1.5))
 
@@ -96,3 +98,13 @@ def test_the_page_is_text_alone() -> None:
     assert "<script" not in page
     assert 'class="for8" title="+3.000"> France</span>' in page
     assert page.index("LOW") < page.index(" France")
+
+
+def test_layers_without_separate_heads_have_a_line_each() -> None:
+    terms = Terms(0.5, (), (-0.5, 0.25, 0.125), (1.5, 0.2, 0.0), 0.0, 0.0, 0.0)
+    made = make_decomposition(terms)
+    assert (made.num_layers, made.num_heads) == (3, 0)
+    lines = list(format_explanation(make(decomposition=made), color=False))
+    assert "        0     -0.500     +1.500" in lines
+    assert "        1     +0.250     +0.200" in lines
+    assert "        2     +0.125     +0.000" in lines

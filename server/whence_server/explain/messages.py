@@ -49,7 +49,7 @@ def make_explanation(
         num_passes=scores.num_passes,
     )
     if scores.terms is not None:
-        made.decomposition.CopyFrom(_make_decomposition(scores.terms))
+        made.decomposition.CopyFrom(make_decomposition(scores.terms))
     if scores.recovered is not None:
         made.patching.CopyFrom(_make_map(scores.recovered))
     return made
@@ -88,10 +88,11 @@ def _make_span(
     )
 
 
-def _make_decomposition(terms: Terms) -> pb.ValueDecomposition:
+def make_decomposition(terms: Terms) -> pb.ValueDecomposition:
+    """Return the terms of a logit as a message."""
     return pb.ValueDecomposition(
         embedding=terms.embedding,
-        num_layers=len(terms.heads),
+        num_layers=len(terms.mlps),
         num_heads=len(terms.heads[0]) if terms.heads else 0,
         heads=chain.from_iterable(terms.heads),
         attention_rests=terms.attention_rests,
