@@ -11,6 +11,7 @@ import torch
 
 from whence.v1 import explain_pb2 as pb
 from whence.v1 import explanation_pb2
+from whence_server.analysis import explaining
 from whence_server.analysis.explaining import check_weights, find_model
 from whence_server.analysis.replay.models import HeldModel
 from whence_server.analysis.setup import AnalysisSetup
@@ -180,3 +181,25 @@ def test_only_the_weights_on_record_explain_it(held: HeldModel) -> None:
     adapted = replace(same, adapter="poet", adapter_digest="b" * 64)
     with pytest.raises(ExplanationRefusedError, match="'poet'"):
         find_model(adapted, held)
+
+
+def test_all_cores_are_used_for_the_first_seconds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explaining.os, "sched_getaffinity", lambda _process: {0, 1, 2})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with explaining._use_cores(whole=True) as give_back:
+            give_back()
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 1
+        monkeypatch.setattr(explaining, "ALL_CORES_S", 0.0)
+        with explaining._use_cores(whole=True) as give_back:
+            # Between the first passes, a generation may have begun.
+            assert torch.get_num_threads() == 3
+            give_back()
+            assert torch.get_num_threads() == 1
+        with explaining._use_cores(whole=False) as give_back:
+            give_back()
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)

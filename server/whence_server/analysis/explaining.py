@@ -1,6 +1,7 @@
 """Explanations in the analysis process: weights that the record names, then the job."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,10 @@ from whence_server.domain.errors import ConfigurationError, ExplanationRefusedEr
 from whence_server.domain.explanations import ExplainQuestion, WantedWeights
 from whence_server.domain.model import ModelInfo
 from whence_server.explain.job import find_method, run_job
+
+
+ALL_CORES_S = 5.0
+"""Time for which a computation has all cores, if nothing else needed them when it began."""
 
 
 def explain(models: Models, question: ExplainQuestion, send: Callable[[bytes], None]) -> None:
@@ -41,24 +46,35 @@ def explain(models: Models, question: ExplainQuestion, send: Callable[[bytes], N
             "NO_WEIGHTS", f"the weights cannot be loaded: {error.message}"
         ) from error
     model = find_model(wanted, held)
-    with _use_cores(whole=question.uses_all_cores):
-        run_job(
-            question,
-            model,
-            held.loaded.info,
-            held.tokenizer,
-            lambda response: send(response.SerializeToString()),
-        )
+    with _use_cores(whole=question.uses_all_cores) as give_back:
+
+        def tell(response: explain_pb2.ExplainResponse) -> None:
+            give_back()
+            send(response.SerializeToString())
+
+        run_job(question, model, held.loaded.info, held.tokenizer, tell)
 
 
 @contextmanager
-def _use_cores(*, whole: bool) -> Iterator[None]:
-    """Compute with every core, if nothing else needs them; the process has half of them."""
+def _use_cores(*, whole: bool) -> Iterator[Callable[[], None]]:
+    """Compute with every core for a while, if nothing needs them; the process has half of them.
+
+    Generations may begin while a long job runs, and nobody tells this process.
+
+    Yields:
+        A function to call between passes: it gives the cores back when the time is over.
+    """
     before = torch.get_num_threads()
+    end_s = time.monotonic() + ALL_CORES_S
+
+    def give_back() -> None:
+        if time.monotonic() >= end_s and torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
     if whole:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     try:
-        yield
+        yield give_back
     finally:
         torch.set_num_threads(before)
 
