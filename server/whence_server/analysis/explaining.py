@@ -15,7 +15,6 @@ from whence_server.domain.explanations import ExplainQuestion, WantedWeights
 from whence_server.domain.model import ModelInfo
 from whence_server.explain.job import find_method, run_job
 
-
 ALL_CORES_S = 5.0
 """Time for which a computation has all cores, if nothing else needed them when it began."""
 
