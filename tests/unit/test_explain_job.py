@@ -178,6 +178,11 @@ def test_only_the_weights_on_record_explain_it(held: HeldModel) -> None:
     assert caught.value.metadata["weights_digest"] == "a" * 64
     with pytest.raises(ExplanationRefusedError, match="names no weights"):
         check_weights(WantedWeights("", "", dtype), info)
+    check_weights(replace(same, tokenizer_digest=info.tokenizer_digest), info)
+    with pytest.raises(ExplanationRefusedError, match="names the tokenizer " + "c" * 64) as caught:
+        check_weights(replace(same, tokenizer_digest="c" * 64), info)
+    assert caught.value.reason == "OTHER_WEIGHTS"
+    assert caught.value.metadata["served_tokenizer_digest"] == info.tokenizer_digest
     adapted = replace(same, adapter="poet", adapter_digest="b" * 64)
     with pytest.raises(ExplanationRefusedError, match="'poet'"):
         find_model(adapted, held)

@@ -101,7 +101,7 @@ def find_model(wanted: WantedWeights | None, held: HeldModel) -> Any:
 
 
 def check_weights(wanted: WantedWeights, info: ModelInfo) -> None:
-    """Check that the weights here are those on record.
+    """Check that the weights and the tokenizer here are those on record.
 
     Raises:
         ExplanationRefusedError: they are others; the error names the digest that is wanted.
@@ -112,6 +112,7 @@ def check_weights(wanted: WantedWeights, info: ModelInfo) -> None:
             "OTHER_WEIGHTS", "the record names no weights: they cannot be compared with those here"
         )
     if wanted.digest == found:
+        _check_tokenizer(wanted, info)
         return
     where = "its dtype" if wanted.dtype and wanted.dtype != info.environment.dtype else "--model"
     raise ExplanationRefusedError(
@@ -120,4 +121,22 @@ def check_weights(wanted: WantedWeights, info: ModelInfo) -> None:
         f"with a server that has them ({where})",
         weights_digest=wanted.digest,
         served_weights_digest=found,
+    )
+
+
+def _check_tokenizer(wanted: WantedWeights, info: ModelInfo) -> None:
+    """Check that the tokenizer gives the tokens on record the texts that they had.
+
+    Raises:
+        ExplanationRefusedError: it is another one.
+    """
+    if wanted.tokenizer_digest in {"", info.tokenizer_digest}:
+        return
+    raise ExplanationRefusedError(
+        "OTHER_WEIGHTS",
+        f"the record names the tokenizer {wanted.tokenizer_digest}, and the one here is "
+        f"{info.tokenizer_digest}: segments would be cut and shown otherwise than they were read; "
+        "explain it with a server whose --model has that tokenizer",
+        tokenizer_digest=wanted.tokenizer_digest,
+        served_tokenizer_digest=info.tokenizer_digest,
     )

@@ -63,6 +63,7 @@ class WantedWeights:
         dtype: data type of the tensors; "" if it is not on record.
         adapter: name of the adapter; "" for none.
         adapter_digest: digest of the adapter's tensors.
+        tokenizer_digest: digest of the tokenizer; "" if it is not on record.
     """
 
     weights_digest: str
@@ -70,6 +71,7 @@ class WantedWeights:
     dtype: str
     adapter: str = ""
     adapter_digest: str = ""
+    tokenizer_digest: str = ""
 
     @property
     def digest(self) -> str:

@@ -113,6 +113,7 @@ def read_weights(started: generation_pb2.GenerationStarted) -> WantedWeights:
         dtype=started.environment.dtype,
         adapter=started.adapter.name,
         adapter_digest=started.adapter.weights_digest,
+        tokenizer_digest=started.tokenizer_digest,
     )
 
 
