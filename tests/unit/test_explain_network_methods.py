@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from engine_harness import loaded_model
@@ -20,7 +22,10 @@ from whence_server.explain.network_methods import (
     integrated_gradients,
     patching,
 )
+from whence_server.explain.patching import PatchingMap
 from whence_server.explain.reading import compute_value
+from whence_server.explain.scores import MAX_TOKENS_READ
+from whence_server.explain.target import Target
 
 TinyModel = Callable[..., Path]
 SEGMENTS = [(1, 4), (4, 8), (9, 12)]
@@ -141,3 +146,38 @@ def test_a_model_that_the_engine_has_tried_out_can_be_explained(
     terms = decomposition(model, target, SEGMENTS, {}, ignore_progress).terms
     assert terms is not None
     assert terms.residual == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("num_tokens", "num_layers"), [(1_000, 30), (30_000, 80), (200_000, 80)])
+def test_patching_restores_as_many_positions_as_the_work_allows(
+    monkeypatch: pytest.MonkeyPatch, num_tokens: int, num_layers: int
+) -> None:
+    config = SimpleNamespace(num_hidden_layers=num_layers)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda decoder: config))
+    target = Target(tuple(range(num_tokens + 1)), num_tokens, num_tokens)
+    segments = [(i, i + 10) for i in range(0, num_tokens, 10)]
+    told: list[tuple[int, int]] = []
+    positions: list[int] = []
+
+    def patch(_model: Any, _target: Any, _corruption: Any, chosen: Any, progress: Any) -> Any:
+        positions.extend(chosen)
+        progress(0, num_layers)
+        return PatchingMap(0.0, -1.0, list(chosen), [], 0)
+
+    monkeypatch.setattr(network_methods, "patch", patch)
+    patching(model, target, segments, {}, lambda *work: told.append(work))
+    assert positions == sorted(set(positions))
+    assert 1 <= len(positions) <= MAX_PATCHED_POSITIONS
+    ((_, total),) = told
+    assert total == len(positions) * num_tokens * num_layers // 2
+    # One position alone is always tried.
+    assert total <= MAX_TOKENS_READ or len(positions) == 1
+    assert len(positions) > 24 or num_tokens > 1_000
+
+
+def test_flow_counts_a_pass_and_a_sweep(tiny_model: TinyModel) -> None:
+    seen: list[tuple[int, int]] = []
+    model = explained_model(tiny_model("gpt2"))
+    flow(model, target_of(12, 2), SEGMENTS, {}, lambda *args: seen.append(args))
+    assert seen[0] == (0, 26)
+    assert seen[-1] == (26, 26)

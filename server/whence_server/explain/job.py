@@ -13,14 +13,12 @@ from whence_server.explain.messages import TargetTexts, make_explanation, make_t
 from whence_server.explain.methods import METHODS, Method
 from whence_server.explain.operators import Operator
 from whence_server.explain.resolving import resolve_target
-from whence_server.explain.scores import Progress, Scores
+from whence_server.explain.scores import MAX_TOKENS_READ, Progress, Scores
 from whence_server.explain.segments import Segment
 from whence_server.explain.target import Target
 from whence_server.explain.trust import Trust, measure_trust
 from whence_server.text.tokenizer import TextTokenizer
 
-MAX_TOKENS_READ: Final = 1_000_000
-"""Tokens that the model may read for one phase of an explanation."""
 MIN_INTERVAL_S: Final = 0.1
 """Time between two messages of progress."""
 

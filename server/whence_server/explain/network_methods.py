@@ -10,11 +10,17 @@ from whence_server.explain.flow import FlowOptions, trace_flow
 from whence_server.explain.gradients import PathOptions, integrate_gradients, multiply_gradient
 from whence_server.explain.patching import Corruption, NothingLostError, patch
 from whence_server.explain.reading import compute_value, plan_passes
-from whence_server.explain.scores import Progress, RecoveredShares, Scores, Terms
+from whence_server.explain.scores import (
+    MAX_TOKENS_READ,
+    Progress,
+    RecoveredShares,
+    Scores,
+    Terms,
+)
 from whence_server.explain.target import Target
 
 MAX_PATCHED_POSITIONS = 48
-"""Positions that one patching restores."""
+"""Positions that one patching restores, at most."""
 DEFAULT_MAX_GAP = 0.05
 
 _Parameters = ParamSpec("_Parameters")
@@ -105,7 +111,9 @@ def flow(
     """Return the share of each segment in the flow of information."""
     del options
     chosen = FlowOptions()
-    found = trace_flow(model, target, chosen, _scale(progress, _count_tokens(target)))
+    # A sweep computes each layer of its pass once more.
+    read = 2 * _count_tokens(target)
+    found = trace_flow(model, target, chosen, _scale(progress, read, _count_layers(model)))
     values = _sum_segments(found.scores, segments)
     return Scores(
         values,
@@ -158,9 +166,12 @@ def patching(
     begin, end = _choose_corrupted(segments, options)
     seed = options.get("seed")
     corruption = Corruption(begin, end, num_noises=1, seed=seed if isinstance(seed, int) else 0)
-    positions = _choose_positions(target, segments, begin)
-    read = len(positions) * _count_tokens(target)
-    found = patch(model, target, corruption, positions, _scale(progress, read))
+    num_tokens, num_layers = _count_tokens(target), _count_layers(model)
+    # A run starts after the restored layer: it is half a pass in the middle.
+    most = 2 * MAX_TOKENS_READ // (num_tokens * num_layers)
+    positions = _choose_positions(target, segments, begin, max(1, min(MAX_PATCHED_POSITIONS, most)))
+    told = _scale(progress, len(positions) * num_tokens, 2)
+    found = patch(model, target, corruption, positions, told)
     return Scores(
         (),
         found.value,
@@ -209,19 +220,21 @@ def _choose_corrupted(segments: _Segments, options: Mapping[str, object]) -> tup
     return begin, end
 
 
-def _choose_positions(target: Target, segments: _Segments, begin: int) -> list[int]:
+def _choose_positions(
+    target: Target, segments: _Segments, begin: int, most: int = MAX_PATCHED_POSITIONS
+) -> list[int]:
     """Return the positions to restore: nothing before the corrupted part is lost.
 
     If there are too many, each segment's last position stands for it, where a causal model has
     read all of it, and the last positions of the context are added.
     """
     positions = list(range(begin, target.start))
-    if len(positions) <= MAX_PATCHED_POSITIONS:
+    if len(positions) <= most:
         return positions
     ends = [end - 1 for _, end in segments if begin < end <= target.start]
-    step = max(1, -(-len(ends) // (MAX_PATCHED_POSITIONS // 2)))
+    step = max(1, -(-len(ends) // max(1, most // 2)))
     chosen = set(ends[::-1][::step])
-    chosen |= set(positions[-(MAX_PATCHED_POSITIONS - len(chosen)) :])
+    chosen |= set(positions[len(positions) - (most - len(chosen)) :])
     return sorted(chosen)
 
 
@@ -240,9 +253,17 @@ def _count_tokens(target: Target) -> int:
     return sum(len(one.ids) for one in plan_passes(target))
 
 
-def _scale(progress: Progress, num_tokens: int) -> Progress:
-    """Return a progress that is told of passes, and tells of tokens."""
-    return lambda done, total: progress(done * num_tokens, total * num_tokens)
+def _count_layers(model: Any) -> int:
+    return int(model.config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def _scale(progress: Progress, num_tokens: int, num_parts: int = 1) -> Progress:
+    """Return a progress that is told of passes, or parts of them, and tells of tokens."""
+
+    def tell(done: int, total: int) -> None:
+        progress(done * num_tokens // num_parts, total * num_tokens // num_parts)
+
+    return tell
 
 
 def _sum_segments(scores: Sequence[float], segments: _Segments) -> tuple[float, ...]:

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from whence_server.explain.ablation_rows import Kept
+
+MAX_TOKENS_READ: Final = 1_000_000
+"""Tokens that the model may read for one phase of an explanation."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called between passes with the work done and the whole work, in tokens that the model reads.
