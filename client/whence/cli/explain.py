@@ -31,6 +31,12 @@ _PHASES = {
     pb.EXPLAIN_PHASE_TRUST: "measuring the trust",
 }
 
+_COMPUTING = (
+    *("prompt", "text", "against", "against_id", "method", "segments", "operator", "ablations"),
+    *("seed", "max_gap", "corrupted_segment", "no_trust", "html"),
+)
+"""Arguments that say nothing of what is on record."""
+
 _EPILOG = f"""\
 The trust says how well the scores tell what ablations change that the method has not seen. Read it
 first: the scores of an explanation with a low or undetermined trust say little.
@@ -118,6 +124,12 @@ def _add_way(group: Any) -> None:
         "--max-gap", type=float, metavar="SHARE", help="largest gap of integrated gradients"
     )
     group.add_argument(
+        "--corrupted-segment",
+        type=int,
+        metavar="N",
+        help="index of the part that patching corrupts, from 0 (default: all parts)",
+    )
+    group.add_argument(
         "--no-trust", action="store_true", help="omit the measurement of trust, which takes longer"
     )
 
@@ -151,28 +163,46 @@ def run_explain(arguments: argparse.Namespace) -> int:
 
 
 def _print_recorded(arguments: argparse.Namespace) -> int:
-    """Print the explanations on record, those of `--step` or `--span` if it is given.
+    """Print the explanations on record, those of the sequence and the steps that are given.
 
     Raises:
-        UsageError: no generation is given.
+        UsageError: no generation is given, or an option that computes something.
     """
     if arguments.generation_id is None:
         raise UsageError("--recorded needs the id of a generation")
-    span = arguments.span
-    if arguments.step is not None:
-        span = range(arguments.step, arguments.step + 1)
+    values = {name: getattr(arguments, name) for name in _COMPUTING}
+    # 0 is a value.
+    given = [name for name, value in values.items() if value is not None and value is not False]
+    if given:
+        names = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(f"--recorded computes nothing, so that it cannot be given with {names}")
+    if arguments.step is not None and arguments.span is not None:
+        raise UsageError("--step and --span contradict: give one of them")
     with connect(arguments) as client:
         occurrences = client.generations.get(arguments.generation_id).occurrences
     color = wants_color(arguments.color, sys.stdout)
-    found = [it.explained.explanation for it in occurrences if it.HasField("explained")]
+    recorded = [it.explained.explanation for it in occurrences if it.HasField("explained")]
+    found = [it for it in recorded if _is_wanted(it.span, arguments)]
+    if not found:
+        print("no such explanation is on record", file=sys.stderr)
     for number, explanation in enumerate(found):
-        if span and range(explanation.span.begin_step, explanation.span.end_step) != span:
-            continue
         if arguments.json:
-            print(format_json(describe_message(explanation)))
+            print(format_json(describe_message(pb.ExplainResponse(result=explanation))))
             continue
         print("\n" * (number > 0) + "\n".join(format_explanation(explanation, color=color)))
     return OK
+
+
+def _is_wanted(span: explanation_pb2.ExplainedSpan, arguments: argparse.Namespace) -> bool:
+    """Return whether an explanation on record is of the sequence and steps that are given."""
+    wanted = arguments.span
+    if arguments.step is not None:
+        wanted = range(arguments.step, arguments.step + 1)
+    if wanted is None and arguments.sequence is None:
+        return True
+    if span.sequence_index != (arguments.sequence or 0):
+        return False
+    return wanted is None or range(span.begin_step, span.end_step) == wanted
 
 
 def _print_events(
@@ -249,6 +279,7 @@ def _read_options(arguments: argparse.Namespace) -> ExplainOptions:
         num_ablations=arguments.ablations,
         seed=arguments.seed,
         max_gap=arguments.max_gap,
+        corrupted_segment=arguments.corrupted_segment,
         trust=not arguments.no_trust,
     )
 
