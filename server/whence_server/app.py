@@ -244,7 +244,9 @@ async def _serve(  # noqa: PLR0917 - the parts of a server
         training_servicer.SERVICE: TrainingServicer(
             library, serving, analyses.tracer, closing
         ).list_methods(),
-        **analyses.list_services(journal, closing, lambda: serving.num_running),
+        **analyses.list_services(
+            journal, closing, lambda: serving.num_running, redaction.redact_label
+        ),
         proof_servicer.SERVICE: ProofServicer(
             journal, transparency.board, transparency.log
         ).list_methods(),

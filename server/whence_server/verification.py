@@ -31,7 +31,11 @@ class Analyses(NamedTuple):
     tracer: EmergenceTracer
 
     def list_services(
-        self, journal: Journal, closing: asyncio.Event, count_running: Callable[[], int]
+        self,
+        journal: Journal,
+        closing: asyncio.Event,
+        count_running: Callable[[], int],
+        redact: Callable[[str], str],
     ) -> dict[str, list[Method[Any]]]:
         """Return the methods of the services that compute in the process, by service.
 
@@ -39,9 +43,10 @@ class Analyses(NamedTuple):
             journal: the records.
             closing: set when the server closes.
             count_running: returns the number of generations that need the cores.
+            redact: returns a text as it is stored.
         """
         verifying = VerificationServicer(journal, self.host, closing)
-        explaining = ExplainServicer(journal, self.host, closing, count_running)
+        explaining = ExplainServicer(journal, self.host, closing, count_running, redact)
         return {
             verification_servicer.SERVICE: verifying.list_methods(),
             explain_servicer.SERVICE: explaining.list_methods(),

@@ -18,11 +18,13 @@ from whence_server.domain.errors import (
 )
 from whence_server.domain.occurrences import Caller
 from whence_server.domain.tracing import TraceContext
+from whence_server.generation.content.redaction import open_redaction
 from whence_server.rpc import explain_recording
 from whence_server.rpc.explain_recording import (
     MAX_BYTES,
     MAX_EXPLANATIONS,
     MAX_TOTAL_BYTES,
+    make_occurrence,
     record_explanation,
 )
 from whence_server.rpc.explain_servicer import ExplainServicer
@@ -124,6 +126,30 @@ async def test_the_number_of_explanations_is_bounded() -> None:
     for _ in range(MAX_EXPLANATIONS):
         assert await record(journal) == ""
     assert "the most for one" in await record(journal)
+
+
+@pytest.mark.parametrize(
+    ("context", "against", "stored"),
+    [
+        ("Write to", " anna@example.org", " [mail]"),
+        # The address begins in the context.
+        ("Write to anna@exa", "mple.org", "[redacted]"),
+        ("Write to", " Anna", " Anna"),
+    ],
+)
+def test_a_contrast_is_redacted_on_record(context: str, against: str, stored: str) -> None:
+    redact = open_redaction(["mail"], None).redact_label
+    segment = explanation_pb2.ContextSegment(text=context)
+    span = explanation_pb2.ExplainedSpan(against_text=against, against_token_ids=[5, 6])
+    given = explanation_pb2.Explanation(span=span, segments=[segment])
+    started = generation_pb2.GenerationStarted(generation_id=ID)
+    output: Any = SimpleNamespace(started=started, num_steps=1)
+    made = make_occurrence(output, given, CALLER, redact).explained.explanation
+    assert made.span.against_text == stored
+    assert list(made.span.against_token_ids) == ([5, 6] if stored == against else [])
+    assert made.segments[0].text == context
+    # The caller's own answer has what it asked for.
+    assert given.span.against_text == against
 
 
 class FakeHost:

@@ -66,7 +66,7 @@ def describe_span(span: pb.ExplainedSpan) -> str:
         told += f" (step {span.begin_step})"
     else:
         told += f" (steps {span.begin_step} to {span.end_step - 1})"
-    if not span.against_token_ids:
+    if not span.against_token_ids and not span.against_text:
         return f"{told}, p = {format_probability(span.value)}"
     against = (
         quote_briefly(span.against_text, _MOST_TEXT)

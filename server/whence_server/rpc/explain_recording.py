@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 from google.protobuf.message import DecodeError
 
@@ -35,7 +35,18 @@ clients than ours take 4 MiB."""
 COMMIT_S = 10.0
 """Time that the journal has to write an explanation before it is said to be unrecorded."""
 _MAX_READ = 1_000
+_CHARACTERS_BEFORE = 200
+"""Characters of the context that are searched together with a contrast."""
+_REDACTED = "[redacted]"
 _MAX_READ_BYTES = 8 << 20
+
+
+Redact: TypeAlias = Callable[[str], str]
+
+
+def keep(text: str) -> str:
+    """Return a text as it is: nothing is redacted."""
+    return text
 
 
 async def record_explanation(
@@ -43,6 +54,7 @@ async def record_explanation(
     output: RecordedOutput,
     explanation: explanation_pb2.Explanation,
     caller: Caller,
+    redact: Redact = keep,
 ) -> str:
     """Record an explanation; return the reason if it is not on disk, else "".
 
@@ -51,11 +63,12 @@ async def record_explanation(
         output: what the explanation was made from.
         explanation: the result.
         caller: the call that asked for it.
+        redact: returns a text as it is stored.
 
     Raises:
         GenerationNotFoundError: the generation was deleted meanwhile.
     """
-    occurrence = make_occurrence(output, explanation, caller)
+    occurrence = make_occurrence(output, explanation, caller, redact)
     payload = occurrence.SerializeToString()
     generation_id = output.started.generation_id
     try:
@@ -76,14 +89,18 @@ async def record_explanation(
 
 
 def make_occurrence(
-    output: RecordedOutput, explanation: explanation_pb2.Explanation, caller: Caller
+    output: RecordedOutput,
+    explanation: explanation_pb2.Explanation,
+    caller: Caller,
+    redact: Redact = keep,
 ) -> occurrence_pb2.Occurrence:
-    """Return the occurrence that is recorded: without texts that the policy keeps out."""
+    """Return the occurrence that is recorded: without texts that policy and redaction keep out."""
     occurrence = occurrence_pb2.Occurrence(
         time=make_timestamp(time.time_ns()), num_steps=output.num_steps
     )
     occurrence.explained.caller.CopyFrom(convert_caller(caller))
     occurrence.explained.explanation.CopyFrom(explanation)
+    _redact_contrast(occurrence.explained.explanation, redact)
     policy = ContentPolicy(output.started.content or ContentPolicy.FULL.value)
     if policy is not ContentPolicy.FULL:
         RECORD[policy].hide(occurrence)
@@ -103,6 +120,23 @@ async def _find_missing_room(journal: Journal, generation_id: str, size: int) ->
             f"{recorded.num_bytes}; {MAX_TOTAL_BYTES} is the most for all of them"
         )
     return ""
+
+
+def _redact_contrast(explanation: explanation_pb2.Explanation, redact: Redact) -> None:
+    """Redact the one text that the caller typed.
+
+    Outputs with redacted parts are not explained: all other texts are on record as they are.
+    """
+    span = explanation.span
+    if not span.against_text:
+        return
+    before = "".join(segment.text for segment in explanation.segments)[-_CHARACTERS_BEFORE:]
+    stored = redact(span.against_text)
+    if stored == span.against_text and redact(before + stored) == before + stored:
+        return
+    # What begins in the context and ends in the contrast has no mark of its own.
+    span.against_text = _REDACTED if stored == span.against_text else stored
+    del span.against_token_ids[:]
 
 
 class _Recorded(NamedTuple):

@@ -23,7 +23,7 @@ from whence_server.journal.journal import Journal
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import require_generation_id
 from whence_server.rpc.explain_record import RecordedOutput, read_output
-from whence_server.rpc.explain_recording import record_explanation
+from whence_server.rpc.explain_recording import Redact, keep, record_explanation
 from whence_server.rpc.explain_requests import Way, read_given, read_way
 from whence_server.rpc.visibility import require_access, sees_content
 from whence_server.rpc.watching import stop_at_close
@@ -49,6 +49,7 @@ class ExplainServicer:
         host: the analysis process.
         closing: set when the server closes.
         count_running: returns the number of generations that need the cores.
+        redact: returns a text as it is stored.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class ExplainServicer:
         host: AnalysisHost,
         closing: asyncio.Event,
         count_running: Callable[[], int] = lambda: 0,
+        redact: Redact = keep,
     ) -> None:
         self._journal = journal
         self._host = host
         self._closing = closing
         self._count_running = count_running
+        self._redact = redact
 
     def list_methods(self) -> list[Method[Any]]:
         """Return the service's methods."""
@@ -115,7 +118,9 @@ class ExplainServicer:
     async def _record(self, message: bytes, output: RecordedOutput, call: Call) -> bytes:
         """Record a result; return the message with the reason if it is not recorded."""
         response = explain_pb2.ExplainResponse.FromString(message)
-        reason = await record_explanation(self._journal, output, response.result, call.caller)
+        reason = await record_explanation(
+            self._journal, output, response.result, call.caller, self._redact
+        )
         response.result.unrecorded_reason = reason
         return response.SerializeToString()
 

@@ -22,7 +22,8 @@ class Redaction(NamedTuple):
         make_form: returns the stored form of a generation, of its start and the digest that stands
             for its request's; None if nothing is redacted.
         redact_call: returns a call as it is stored.
-        redact_label: returns the name or the value of a label as it is stored.
+        redact_label: returns a short text as it is stored: the name or the value of a label, or
+            the contrast of an explanation.
     """
 
     make_form: Callable[[Started, str], RedactingForm] | None
