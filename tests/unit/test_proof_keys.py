@@ -15,7 +15,7 @@ from bundles import make_entries, make_finished, sign, spell
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from whence.proof.key_list import parse_saved_list
+from whence.proof.key_list import SavedKeys, parse_saved_list
 from whence.proof.times import spell_time
 from whence.proof.verification import Demands, verify_bundle
 from whence_server.cli import main
@@ -209,6 +209,28 @@ def test_rotation_after_a_theft_begins_a_list_and_tells_the_time(
     assert active["active"]
     with pytest.raises(SystemExit):
         main([*command, "2999-01-01T00:00:00Z"])
+
+
+def test_key_that_a_thief_adds_after_a_stolen_one_is_not_trusted() -> None:
+    before, stolen, thief = (PrivateKey.generate() for _ in range(3))
+    now = time.time_ns()
+    day = 86_400 * 10**9
+    honest = [
+        make_entry(before, now_ns=now - 9 * day),
+        make_entry(stolen, before, now_ns=now - 8 * day),
+    ]
+    thieves = make_entry(thief, stolen, overlap_s=10, now_ns=now - day // 2)
+    entries = make_entries()
+    statement = sign(entries, make_finished(), thief, clock=lambda: now)
+    data = spell(statement, entries, [*honest, thieves])
+    known = SavedKeys(honest, {stolen.public.key_id: datetime.now(UTC) - timedelta(days=1)})
+    for trusted in (before, stolen):
+        # Without the time of the theft, nothing tells this key from the server's next one.
+        assert verify_bundle(data, [trusted.public.pem]).verified
+        report = verify_bundle(data, [trusted.public.pem], demands=Demands(known_keys=known))
+        assert not report.verified, report.checks
+    given = [stolen.public.pem, thief.public.pem]
+    assert verify_bundle(data, given, demands=Demands(known_keys=known)).verified
 
 
 def make_replicas(directory: Path) -> tuple[Path, Sequence[Path]]:

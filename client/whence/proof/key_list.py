@@ -12,7 +12,7 @@ by both keys. So trust goes from any key of a list to those after it, and to tho
 The time of a first entry is that of the list, not of the key: it bounds nothing.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -132,7 +132,8 @@ def find_trusted(
         trusted: keys that the caller trusts.
         entries: entries of a key list, in any order.
         known: keys of a list from elsewhere, which may have the same ones. One that was stolen is
-            trusted only if it is given, and in the time before.
+            trusted only if it is given, and in the time before; no key that follows it is trusted
+            for its sake.
         only_given: True to return no others than the trusted keys; the lists bound their time.
 
     Raises:
@@ -153,7 +154,9 @@ def find_trusted(
         raise ProofError("a key is listed twice, or two keys follow one key")
     found: dict[str, KeySpan] = {}
     for key in trusted:
-        for one, trust in [(key, GIVEN)] if only_given else _follow(key, by_key, after):
+        for one, trust in (
+            [(key, GIVEN)] if only_given else _follow(key, by_key, after, known.stolen)
+        ):
             since = known.stolen.get(one.key_id)
             if trust == GIVEN or (one.key_id not in found and since is None):
                 span = _make_span(one, trust, by_key, after)
@@ -174,13 +177,21 @@ def _parse_entries(entries: Sequence[bytes], where: str) -> list[KeyEntry]:
 
 
 def _follow(
-    key: PublicKey, by_key: Mapping[str, KeyEntry], after: Mapping[str, KeyEntry]
+    key: PublicKey,
+    by_key: Mapping[str, KeyEntry],
+    after: Mapping[str, KeyEntry],
+    stolen: Collection[str],
 ) -> list[tuple[PublicKey, str]]:
     """Return a key, the keys after it, and the keys before it, but none that follow those."""
     chain, seen = [(key, GIVEN)], {key.key_id}
-    while (entry := after.get(chain[-1][0].key_id)) is not None and entry.key.key_id not in seen:
-        chain.append((entry.key, AFTER))
-        seen.add(entry.key.key_id)
+    last: PublicKey | None = key
+    # The thief of a key signs with it whatever key shall follow: nothing leads over a stolen one.
+    while last is not None and last.key_id not in stolen:
+        entry = after.get(last.key_id)
+        last = None if entry is None or entry.key.key_id in seen else entry.key
+        if last is not None:
+            chain.append((last, AFTER))
+            seen.add(last.key_id)
     before: PublicKey | None = key
     while before is not None and (entry := by_key.get(before.key_id)) is not None:
         before = entry.previous
