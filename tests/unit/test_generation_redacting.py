@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from dying_engine import MODEL
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ from whence_server.domain.tracing import TraceContext
 from whence_server.generation.content import redacting
 from whence_server.generation.content.forms import Stored, StoredForms
 from whence_server.generation.content.record import ContentRecord
+from whence_server.generation.content.redacted_texts import _KEPT, redact_message
 from whence_server.generation.content.redacting import RedactedForm
 from whence_server.generation.content.redaction import open_redaction
 from whence_server.generation.recording.batches import ReadyModel
@@ -51,6 +53,7 @@ TEXTS = st.lists(
     max_size=8,
 ).map("".join)
 KEY = "ghp_16C7e42F292c6912E7710c838347Ae178B4a"
+IDS = ("_id", "_ids", "digest")
 SECRET_ID = 77_777
 STARTED = Started(
     generation_id="g",
@@ -506,6 +509,34 @@ def test_others_see_no_content_of_what_is_in_memory_unredacted() -> None:
     message = g.GenerationStarted(prompt=MAIL, prompt_token_ids=[1, 2])
     hiding.hide(message)
     assert message == g.GenerationStarted()
+
+
+def find_searched_ids(kind: Descriptor, seen: set[str]) -> set[str]:
+    """Return the names of all texts of ids and digests of a message that are searched."""
+    found: set[str] = set()
+    if kind.full_name.startswith("whence.") and kind.full_name not in seen:
+        seen.add(kind.full_name)
+        for field in kind.fields:
+            if field.message_type is not None:
+                found |= find_searched_ids(field.message_type, seen)
+            elif field.type == FieldDescriptor.TYPE_STRING and field.full_name not in _KEPT:
+                found |= {field.full_name} if field.name.endswith(IDS) else set()
+    return found
+
+
+def test_ids_and_digests_are_not_searched() -> None:
+    # One id of 116 looks like the number of a card; the caller chooses the ids of its tools' calls.
+    searched = find_searched_ids(g.GenerationStarted.DESCRIPTOR, set())
+    assert searched == {"whence.v1.ChatMessage.tool_call_id"}
+    assert not find_searched_ids(g.GenerationFinished.DESCRIPTOR, set())
+    fork = g.Fork(
+        parent_generation_id="bf58877c-ff45-4450-8165-94426c451334",
+        parent_trace_id="013826457ed87a88864517dc53c1c1e6",
+        changed_settings=["max_new_tokens"],
+    )
+    started = g.GenerationStarted(fork=fork, prompt=MAIL)
+    assert [each.field for each in redact_message(started, DETECTORS)] == ["prompt"]
+    assert started.fork == fork
 
 
 def test_error_of_a_call_is_redacted() -> None:

@@ -30,6 +30,7 @@ _KEPT = frozenset(
         "UpstreamInfo": "kind version model claimed_files",
         "UpstreamReport": "model fingerprint",
         "RecordedElsewhere": "library",
+        "Fork": "parent_generation_id parent_trace_id parent_span_id changed_settings",
     }.items()
     for name in names.split()
 )
