@@ -1,8 +1,12 @@
 """Timestamps of checkpoints, from an authority that OpenSSL runs."""
 
+import contextlib
 import shutil
+import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from required import skip_without
 from timestamp_authority import Authority
 
+from whence.cli.authority import ask_authority
+from whence.cli.exits import UsageError
 from whence.cli.main import main
 from whence.proof.checkpoints import Checkpoint
 from whence.proof.faults import ProofError
@@ -18,13 +24,18 @@ from whence.proof.notes import NoteSigner, SignedNote
 from whence.proof.timestamps import check_timestamp, make_query
 
 
-def make_note(size: int) -> bytes:
-    signer = NoteSigner("example.com/log", Ed25519PrivateKey.from_private_bytes(b"l" * 32))
+def make_signer(secret: bytes) -> NoteSigner:
+    return NoteSigner("example.com/log", Ed25519PrivateKey.from_private_bytes(secret * 32))
+
+
+def make_note(size: int, secret: bytes = b"l") -> bytes:
+    signer = make_signer(secret)
     text = Checkpoint("example.com/log", size, b"r" * 32).format()
     return SignedNote(text, (signer.sign(text),)).format()
 
 
 NOTE = make_note(7)
+KEY = ("--log-key", str(make_signer(b"l").key))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +65,8 @@ def test_commands_stamp_a_checkpoint_and_tell_the_time(
     assert main(["log", "timestamp", str(file), "--authority", url, *root]) == 0
     told = capsys.readouterr().out
     assert told.startswith("ok     the checkpoint of 7 entries of example.com/log was seen at 20")
-    assert main(["log", "time", str(file), *root]) == 0
+    assert "the log's signature was not checked" in told
+    assert main(["log", "time", str(file), *root, *KEY]) == 0
     assert capsys.readouterr().out.strip() in told
     # OpenSSL itself is the oracle for the file.
     judged = subprocess.run(
@@ -69,8 +81,24 @@ def test_commands_stamp_a_checkpoint_and_tell_the_time(
     )
     assert "Verification: OK" in judged.stdout
     file.write_bytes(make_note(8))
-    assert main(["log", "time", str(file), *root]) == 1
+    assert main(["log", "time", str(file), *root, *KEY]) == 1
     assert "FAULT  the timestamp does not hold: Mismatch" in capsys.readouterr().out
+
+
+def test_stamped_checkpoint_that_the_log_has_not_signed_is_refused(
+    authority: Authority, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, note = tmp_path / "checkpoint", make_note(9, b"x")
+    file.write_bytes(note)
+    (tmp_path / "checkpoint.tsr").write_bytes(authority.answer(make_query(note).data))
+    root = ("--authority-root", str(authority.root))
+    stamp = ["log", "timestamp", str(file), "--authority", url, *root]
+    for command in (["log", "time", str(file), *root, *KEY], [*stamp, *KEY]):
+        assert main(command) == 1
+        assert "no signature of the log's key" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["log", "time", str(file), *root])
+    assert "required: --log-key" in capsys.readouterr().err
 
 
 def test_time_is_that_of_the_authority(authority: Authority, answer: bytes) -> None:
@@ -118,6 +146,8 @@ def test_every_changed_byte_of_a_timestamp_is_refused_or_changes_nothing(
     [
         (["--authority", "ftp://x"], "begins with http"),
         (["--authority", "http://127.0.0.1:9/"], "does not answer"),
+        (["--authority", "http://127.0.0.1:abc/"], "does not answer"),
+        (["--authority", "http://["], "does not answer"),
     ],
 )
 def test_authority_that_cannot_be_asked_is_told(
@@ -131,3 +161,34 @@ def test_authority_that_cannot_be_asked_is_told(
     (tmp_path / "checkpoint").write_bytes(b"nothing")
     assert main(["log", "timestamp", str(tmp_path / "checkpoint"), *root, *flags]) == 2
     assert "no signatures" in capsys.readouterr().err
+
+
+def test_servers_that_are_no_authority_are_told() -> None:
+    released = threading.Event()
+
+    def answer_slowly(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        # Each byte comes long before a socket's own timeout, and the last one after 50 s.
+        while not released.wait(0.05):
+            connection.sendall(b".")
+
+    def answer_otherwise(connection: socket.socket) -> None:
+        connection.sendall(b"SSH-2.0-x\r\n")
+
+    for reply in (answer_otherwise, answer_slowly):
+        released.clear()
+        with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as threads:
+            served = threads.submit(serve_once, server, reply)
+            try:
+                with pytest.raises(UsageError, match="does not answer"):
+                    ask_authority(f"http://127.0.0.1:{server.getsockname()[1]}/", b"query", 0.5)
+            finally:
+                released.set()
+            served.result(60)
+
+
+def serve_once(server: socket.socket, reply: Callable[[socket.socket], object]) -> None:
+    connection, _ = server.accept()
+    with connection, contextlib.suppress(ConnectionError):
+        connection.recv(64 << 10)
+        reply(connection)

@@ -1,17 +1,18 @@
 """`whence log`: checkpoints and proofs of the server's transparency log, checked here."""
 
 import argparse
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from whence.cli.connection import connect
 from whence.cli.exits import EXITS, FAILED, OK, UsageError
+from whence.cli.files import read_file, replace_file
+from whence.cli.log_statements import add_server_keys, check_statement, read_server_keys
 from whence.cli.timestamps import add_time, add_timestamp, run_time, run_timestamp
 from whence.cli.verify_bundle import parse_quorum
 from whence.client import Client
+from whence.proof.bundle import is_bundle
 from whence.proof.bundle_format import MAX_BYTES
 from whence.proof.checkpoints import Checkpoint, VerifiedCheckpoint
 from whence.proof.faults import ProofError
@@ -32,10 +33,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("log", help="the transparency log: checkpoints and proofs")
     actions = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Any, meaning: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Any, meaning: str, *, asks_server: bool = True
+    ) -> argparse.ArgumentParser:
         action: argparse.ArgumentParser = actions.add_parser(
             name,
-            parents=[common],
+            parents=[common] if asks_server else [],
             help=meaning,
             description=f"{meaning[0].upper()}{meaning[1:]}.",
             epilog=_EPILOG,
@@ -49,6 +52,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     _add_trust(newest, required=False)
     proving = add("prove", run_prove, "check that a generation's statement is in the log")
     proving.add_argument("generation_id", metavar="ID")
+    add_server_keys(proving)
     _add_trust(proving, required=True)
     growing = add("consistent", run_consistent, "check that the log continues a kept checkpoint")
     growing.add_argument(
@@ -58,13 +62,14 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     growing.add_argument(
         "--update",
         action="store_true",
-        help="keep the newest checkpoint in FILE from now on, if it continues the kept one",
+        help="keep the newest checkpoint in FILE from now on, if it continues the kept one; FILE "
+        "must not be a bundle",
     )
 
-    add_timestamp(
-        add("timestamp", run_timestamp, "have an authority stamp a checkpoint (RFC 3161)")
-    )
-    add_time(add("time", run_time, "check when an authority has seen a checkpoint"))
+    meaning = "have an authority stamp a checkpoint (RFC 3161)"
+    add_timestamp(add("timestamp", run_timestamp, meaning, asks_server=False))
+    meaning = "check when an authority has seen a checkpoint"
+    add_time(add("time", run_time, meaning, asks_server=False))
 
 
 def _add_trust(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -121,21 +126,21 @@ def run_prove(arguments: argparse.Namespace) -> int:
     """
     import hashlib
 
-    trust = _require_trust(arguments)
+    trust, keys = _require_trust(arguments), read_server_keys(arguments)
+    generation_id: str = arguments.generation_id
     with connect(arguments) as client:
-        envelope = client.generations.get(arguments.generation_id).finished.statement.envelope
+        envelope = client.generations.get(generation_id).finished.statement.envelope
         if not envelope:
-            raise UsageError(
-                f"generation {arguments.generation_id} still runs, or has no signed statement"
-            )
+            raise UsageError(f"generation {generation_id} still runs, or has no signed statement")
         digest = hashlib.sha256(envelope).digest()
         proof = client.transparency_log.inclusion(digest)
     try:
+        signed = check_statement(envelope, generation_id, keys)
         verified = trust.verify(proof.checkpoint)
         found = check_inclusion(envelope, proof.leaf_index, proof.path, verified, trust.log.name)
     except ProofError as error:
         return _refuse(str(error))
-    print(f"ok     {escape(found)}")
+    print(f"ok     {escape(found)}\n{escape(signed)}")
     return OK
 
 
@@ -147,11 +152,14 @@ def run_consistent(arguments: argparse.Namespace) -> int:
     """
     trust = _require_trust(arguments)
     path: Path = arguments.file
+    data = read_file(path, MAX_BYTES)
+    if arguments.update and is_bundle(data):
+        raise UsageError(
+            f"{path}: is a bundle, which --update would replace: keep a checkpoint in a file of "
+            "its own (whence log checkpoint > FILE)"
+        )
     try:
-        with path.open("rb") as file:
-            known = read_known(file.read(MAX_BYTES + 1), trust.log)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        known = read_known(data, trust.log)
     except ProofError as error:
         raise UsageError(f"{path}: {error}") from None
     with connect(arguments) as client:
@@ -163,7 +171,7 @@ def run_consistent(arguments: argparse.Namespace) -> int:
         return _refuse(str(error))
     print(f"ok     {escape(_describe_growth(known, verified))}")
     if arguments.update:
-        _replace(path, note)
+        replace_file(path, note)
     return OK
 
 
@@ -204,24 +212,6 @@ def _require_trust(arguments: argparse.Namespace) -> LogTrust:
         return LogTrust.parse(arguments.log_key, arguments.witnesses, arguments.witness_quorum)
     except ProofError as error:
         raise UsageError(str(error)) from None
-
-
-def _replace(path: Path, note: bytes) -> None:
-    """Replace a file, whole or not at all.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(note)
-            Path(partial).replace(path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _refuse(fault: str) -> int:

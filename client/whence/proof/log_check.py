@@ -62,7 +62,8 @@ class LogTrust(NamedTuple):
         Raises:
             NoteError: it is malformed, or is not signed as it must be.
         """
-        quorum = len(self.witnesses) if self.quorum is None else self.quorum
+        num_named = len({key.public for key in self.witnesses})
+        quorum = num_named if self.quorum is None else self.quorum
         return verify_checkpoint(note, self.log, self.witnesses, quorum)
 
 
