@@ -21,8 +21,10 @@ from stub_replay import (
     search,
 )
 
+from whence.summary.verifications import describe_event
 from whence.v1 import step_pb2
 from whence.v1 import verification_pb2 as pb
+from whence.v1.generation_pb2 import Fork, GenerationStarted
 from whence_server.analysis.replay.comparison import make_lean
 from whence_server.analysis.replay.perturbing import chooses
 from whence_server.domain.decoding import (
@@ -38,7 +40,8 @@ from whence_server.domain.steps import Candidates, Decision, Draw, RequestedLogp
 from whence_server.engines.transformers.decoding.choose import Chooser
 from whence_server.engines.transformers.decoding.rows import Row
 from whence_server.journal.codec import encode_step
-from whence_server.rpc.verification_record import read_decision
+from whence_server.rpc.verification_record import list_contradictions, read_decision
+from whence_server.rpc.verification_servicer import describe_verdict
 
 N = 20
 SAMPLE = Decoding(
@@ -395,3 +398,52 @@ def test_requested_logprobs_are_compared() -> None:
     expect_divergent(ask(SAMPLE, change(3, requested_logprobs=swapped)), "requested token")
     short = RequestedLogprobs(requested.logprobs[:1], requested.sampling_logprobs[:1])
     expect_divergent(ask(SAMPLE, change(3, requested_logprobs=short)), "requested logprobs")
+
+
+def test_given_tokens_and_other_draws_are_no_choices_of_the_model() -> None:
+    ids = tuple(step.decision.token_id for step in HONEST)
+    for num_given, basis in (
+        (5, pb.VERIFICATION_BASIS_CHOICES),
+        (N, pb.VERIFICATION_BASIS_LOGPROBS),
+    ):
+        decoding = replace(SAMPLE, forced_token_ids=ids[:num_given])
+        result = judge(ask(decoding, generate(decoding)))
+        assert result.verdict in GOOD, result
+        assert (result.num_given_steps, result.basis) == (num_given, basis)
+        assert "were not compared with a parent's" in result.message
+        told = "\n".join(describe_event(pb.VerifyGenerationResponse(result=result)))
+        assert f"the first {num_given} tokens of each sequence were given: the record" in told
+        audited = describe_verdict(pb.VerifyGenerationResponse(result=result).SerializeToString())
+        assert (f"{num_given} tokens given" in audited) is (num_given < N)
+
+
+def test_other_draws_are_told_with_the_verdict() -> None:
+    decoding = replace(SAMPLE, first_draw_sequence=12_345)
+    result = judge(ask(decoding, generate(decoding)))
+    assert result.verdict in GOOD, result
+    assert "draws are those of sequence 12345 of a parent, which was not" in result.message
+
+
+def test_branch_that_no_engine_makes_is_divergent() -> None:
+    started = GenerationStarted(fork=Fork(step=2, num_forced_steps=3))
+    started.effective_decoding.sample.SetInParent()
+    started.effective_decoding.max_new_tokens = 3
+    assert not list(list_contradictions(started))
+    started.fork.step = 4
+    assert list(list_contradictions(started)) == [
+        "the branch begins at step 4, and 3 steps were given"
+    ]
+    started.fork.num_forced_steps = 2**32 - 1
+    assert "max_new_tokens is 3" in "".join(list_contradictions(started))
+    started.effective_decoding.beam_search.num_beams = 2
+    assert any("a beam search has no given" in it for it in list_contradictions(started))
+    question = ask(SAMPLE, HONEST)._replace(contradictions=("it says so",))
+    result = judge(question)
+    assert (result.verdict, result.message) == (pb.VERDICT_DIVERGENT, "it says so")
+
+
+def test_audit_names_the_first_divergent_round() -> None:
+    result = pb.VerificationResult(verdict=pb.VERDICT_DIVERGENT)
+    result.first_divergent_round.index = 7
+    message = pb.VerifyGenerationResponse(result=result).SerializeToString()
+    assert describe_verdict(message) == "divergent: round 7 first"

@@ -80,6 +80,11 @@ def _describe_result(result: pb.VerificationResult) -> Iterator[str]:
             f"{'':<20}of the logprobs alone: the text was given, or another program drew the "
             "tokens, and its draws cannot be computed here"
         )
+    if result.num_given_steps:
+        yield (
+            f"{'':<20}the first {count(result.num_given_steps, 'token')} of each sequence were "
+            "given: the record says so, and nothing shows that a model chose them"
+        )
     if result.message:
         yield f"{'':<20}{escape(result.message)}"
     if result.HasField("first_divergent"):

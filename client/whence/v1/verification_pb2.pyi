@@ -522,6 +522,7 @@ class VerificationResult(google.protobuf.message.Message):
     ROOT_MEAN_SQUARE_DIFFERENCE_FIELD_NUMBER: builtins.int
     ELAPSED_FIELD_NUMBER: builtins.int
     NUM_LOGPROBS_FIELD_NUMBER: builtins.int
+    NUM_GIVEN_STEPS_FIELD_NUMBER: builtins.int
     verdict: global___Verdict.ValueType
     """Verdict."""
     basis: global___VerificationBasis.ValueType
@@ -546,6 +547,11 @@ class VerificationResult(google.protobuf.message.Message):
     num_logprobs: builtins.int
     """Number of logprobs that were compared; 0 also from a server of before this
     field.
+    """
+    num_given_steps: builtins.int
+    """Number of the first steps of each sequence that the record calls given, as
+    those of a branch are: their tokens are the record's word, and only their
+    logprobs were computed. If all steps are given, the basis is LOGPROBS.
     """
     @property
     def first_divergent(self) -> global___StepVerification:
@@ -577,9 +583,10 @@ class VerificationResult(google.protobuf.message.Message):
         root_mean_square_difference: builtins.float = ...,
         elapsed: google.protobuf.duration_pb2.Duration | None = ...,
         num_logprobs: builtins.int = ...,
+        num_given_steps: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_first_divergent", b"_first_divergent", "_first_divergent_round", b"_first_divergent_round", "elapsed", b"elapsed", "first_divergent", b"first_divergent", "first_divergent_round", b"first_divergent_round"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_first_divergent", b"_first_divergent", "_first_divergent_round", b"_first_divergent_round", "basis", b"basis", "elapsed", b"elapsed", "first_divergent", b"first_divergent", "first_divergent_round", b"first_divergent_round", "largest_logprob_difference", b"largest_logprob_difference", "message", b"message", "num_divergent", b"num_divergent", "num_logprobs", b"num_logprobs", "num_steps", b"num_steps", "num_within_margin", b"num_within_margin", "reason", b"reason", "root_mean_square_difference", b"root_mean_square_difference", "verdict", b"verdict"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_first_divergent", b"_first_divergent", "_first_divergent_round", b"_first_divergent_round", "basis", b"basis", "elapsed", b"elapsed", "first_divergent", b"first_divergent", "first_divergent_round", b"first_divergent_round", "largest_logprob_difference", b"largest_logprob_difference", "message", b"message", "num_divergent", b"num_divergent", "num_given_steps", b"num_given_steps", "num_logprobs", b"num_logprobs", "num_steps", b"num_steps", "num_within_margin", b"num_within_margin", "reason", b"reason", "root_mean_square_difference", b"root_mean_square_difference", "verdict", b"verdict"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_first_divergent", b"_first_divergent"]) -> typing.Literal["first_divergent"] | None: ...
     @typing.overload

@@ -86,11 +86,26 @@ class Question(NamedTuple):
     """True if the results say which stop ended them; a bundle has no results."""
     unread: tuple[str, ...] = ()
     """Parts of the record that no replay computes, in words."""
+    contradictions: tuple[str, ...] = ()
+    """What the record says of itself as a branch and no engine makes, in words."""
 
     @property
     def strategy(self) -> Strategy:
         """Strategy of the choice of tokens."""
         return self.decoding.strategy
+
+    @property
+    def num_given_steps(self) -> int:
+        """Number of the first steps of each sequence whose tokens the record calls given."""
+        return len(self.decoding.forced_token_ids)
+
+    @property
+    def gives_text(self) -> bool:
+        """True if all tokens were given: a forced text, or a branch that says so of all steps."""
+        if self.strategy is Strategy.FORCED:
+            return True
+        longest = max(map(len, self.list_sequences()), default=0)
+        return 0 < longest <= self.num_given_steps
 
     def list_sequences(self) -> list[list[Step]]:
         """Return the steps of each sequence, by ascending index of sequence and step."""

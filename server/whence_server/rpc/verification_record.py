@@ -103,6 +103,7 @@ def _read_question(record: verification_pb2.GenerationRecord, *, every_step: boo
         num_generated_tokens=record.finished.num_generated_tokens,
         start_time_ns=started.start_time.ToNanoseconds(),
         unread=tuple(list_unread(record)),
+        contradictions=tuple(list_contradictions(started)),
     )
 
 
@@ -126,6 +127,20 @@ def list_unread(record: verification_pb2.GenerationRecord) -> Iterator[str]:
     for words, number in numbers.items():
         if number:
             yield words.format(number)
+
+
+def list_contradictions(started: generation_pb2.GenerationStarted) -> Iterator[str]:
+    """Yield what a record says of itself as a branch and no engine makes, in words."""
+    if not started.HasField("fork"):
+        return
+    fork, decoding = started.fork, started.effective_decoding
+    given = fork.num_forced_steps
+    if decoding.HasField("beam_search") and given:
+        yield f"a beam search has no given tokens, and the record names {given}"
+    if fork.step > given:
+        yield f"the branch begins at step {fork.step}, and {given} steps were given"
+    if not decoding.HasField("forced") and given > decoding.max_new_tokens:
+        yield f"{given} steps were given, and max_new_tokens is {decoding.max_new_tokens}"
 
 
 def require_logprobs(started: generation_pb2.GenerationStarted) -> None:
@@ -233,7 +248,7 @@ def read_decoding(record: verification_pb2.GenerationRecord) -> Decoding:
         forced = tuple(effective.forced.tokens.token_ids) or tuple(
             step.token_id for step in record.steps
         )
-    elif record.started.HasField("fork"):
+    elif record.started.HasField("fork") and strategy is not Strategy.BEAM_SEARCH:
         forced = _read_given(record)
     given.setdefault("max_new_tokens", max(len(forced), 1))
     given["logit_bias"] = tuple(sorted(given.get("logit_bias", ())))

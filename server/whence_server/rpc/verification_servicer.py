@@ -128,9 +128,13 @@ def describe_verdict(message: bytes) -> str:
         return f"{told}: {result.reason}"
     if result.basis == verification_pb2.VERIFICATION_BASIS_LOGPROBS:
         told += ", logprobs alone"
+    elif result.num_given_steps:
+        told += f", {result.num_given_steps} tokens given"
     if result.HasField("first_divergent"):
         first = result.first_divergent
         return f"{told}: step {first.sequence_index}.{first.index} first"
+    if result.HasField("first_divergent_round"):
+        return f"{told}: round {result.first_divergent_round.index} first"
     return told
 
 

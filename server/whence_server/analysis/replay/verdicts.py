@@ -40,13 +40,14 @@ class Findings:
         self._is_foreign = False
         self._num_hard = 0
         self._unchecked: list[str] = []
-        gives_text = question.strategy is Strategy.FORCED
         self._result = pb.VerificationResult(
             basis=pb.VERIFICATION_BASIS_LOGPROBS
-            if question.logprobs_only or gives_text
+            if question.logprobs_only or question.gives_text
             else pb.VERIFICATION_BASIS_CHOICES
         )
-        self.faults: list[str] = []
+        if question.strategy is not Strategy.FORCED:
+            self._result.num_given_steps = question.num_given_steps
+        self.faults: list[str] = list(question.contradictions)
         self.reason = ""
 
     @property
@@ -173,8 +174,15 @@ class Findings:
         parts = []
         if self._question.strategy is Strategy.FORCED:
             parts.append("the text was given")
-        elif num_given := len(self._question.decoding.forced_token_ids):
-            parts.append(f"the first {num_given} tokens of each sequence were given")
+        elif num_given := self._question.num_given_steps:
+            parts.append(
+                f"the first {num_given} tokens of each sequence were given, and were not compared "
+                "with a parent's"
+            )
+        if number := self._question.decoding.first_draw_sequence:
+            parts.append(
+                f"its draws are those of sequence {number} of a parent, which was not looked at"
+            )
         if self._question.detail is None:
             parts.append("numbers that steps lack were not asked for")
         if self._unchecked:
