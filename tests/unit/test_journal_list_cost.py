@@ -158,7 +158,7 @@ async def test_migration_fills_the_label_index(tmp_path, monkeypatch):
         "DROP TABLE owners; DROP TABLE labels; DROP INDEX generations_by_model; "
         "DROP TABLE tree; DROP TABLE tree_leaves; DROP TABLE tree_nodes; "
         "DROP TABLE tree_checkpoints; DROP TABLE passages; DROP TABLE searchable; "
-        "DROP TABLE parents; DROP TABLE signing_keys; "
+        "DROP TABLE parents; DROP TABLE told_keys; "
         "DROP TABLE cursors; "
         "CREATE TABLE cursors (name TEXT PRIMARY KEY, position INTEGER NOT NULL) "
         "STRICT, WITHOUT ROWID; INSERT INTO cursors VALUES ('otlp-spans', 3);"

@@ -115,7 +115,7 @@ async def test_journal_of_the_version_before_has_no_owners(data_dir: Path) -> No
     cursors = earlier.execute("SELECT sql FROM sqlite_schema WHERE name = 'cursors'").get
     database.execute("DROP TABLE owners; DROP TABLE origins; DROP INDEX generations_kept")
     trees = ("tree", "tree_leaves", "tree_nodes", "tree_checkpoints")
-    later = (*trees, "passages", "searchable", "parents", "signing_keys")
+    later = (*trees, "passages", "searchable", "parents", "told_keys")
     for table in later:
         database.execute(f"DROP TABLE {table}")
     for statement in ("DROP TABLE cursors", cursors):

@@ -11,11 +11,12 @@ import pytest
 
 from whence.proof.key_list import find_trusted
 from whence.proof.public_key import PublicKey
+from whence.v1 import proof_pb2
 from whence_server.domain.errors import JournalUnreachableError
 from whence_server.journal.journal import Journal
 from whence_server.journal.postgres.store import PostgresStore
 from whence_server.proof import key_board
-from whence_server.proof.key_board import KeyBoard
+from whence_server.proof.key_board import KeyBoard, merge_keys
 from whence_server.proof.signing_keys import KEY_NAME, LIST_NAME, SigningKeys, rotate
 
 
@@ -74,8 +75,14 @@ async def test_every_server_tells_the_keys_of_all_and_follows_their_rotations(
             pems = {key.key_id: key.public_key_pem for key in await a.list_keys()}
             assert set(find_trusted([PublicKey(pems[of_b])], entries)) == {of_b, new_id}
             assert set(find_trusted([PublicKey(pems[of_a])], entries)) == {of_a}
-        # The keys of a server that has ended stay: it has signed with them.
-        assert await list_ids(a) == expected
+        # The keys of a server that has ended stay: it has signed with them, and signs no more.
+        ended = [(of_b, False), (new_id, False), (of_a, True)]
+        assert await list_ids(a) == ended
+        # Another server takes over its number in the database, with a key of its own.
+        async with open_server(url, tmp_path / "c") as c:
+            found = dict(await list_ids(c))
+            assert {of_b: False, new_id: False, of_a: True}.items() <= found.items()
+            assert len(found) == 4
 
 
 async def test_servers_with_one_key_file_list_it_once(url: str, tmp_path: Path) -> None:
@@ -107,6 +114,71 @@ async def test_stolen_keys_are_told_with_the_time_and_are_in_no_bundle(
         assert len(entries) == 2
 
 
+async def test_theft_is_told_also_if_only_one_of_the_servers_with_a_key_knows_it(
+    url: str, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared.pem"
+    async with open_server(url, tmp_path / "a", shared) as a:
+        ((stolen_id, _),) = await list_ids(a)
+    async with (
+        # The number of a is that of the server that does not share its key.
+        open_server(url, tmp_path / "c") as c,
+        open_server(url, tmp_path / "b", shared) as b,
+    ):
+        theft = datetime(2026, 1, 2, tzinfo=UTC)
+        rotate(shared, tmp_path / "b" / LIST_NAME, 10, theft)
+        assert await list_ids(b)
+        told = {key.key_id: key for key in await c.list_keys()}
+        assert told[stolen_id].stolen_since.ToDatetime(UTC) == theft
+        assert not told[stolen_id].active
+        assert told[stolen_id].entry not in await c.list_entries()
+
+
+def test_earliest_time_of_a_theft_counts() -> None:
+    def make_key(since: int = 0, *, active: bool = False) -> proof_pb2.SigningKey:
+        key = proof_pb2.SigningKey(key_id="k", active=active)
+        if since:
+            key.stolen_since.seconds = since
+        return key
+
+    for told in (
+        [[make_key(active=True)], [make_key(7)], [make_key(5)]],
+        [[make_key(5)], [make_key(7)], [make_key(active=True)]],
+    ):
+        (key,) = merge_keys(told).values()
+        assert (key.stolen_since.seconds, key.active) == (5, False)
+    (key,) = merge_keys([[make_key()], [make_key(active=True)]]).values()
+    assert key.active
+
+
+async def test_changes_of_the_keys_are_written_one_after_the_other(
+    tmp_path: Path,
+) -> None:
+    written: list[int] = []
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    class Slow:
+        writer, is_shared = 1, True
+
+        async def change(self, change: Any) -> None:
+            begun.set()
+            await release.wait()
+            written.append(len(change.args[0]))
+
+        async def read(self, _read: Any) -> list[Any]:
+            return []
+
+    board = KeyBoard(Slow(), SigningKeys.open(tmp_path / KEY_NAME, tmp_path / LIST_NAME))
+    first = asyncio.create_task(board.list_keys())
+    await asyncio.wait_for(begun.wait(), 60)
+    rotate(tmp_path / KEY_NAME, tmp_path / LIST_NAME, 10)
+    second = asyncio.create_task(board.list_keys())
+    await asyncio.sleep(0)
+    release.set()
+    await asyncio.wait_for(asyncio.gather(first, second), 60)
+    assert written == [1, 2]
+
+
 async def test_own_keys_are_told_while_the_database_is_away(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -130,9 +202,7 @@ async def test_a_server_with_a_journal_of_its_own_tells_its_keys_alone(tmp_path:
         await board.start()
         ((_, is_active),) = await list_ids(board)
         assert is_active
-        rows = await journal.tree.read(
-            lambda it: it.execute("SELECT * FROM signing_keys").fetchall()
-        )
+        rows = await journal.tree.read(lambda it: it.execute("SELECT * FROM told_keys").fetchall())
         assert not rows
         await board.close()
     finally:

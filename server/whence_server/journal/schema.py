@@ -91,6 +91,7 @@ MIGRATIONS: tuple[str, ...] = (
     tree_tables.SCHEMA,
     passages.SCHEMA,
     PARENTS.schema,
+    shared_keys.FIRST_SCHEMA,
     shared_keys.SCHEMA,
 )
 PARENTS_VERSION = MIGRATIONS.index(PARENTS.schema) + 1
