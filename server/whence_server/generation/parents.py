@@ -15,6 +15,8 @@ from whence_server.generation.adapters import find_adapter
 from whence_server.journal.journal import Journal
 
 _PAGE = 1_000
+_PAGE_BYTES = 1 << 20
+"""Size of the steps that are held at once: one step may have kilobytes of candidates."""
 
 
 @dataclass(slots=True)
@@ -23,11 +25,14 @@ class Parent:
 
     Attributes:
         started: its start.
-        steps: the sequence's steps, by index from 0.
+        token_ids: tokens of the sequence's steps, by index from 0; None for one that is not on
+            record.
+        candidate_ids: candidates of the step that the branch is made at, likeliest first.
     """
 
     started: GenerationStarted
-    steps: list[Step] = field(default_factory=list)
+    token_ids: list[int | None] = field(default_factory=list)
+    candidate_ids: tuple[int, ...] = ()
 
     @property
     def id(self) -> str:
@@ -40,10 +45,12 @@ class Parent:
         Raises:
             ForkRefusedError: the record does not have one of them.
         """
-        for step in self.steps[begin:end]:
-            if not step.HasField("token_id"):
-                raise ForkRefusedError(self.id, f"token {step.index} {self._explain_absence()}")
-        return tuple(step.token_id for step in self.steps[begin:end])
+        found: list[int] = []
+        for index, token_id in enumerate(self.token_ids[begin:end], begin):
+            if token_id is None:
+                raise ForkRefusedError(self.id, f"token {index} {self._explain_absence()}")
+            found.append(token_id)
+        return tuple(found)
 
     def get_prompt_token_ids(self) -> tuple[int, ...]:
         """Return the prompt.
@@ -62,16 +69,16 @@ class Parent:
 
 
 async def read_parent(
-    journal: Journal, generation_id: str, sequence_index: int, num_steps: int
+    journal: Journal, generation_id: str, sequence_index: int, step: int
 ) -> Parent:
-    """Read the start of a generation, and a sequence's first steps.
+    """Read the start of a generation, and the tokens of a sequence up to a step.
 
     Args:
         journal: the journal.
         generation_id: id of the generation.
         sequence_index: index of the sequence.
-        num_steps: number of steps to read, if they are on record; of a forced sequence all are
-            read.
+        step: index of the step that the branch is made at; the tokens up to it are read, if they
+            are on record. Of a forced sequence all are read.
 
     Raises:
         GenerationNotFoundError: it is not known, or was deleted.
@@ -86,24 +93,33 @@ async def read_parent(
         parent = Parent(GenerationStarted.FromString(entry.payload))
     if parent is None:
         raise GenerationNotFoundError(generation_id)
-    if parent.started.effective_decoding.HasField("forced"):
-        num_steps = sys.maxsize
+    is_forced = parent.started.effective_decoding.HasField("forced")
+    num_steps = sys.maxsize if is_forced else step + 1
     offset = 0
-    while len(parent.steps) < num_steps and (
+    while len(parent.token_ids) < num_steps and (
         entries := await journal.read(
-            generation_id, after_offset=offset, limit=_PAGE, kinds=(EntryKind.STEP,)
+            generation_id,
+            after_offset=offset,
+            limit=_PAGE,
+            kinds=(EntryKind.STEP,),
+            max_bytes=_PAGE_BYTES,
         )
     ):
         # Thousands of steps with their candidates take a tenth of a second.
-        steps = await asyncio.to_thread(_parse_steps, entries, sequence_index)
-        parent.steps += steps[: num_steps - len(parent.steps)]
+        await asyncio.to_thread(_add_steps, parent, entries, sequence_index, step)
         offset = entries[-1].offset
+    del parent.token_ids[num_steps:]
     return parent
 
 
-def _parse_steps(entries: Sequence[Entry], sequence_index: int) -> list[Step]:
-    steps = (Step.FromString(entry.payload) for entry in entries)
-    return [step for step in steps if step.sequence_index == sequence_index]
+def _add_steps(parent: Parent, entries: Sequence[Entry], sequence_index: int, step: int) -> None:
+    for entry in entries:
+        found = Step.FromString(entry.payload)
+        if found.sequence_index != sequence_index:
+            continue
+        if len(parent.token_ids) == step:
+            parent.candidate_ids = tuple(found.candidates.token_ids)
+        parent.token_ids.append(found.token_id if found.HasField("token_id") else None)
 
 
 def require_same_model(started: GenerationStarted, model: ModelInfo) -> None:
@@ -118,7 +134,7 @@ def require_same_model(started: GenerationStarted, model: ModelInfo) -> None:
         raise ForkRefusedError(
             generation_id, "its tokens are of an upstream, and not of the model that is served here"
         )
-    if started.tokenizer_digest != model.tokenizer_digest:
+    if not started.tokenizer_digest or started.tokenizer_digest != model.tokenizer_digest:
         _refuse(
             generation_id,
             "token ids",
@@ -129,13 +145,31 @@ def require_same_model(started: GenerationStarted, model: ModelInfo) -> None:
     recorded, served = started.environment.weights_digest, model.weights_digest
     if not recorded:
         recorded, served = started.model_digest, model.model_digest
-    if recorded != served:
+    if not recorded or recorded != served:
         _refuse(generation_id, "tokens", recorded, served, "weights")
     if started.HasField("adapter"):
         adapter = find_adapter(model, started.adapter.name)
         found = "" if adapter is None else adapter.weights_digest
         if found != started.adapter.weights_digest:
             _refuse(generation_id, "tokens", started.adapter.weights_digest, found, "adapter")
+
+
+def require_known_draws(started: GenerationStarted, *, gives_seed: bool) -> None:
+    """Check that a branch which samples can have its parent's draws, or has a seed of its own.
+
+    Args:
+        started: start of the parent.
+        gives_seed: True if the request of the branch has a seed.
+
+    Raises:
+        ForkRefusedError: another program drew the parent's tokens.
+    """
+    if started.HasField("recorded") and not gives_seed:
+        library = started.recorded.library or "another program"
+        raise ForkRefusedError(
+            started.generation_id,
+            f"its tokens were drawn by {library}, whose draws are not repeated here: give a seed",
+        )
 
 
 def _refuse(generation_id: str, what: str, recorded: str, served: str, of: str) -> None:

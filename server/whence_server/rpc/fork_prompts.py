@@ -91,9 +91,7 @@ def _find_candidate(
 
     A text by itself may be divided into other tokens than within a text.
     """
-    if request.step >= len(parent.steps):
-        return ()
-    for token_id in parent.steps[request.step].candidates.token_ids:
+    for token_id in parent.candidate_ids:
         if tokenizer.get_token_text(token_id) == request.instead.text:
             return (token_id,)
     return ()

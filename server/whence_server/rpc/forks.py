@@ -9,7 +9,7 @@ from whence_server.domain.forking import ForkOrigin
 from whence_server.domain.limits import Limits
 from whence_server.domain.model import ModelInfo
 from whence_server.domain.requests import GenerationRequest
-from whence_server.generation.parents import Parent, require_same_model
+from whence_server.generation.parents import Parent, require_known_draws, require_same_model
 from whence_server.rpc.chats import convert_arguments, convert_chat
 from whence_server.rpc.conversions import convert_request
 from whence_server.rpc.fork_decoding import merge_decoding, merge_trace
@@ -43,12 +43,14 @@ def make_branch_request(
     require_same_model(started, model)
     _check_place(request, parent)
     whole = _make_whole(request, parent, model, limits)
+    if whole.decoding.HasField("sample"):
+        require_known_draws(started, gives_seed=request.decoding.sample.HasField("seed"))
     _set_input(whole, request, parent, tokenizer)
     instead = read_instead(request, parent, limits, tokenizer)
     given = parent.get_token_ids(0, request.step) + instead
     is_forced = whole.decoding.HasField("forced")
     if is_forced:
-        given += parent.get_token_ids(len(given), len(parent.steps))
+        given += parent.get_token_ids(len(given), len(parent.token_ids))
         whole.decoding.forced.tokens.token_ids.extend(given)
     converted = convert_request(whole, limits)
     decoding = replace(
@@ -88,13 +90,12 @@ def _make_origin(
     request: pb.ForkGenerationRequest, parent: Parent, *, replaces: bool
 ) -> ForkOrigin:
     started, step = parent.started, request.step
-    replaced = parent.steps[step] if replaces and step < len(parent.steps) else None
-    has_id = replaced is not None and replaced.HasField("token_id")
+    has_step = replaces and step < len(parent.token_ids)
     return ForkOrigin(
         parent_generation_id=parent.id,
         sequence_index=request.sequence_index,
         step=step,
-        replaced_token_id=replaced.token_id if replaced is not None and has_id else None,
+        replaced_token_id=parent.token_ids[step] if has_step else None,
         parent_trace_id=started.trace_id,
         parent_span_id=started.span_id,
         parent_decoding=started.effective_decoding.SerializeToString(),
@@ -115,7 +116,7 @@ def _check_place(request: pb.ForkGenerationRequest, parent: Parent) -> None:
                 "counted from 0",
             )
         )
-    num_steps = len(parent.steps)
+    num_steps = len(parent.token_ids)
     if request.step > num_steps:
         why = ""
         if not num_steps and decoding.HasField("beam_search"):

@@ -27,6 +27,7 @@ SERVICE = "whence.v1.GenerationService"
 
 # Converting a request of this size takes a few milliseconds.
 _INLINE_BYTES = 32 << 10
+_INLINE_TOKENS = 4_096
 
 
 class GenerationServicer:
@@ -101,7 +102,7 @@ class GenerationServicer:
             tokenizer=tokenizer,
         )
         size = request.ByteSize() + parent.started.ByteSize()
-        if size <= _INLINE_BYTES:
+        if size <= _INLINE_BYTES and len(parent.token_ids) <= _INLINE_TOKENS:
             return convert()
         async with self._converting:
             return await asyncio.to_thread(convert)

@@ -1,5 +1,6 @@
 """The served model, which all servicers share; set once it is loaded."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
@@ -34,6 +35,7 @@ from whence_server.text.tokenizer import TextTokenizer
 
 # The SDK, while it waits for the model, asks again after 5 s at most, and connects again after 6 s.
 _WAITING_S = 7.0
+_MOST_PARENT_READERS = 2
 
 
 class Serving:
@@ -64,6 +66,7 @@ class Serving:
         self.tokenizer: TextTokenizer | None = None
         self.failure: ModelFailedError | None = None
         self._generations: Generations | None = None
+        self._reading_parents = asyncio.Semaphore(_MOST_PARENT_READERS)
         self._awaited_until_s = 0.0
 
     def set_ready(
@@ -166,9 +169,11 @@ class Serving:
             )
         parent_id = require_generation_id(request.parent_generation_id, "parent_generation_id")
         await self.require_access(parent_id, identity, Scope.READ_ALL, Scope.READ_CONTENT)
-        parent = await read_parent(
-            self._journal, parent_id, request.sequence_index, request.step + 1
-        )
+        # Of a long parent, megabytes are parsed: before any queue, and for as many calls as come.
+        async with self._reading_parents:
+            parent = await read_parent(
+                self._journal, parent_id, request.sequence_index, request.step
+            )
         return parent, model, tokenizer
 
     async def cancel(self, generation_id: str, caller: Caller) -> None:
