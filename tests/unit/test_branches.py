@@ -7,10 +7,10 @@ import pytest
 from whence.summary import describe_fork
 from whence.v1 import generation_pb2 as pb
 from whence_server.domain.content import ContentPolicy
-from whence_server.domain.decoding import Decoding, GenerationDefaults, Strategy
+from whence_server.domain.decoding import Configured, Decoding, GenerationDefaults, Strategy
 from whence_server.domain.errors import InvalidRequestError
-from whence_server.generation.branches import compare_settings
-from whence_server.journal.codec import convert_decoding
+from whence_server.generation.branches import compare_configured, compare_settings
+from whence_server.journal.codec import convert_configured, convert_decoding
 from whence_server.rpc.fork_decoding import merge_decoding, merge_trace
 
 SAMPLED = Decoding(Strategy.SAMPLE, 20, temperature=0.7, top_p=0.9, seed=5, stop=("a", "b"))
@@ -44,6 +44,28 @@ def test_another_strategy_is_one_difference_and_given_tokens_are_none() -> None:
     traced = Decoding(Strategy.FORCED, 2, forced_token_ids=(1, 2))
     other = replace(traced, forced_token_ids=(1, 3))
     assert compare_settings(convert_decoding(traced).SerializeToString(), other) == ((), b"")
+
+
+def test_settings_of_the_generation_config_are_compared() -> None:
+    had = replace(SAMPLED, configured=Configured(top_h=0.5, suppress_token_ids=(3, 4)))
+    message = convert_configured(had)
+    assert message is not None
+    theirs = message.SerializeToString()
+    assert compare_configured(theirs, had, keeps_lists=True) == ()
+    other = replace(had, configured=Configured(suppress_token_ids=(3,), forced_bos_token_id=0))
+    assert compare_configured(theirs, other, keeps_lists=True) == (
+        "configured_decoding.forced_bos_token_id",
+        "configured_decoding.suppress_token_ids",
+        "configured_decoding.top_h",
+    )
+    assert compare_configured(b"", had, keeps_lists=False) == ("configured_decoding.top_h",)
+    started = pb.GenerationStarted(
+        fork=pb.Fork(changed_settings=["configured_decoding.top_h", "model_digest"])
+    )
+    assert describe_fork(started) == (
+        "from step 0: another top_h of the generation config, other files of the model, with the "
+        "same weights"
+    )
 
 
 def test_set_fields_replace_the_parents_and_lists_as_a_whole() -> None:
@@ -107,6 +129,11 @@ def test_branch_keeps_no_more_content_than_its_parent_or_the_server() -> None:
     assert list(merged.logprob_token_ids) == [3]
     assert merged.num_candidates == 3
     assert not merge_trace(started, pb.TraceOptions(), ContentPolicy.NONE).content
+    with pytest.raises(InvalidRequestError) as refused:
+        merge_trace(started, pb.TraceOptions(content=pb.CONTENT_POLICY_FULL), ContentPolicy.FULL)
+    assert refused.value.violations[0].field == "trace.content"
+    less = pb.TraceOptions(content=pb.CONTENT_POLICY_NONE)
+    assert merge_trace(started, less, ContentPolicy.FULL).content == pb.CONTENT_POLICY_NONE
 
 
 def test_difference_is_told_in_words() -> None:

@@ -49,7 +49,13 @@ def _list_settings(started: GenerationStarted) -> Iterator[str]:
     if f"decoding.{strategies[0]}" in started.fork.changed_settings:
         yield f"{strategies[0]} instead of {strategies[1]}"
     for path in started.fork.changed_settings:
-        names = path.split(".")[1:]
+        holder, *names = path.split(".")
+        if holder == "model_digest":
+            yield "other files of the model, with the same weights"
+            continue
+        if holder != "decoding":
+            yield f"another {names[-1] if names else holder} of the generation config"
+            continue
         if names[0] in strategies and len(names) == 1:
             continue
         yield f"{names[-1]} {_show(theirs, names)} -> {_show(ours, names)}"

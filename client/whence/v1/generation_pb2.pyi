@@ -1357,7 +1357,10 @@ class Fork(google.protobuf.message.Message):
     @property
     def changed_settings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Paths of the effective settings that differ from the parent's, sorted:
-        "decoding.sample.temperature", "decoding.stop", ...
+        "decoding.sample.temperature", "decoding.stop", ... With them are those of the
+        model's generation config ("configured_decoding.top_h", whose values both
+        starts have), and "model_digest" if other files than the parent's lie beside
+        the same weights, as another configuration.
         """
 
     @property

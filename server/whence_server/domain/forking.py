@@ -20,6 +20,12 @@ class ForkOrigin:
     parent_span_id: str
     parent_decoding: bytes
     """The parent's effective settings: a serialised whence.v1.Decoding."""
+    parent_configured: bytes
+    """The parent's settings of the generation config: a serialised whence.v1.ConfiguredDecoding."""
+    keeps_lists: bool
+    """False if the parent's content policy kept lists of token ids out of its record."""
+    changes_model: bool
+    """True if other files of the model are served than the parent had, with its weights."""
     parent_prompt: str
     """Text of the parent's prompt; "" if it is not on record."""
     parent_prompt_token_ids: tuple[int, ...]

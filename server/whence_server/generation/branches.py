@@ -4,15 +4,16 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
+from whence.v1.generation_pb2 import ConfiguredDecoding
 from whence.v1.generation_pb2 import Decoding as DecodingMessage
 from whence_server.domain.chat import ChatRecord
 from whence_server.domain.decoding import Decoding, Strategy
 from whence_server.domain.forking import Branch
 from whence_server.domain.requests import GenerationRequest
 from whence_server.generation.prepare import Prepared
-from whence_server.journal.codec import convert_decoding
+from whence_server.journal.codec import convert_configured, convert_decoding
 
-_PREFIX = "decoding"
+_PREFIX, _CONFIGURED, _MODEL = "decoding", "configured_decoding", "model_digest"
 
 
 class Inherited(NamedTuple):
@@ -43,12 +44,15 @@ def inherit(request: GenerationRequest, ready: Prepared) -> Inherited:
         prompt = ready.prompt
     paths, theirs = compare_settings(origin.parent_decoding, ready.decoding)
     decoding = ready.decoding
+    paths += compare_configured(origin.parent_configured, decoding, keeps_lists=origin.keeps_lists)
+    if origin.changes_model:
+        paths += (_MODEL,)
     branch = Branch(
         origin=origin,
         num_forced_steps=len(decoding.forced_token_ids),
         first_draw_sequence=decoding.first_draw_sequence,
         changes_prompt=changes_prompt,
-        changed_settings=paths,
+        changed_settings=tuple(sorted(paths)),
         parent_decoding=theirs,
     )
     return Inherited(prompt, chat, branch)
@@ -71,6 +75,26 @@ def compare_settings(parent: bytes, decoding: Decoding) -> tuple[tuple[str, ...]
             message.forced.Clear()
     paths = sorted(_keep_differences(theirs, ours, _PREFIX))
     return tuple(paths), theirs.SerializeToString()
+
+
+def compare_configured(parent: bytes, decoding: Decoding, *, keeps_lists: bool) -> tuple[str, ...]:
+    """Compare the settings of the model's generation config with those that a parent had.
+
+    Args:
+        parent: the parent's, as a serialised whence.v1.ConfiguredDecoding.
+        decoding: the settings of the branch.
+        keeps_lists: False if the parent's record may lack lists that it had.
+
+    Returns:
+        The paths that differ, sorted.
+    """
+    theirs = ConfiguredDecoding.FromString(parent)
+    ours = convert_configured(decoding) or ConfiguredDecoding()
+    if not keeps_lists:
+        for field in theirs.DESCRIPTOR.fields:
+            if field.is_repeated and not getattr(theirs, field.name):
+                ours.ClearField(field.name)  # type: ignore[arg-type]  # one of its fields
+    return tuple(sorted(_keep_differences(theirs, ours, _CONFIGURED)))
 
 
 def _keep_differences(theirs: Message, ours: Message, path: str) -> list[str]:

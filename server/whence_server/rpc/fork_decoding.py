@@ -61,7 +61,20 @@ def merge_trace(
         started: start of the parent.
         asked: options of the request.
         most: the server's content policy.
+
+    Raises:
+        InvalidRequestError: the branch would keep more of the parent's content than the parent.
     """
+    # Higher policies keep less; records from before them have none, and everything.
+    if asked.content and asked.content < started.content:
+        kept = ContentPolicy(started.content).spelling
+        raise InvalidRequestError(
+            FieldViolation(
+                "trace.content",
+                f"asks for more than the parent's record keeps ('{kept}'), whose content a branch "
+                "has: leave it unset, or ask for less",
+            )
+        )
     merged = pb.TraceOptions()
     merged.CopyFrom(started.effective_trace)
     # A branch keeps no more than its parent, and no more than the server does today.

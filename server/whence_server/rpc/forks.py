@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from whence.v1 import generation_pb2 as pb
 from whence_server.domain.chat import ChatRecord, OutputForms
+from whence_server.domain.content import ContentPolicy
 from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.domain.forking import ForkOrigin
 from whence_server.domain.limits import Limits
@@ -64,7 +65,7 @@ def make_branch_request(
         decoding=decoding,
         digest=compute_digests(request, arguments).digest,
         former_digest="",
-        fork=_make_origin(request, parent, replaces=bool(instead)),
+        fork=_make_origin(request, parent, model, replaces=bool(instead)),
     )
 
 
@@ -87,7 +88,7 @@ def _make_whole(
 
 
 def _make_origin(
-    request: pb.ForkGenerationRequest, parent: Parent, *, replaces: bool
+    request: pb.ForkGenerationRequest, parent: Parent, model: ModelInfo, *, replaces: bool
 ) -> ForkOrigin:
     started, step = parent.started, request.step
     has_step = replaces and step < len(parent.token_ids)
@@ -99,6 +100,9 @@ def _make_origin(
         parent_trace_id=started.trace_id,
         parent_span_id=started.span_id,
         parent_decoding=started.effective_decoding.SerializeToString(),
+        parent_configured=started.configured_decoding.SerializeToString(),
+        keeps_lists=started.content in {0, ContentPolicy.FULL.value},
+        changes_model=started.model_digest not in {"", model.model_digest},
         parent_prompt=started.prompt,
         parent_prompt_token_ids=tuple(started.prompt_token_ids),
         parent_chat=_read_chat(started),
