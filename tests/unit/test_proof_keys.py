@@ -1,5 +1,6 @@
 """Signing keys on disk: the first start, rotation, crashes, key services."""
 
+import base64
 import json
 import logging
 import os
@@ -173,6 +174,8 @@ def test_rotation_after_a_theft_begins_a_list_and_tells_the_time(
     theft = datetime.now(UTC) - timedelta(days=2)
     since = f"{theft:%Y-%m-%dT%H:%M:%SZ}"
     command = ["signing-keys", "rotate", "--data-dir", str(tmp_path), "--stolen"]
+    assert main([*command, since, "--overlap", "60"]) == 2
+    assert "--overlap does not go with --stolen" in capsys.readouterr().err
     assert main([*command, since]) == 0
     new_id = capsys.readouterr().out.split()[0]
     assert keys.choose().public.key_id == new_id
@@ -231,6 +234,23 @@ def test_key_that_a_thief_adds_after_a_stolen_one_is_not_trusted() -> None:
         assert not report.verified, report.checks
     given = [stolen.public.pem, thief.public.pem]
     assert verify_bundle(data, given, demands=Demands(known_keys=known)).verified
+
+
+def test_saved_list_has_the_keys_of_many_servers() -> None:
+    signer, entries = PrivateKey.generate(), make_entries()
+    own = make_entry(signer)
+    # Each server's list begins anew.
+    listed = [*(make_entry(PrivateKey.generate()) for _ in range(70)), own]
+    page = {"keys": [{"entry": base64.b64encode(data).decode()} for data in listed]}
+    statement = sign(entries, make_finished(), signer)
+    data = spell(statement, entries, [own])
+    lines = [json.dumps(key) for key in page["keys"]]
+    for saved in (json.dumps(page), "\n".join(lines)):
+        known = parse_saved_list(saved.encode())
+        assert len(known.entries) == len(listed)
+        assert verify_bundle(data, [signer.public.pem], demands=Demands(known_keys=known)).verified
+    # A bundle's own list stays short.
+    assert not verify_bundle(spell(statement, entries, listed), [signer.public.pem]).verified
 
 
 def make_replicas(directory: Path) -> tuple[Path, Sequence[Path]]:

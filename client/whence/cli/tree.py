@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from itertools import islice
 
 from whence.cli.connection import connect
 from whence.cli.exits import OK
@@ -21,7 +22,8 @@ def run_tree(arguments: argparse.Namespace) -> int:
     """Print the tree that a generation belongs to, from its oldest ancestor on record."""
     with connect(arguments) as client:
         left = MAX_SHOWN
-        for depth, generation in _walk(client, _find_root(client, arguments.generation_id), 0):
+        root = _find_root(client, arguments.generation_id)
+        for depth, generation in walk_branches(client, root, left):
             if left == 0:
                 print(f"(more than {MAX_SHOWN} generations)")
                 break
@@ -50,18 +52,31 @@ def _find_root(client: Client, generation_id: str) -> GetGenerationResponse:
     return found
 
 
-def _walk(
-    client: Client, generation: GetGenerationResponse, depth: int
+def walk_branches(
+    client: Client, root: GetGenerationResponse, most: int = MAX_SHOWN
 ) -> Iterator[tuple[int, GetGenerationResponse]]:
-    """Yield a generation and its branches, oldest first, each before its own branches."""
-    yield depth, generation
-    branches = list(client.generations.list(parent=generation.summary.generation_id))
-    for summary in reversed(branches):
-        try:
-            branch = client.generations.get(summary.generation_id)
-        except NotFoundError:
-            continue  # deleted since the list was read
-        yield from _walk(client, branch, depth + 1)
+    """Yield a generation and its branches with their depths, oldest first, each before its own.
+
+    Args:
+        client: client of the server.
+        root: the generation.
+        most: number of generations that are wanted; one more is yielded if there is one.
+    """
+    left = most + 1
+    # A search makes chains of more branches than Python has frames.
+    stack: list[tuple[int, GetGenerationResponse | str]] = [(0, root)]
+    while stack and left:
+        depth, found = stack.pop()
+        if isinstance(found, str):
+            try:
+                found = client.generations.get(found)
+            except NotFoundError:
+                continue  # deleted since the list was read
+        yield depth, found
+        left -= 1
+        listed = client.generations.list(parent=found.summary.generation_id)
+        # They come newest first: the last one of the stack is the oldest.
+        stack += [(depth + 1, summary.generation_id) for summary in islice(listed, left)]
 
 
 def _format_line(generation: GetGenerationResponse, depth: int, *, is_asked: bool) -> str:

@@ -24,6 +24,8 @@ from whence.proof.times import read_time
 
 TYPE = "whence signing key 1"
 MAX_ENTRIES = 64
+MAX_SAVED_ENTRIES = 4_096
+"""Limit of a saved list: a page tells the keys of all servers of a database."""
 GIVEN = "which you trust"
 AFTER = "which follows from the key that you trust"
 BEFORE = "which came before the key that you trust"
@@ -97,7 +99,7 @@ def parse_saved_list(data: bytes) -> SavedKeys:
     try:
         found: object = [parse_object(data, what, _MAX_SAVED_BYTES)]
     except FormatError:
-        lines = data[:_MAX_SAVED_BYTES].splitlines()[: MAX_ENTRIES + 1]
+        lines = data[:_MAX_SAVED_BYTES].splitlines()[: MAX_SAVED_ENTRIES + 1]
         found = [parse_object(line, what, _MAX_SAVED_BYTES) for line in lines]
     if isinstance(found, list) and len(found) == 1 and "keys" in found[0]:
         found = found[0]["keys"]
@@ -140,9 +142,10 @@ def find_trusted(
         FormatError: an entry is none, or there are too many.
         ProofError: a signature is wrong, or two keys follow one key.
     """
-    parsed = _parse_entries(entries, "keys")
+    parsed = _parse_entries(entries, "keys", MAX_ENTRIES)
     listed = {entry.key.key_id: (entry, data) for entry, data in zip(parsed, entries, strict=True)}
-    for entry, data in zip(_parse_entries(known.entries, "known keys"), known.entries, strict=True):
+    saved = _parse_entries(known.entries, "known keys", MAX_SAVED_ENTRIES)
+    for entry, data in zip(saved, known.entries, strict=True):
         same = listed.get(entry.key.key_id)
         # Servers with one key each begin a list with it.
         both_first = same is not None and entry.previous is None and same[0].previous is None
@@ -170,9 +173,9 @@ def _end_at_theft(span: KeySpan, since: datetime) -> KeySpan:
     return span._replace(not_after=end, trust=told)
 
 
-def _parse_entries(entries: Sequence[bytes], where: str) -> list[KeyEntry]:
-    if len(entries) > MAX_ENTRIES:
-        raise FormatError(f"{len(entries)} {where} are listed; at most {MAX_ENTRIES} are allowed")
+def _parse_entries(entries: Sequence[bytes], where: str, most: int) -> list[KeyEntry]:
+    if len(entries) > most:
+        raise FormatError(f"{len(entries)} {where} are listed; at most {most} are allowed")
     return [parse_entry(data, f"{where}[{number}]") for number, data in enumerate(entries)]
 
 

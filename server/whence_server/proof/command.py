@@ -41,10 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rotate.add_argument(
         "--overlap",
         type=_parse_overlap,
-        default=_DEFAULT_OVERLAP_S,
         metavar="S",
         help="seconds for which signatures of the old key still count, as a running server may "
-        "need a moment, from 10 (default: 3600)",
+        "need a moment, from 10 (default: 3600); not with --stolen",
     )
     rotate.add_argument(
         "--stolen",
@@ -76,7 +75,13 @@ def run(parsed: argparse.Namespace) -> int:
         )
     if parsed.signing_keys_command == "rotate":
         since = datetime.now(UTC) if parsed.stolen is True else parsed.stolen
-        entry = rotate(key_path, list_path, parsed.overlap, since)
+        if since is not None and parsed.overlap is not None:
+            raise ConfigurationError(
+                "--overlap does not go with --stolen: signatures of a stolen key count until the "
+                "theft alone"
+            )
+        overlap_s = _DEFAULT_OVERLAP_S if parsed.overlap is None else parsed.overlap
+        entry = rotate(key_path, list_path, overlap_s, since)
         print(f"{entry.key.key_id}  signs from now on")
         if since is not None:
             print("give this key to those who check: nothing leads to it from the stolen one")
