@@ -1,8 +1,8 @@
 """Branches of recorded generations: repeated to the bit, changed at a step, and on record."""
 
-import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -85,11 +85,9 @@ def test_branches_beside_others_repeat_ids_and_the_noise_of_draws(
     others = [client.generate(PROMPT, seed=n, max_new_tokens=60) for n in range(3)]
     branches = [client.fork(parent.id, step=step) for step in (0, 3, 12)]
     running = [*others, *branches]
-    threads = [threading.Thread(target=generation.result) for generation in running]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    with ThreadPoolExecutor(len(running)) as threads:
+        for result in [threads.submit(generation.result) for generation in running]:
+            result.result(120)
     theirs = read(client, parent)
     for branch, step in zip(branches, (0, 3, 12), strict=True):
         ours = read(client, branch)
@@ -294,17 +292,15 @@ def test_running_generation_is_forked_and_beams_only_once_they_ended(
     paced_server: ServerProcess,
 ) -> None:
     with Client(paced_server.target) as client:
-        searched = client.generate([1, 2], num_beams=2, max_new_tokens=2000)
-        next(searched.events())
-        with pytest.raises(InvalidRequestError, match="beam search has no sequences before"):
-            client.fork(searched.id, step=1).result()
-        searched.close()
-        running = client.generate([1, 2, 3], seed=4, max_new_tokens=2000)
-        first = [next(running) for _ in range(4)]
-        branch = client.fork(running.id, step=3, max_new_tokens=5).result()
-        later = [next(running) for _ in range(2)]
-        assert branch.sequences[0].token_ids[:5] == tuple(get_ids([*first, *later]))[:5]
-        running.close()
+        with client.generate([1, 2], num_beams=2, max_new_tokens=2000) as searched:
+            next(searched.events())
+            with pytest.raises(InvalidRequestError, match="beam search has no sequences before"):
+                client.fork(searched.id, step=1).result()
+        with client.generate([1, 2, 3], seed=4, max_new_tokens=2000) as running:
+            first = [next(running) for _ in range(4)]
+            branch = client.fork(running.id, step=3, max_new_tokens=5).result()
+            later = [next(running) for _ in range(2)]
+            assert branch.sequences[0].token_ids[:5] == tuple(get_ids([*first, *later]))[:5]
 
 
 async def test_asyncio_client_forks(server: ServerProcess, parent: Generation) -> None:

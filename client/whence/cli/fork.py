@@ -205,12 +205,14 @@ def _show_json(branch: Generation) -> None:
 
 def _show(client: Client, branch: Generation, arguments: argparse.Namespace) -> None:
     color = wants_color(arguments.color, sys.stdout)
+    # Before its tokens are read: they are all there only if it had ended.
+    is_running = not client.generations.get(arguments.generation_id).HasField("finished")
     parent = [
         token
         for token in client.generations.steps(arguments.generation_id)
         if token.sequence_index == arguments.sequence
     ]
-    comparison = Comparison(parent)
+    comparison = Comparison(parent, is_running=is_running)
     try:
         tokens = _read_tokens(branch, quiet=arguments.quiet)
         for row in format_rows(comparison, tokens, branch, color=color):
@@ -231,7 +233,8 @@ def _read_tokens(branch: Generation, *, quiet: bool) -> Iterator[Token]:
 
 def _describe_end(branch: Generation, comparison: Comparison) -> Iterable[str]:
     assert branch.started is not None  # noqa: S101 - the caller looked
-    yield f"{describe_fork(branch.started)}; {comparison.describe()}"
+    told = comparison.describe(is_cut_off=branch.finish_reason in {None, *_ENDED_BY_OTHERS})
+    yield f"{describe_fork(branch.started)}; {told}"
     for sequence in branch.sequences:
         name = "branch" if len(branch.sequences) == 1 else f"branch {sequence.sequence_index}"
         yield f"{name}: {escape(sequence.text)}"

@@ -7,7 +7,7 @@ from whence.client import Generation
 from whence.summary import count, quote
 from whence.tokens import Token
 
-_SAME, _OTHER, _LEFT, _RIGHT = " ", "|", "<", ">"
+_SAME, _OTHER, _LEFT, _RIGHT, _UNKNOWN = " ", "|", "<", ">", "?"
 
 
 class Comparison:
@@ -15,14 +15,16 @@ class Comparison:
 
     Args:
         parent: tokens of the repeated sequence, by index from 0.
+        is_running: True if the parent went on after they were read.
 
     Attributes:
         num_tokens: number of the branch's tokens so far.
         first_other: index of the first token that differs; None if none does.
     """
 
-    def __init__(self, parent: Sequence[Token]) -> None:
+    def __init__(self, parent: Sequence[Token], *, is_running: bool = False) -> None:
         self.parent = parent
+        self._is_running = is_running
         self.num_tokens = 0
         self.first_other: int | None = None
         self._num_same_after = 0
@@ -31,21 +33,34 @@ class Comparison:
         """Compare the branch's next token; return the mark of its line."""
         self.num_tokens += 1
         if token.index >= len(self.parent):
-            mark = _RIGHT
+            # A parent that goes on may have the same token by now.
+            mark = _UNKNOWN if self._is_running else _RIGHT
         else:
             mark = _SAME if self.parent[token.index].token_id == token.token_id else _OTHER
-        if mark != _SAME and self.first_other is None:
+        if mark not in {_SAME, _UNKNOWN} and self.first_other is None:
             self.first_other = token.index
         elif mark == _SAME and self.first_other is not None:
             self._num_same_after += 1
         return mark
 
-    def describe(self) -> str:
-        """Return where the two part, in words."""
-        if self.first_other is None and self.num_tokens == len(self.parent):
-            return "it is equal to its parent"
+    def describe(self, *, is_cut_off: bool = False) -> str:
+        """Return where the two part, in words.
+
+        Args:
+            is_cut_off: True if the branch ended by a cancel or a failure, and not by its tokens.
+        """
+        num_known = min(self.num_tokens, len(self.parent))
+        if self.first_other is None:
+            if self._is_running and self.num_tokens >= len(self.parent):
+                compared = count(num_known, "token")
+                return f"it is equal to its parent as far as that had come ({compared})"
+            if self.num_tokens == len(self.parent):
+                return "it is equal to its parent"
+            if is_cut_off:
+                compared = count(num_known, "token")
+                return f"it is equal to its parent as far as it goes ({compared})"
         place = self.num_tokens if self.first_other is None else self.first_other
-        later = self.num_tokens - place - 1
+        later = (num_known if self._is_running else self.num_tokens) - place - 1
         if later <= 0:
             return f"it parts from its parent at step {place}"
         return (
@@ -75,7 +90,7 @@ def format_rows(
             yield _format_repeated(repeated)
             repeated = []
         given = fork is not None and token.index < fork.num_forced_steps
-        theirs = comparison.parent[token.index] if mark != _RIGHT else None
+        theirs = None if mark in {_RIGHT, _UNKNOWN} else comparison.parent[token.index]
         yield _format_row(token.index, theirs, token, mark, color=color, given=given)
     if repeated:
         yield _format_repeated(repeated)
