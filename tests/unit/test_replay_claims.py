@@ -410,7 +410,9 @@ def test_given_tokens_and_other_draws_are_no_choices_of_the_model() -> None:
         result = judge(ask(decoding, generate(decoding)))
         assert result.verdict in GOOD, result
         assert (result.num_given_steps, result.basis) == (num_given, basis)
-        assert "were not compared with a parent's" in result.message
+        assert "its parent was not looked at" in result.message
+        grounded = judge(ask(decoding, generate(decoding))._replace(is_parent_compared=True))
+        assert "not looked at" not in grounded.message
         told = "\n".join(describe_event(pb.VerifyGenerationResponse(result=result)))
         assert f"the first {num_given} tokens of each sequence were given: the record" in told
         audited = describe_verdict(pb.VerifyGenerationResponse(result=result).SerializeToString())
@@ -421,7 +423,7 @@ def test_other_draws_are_told_with_the_verdict() -> None:
     decoding = replace(SAMPLE, first_draw_sequence=12_345)
     result = judge(ask(decoding, generate(decoding)))
     assert result.verdict in GOOD, result
-    assert "draws are those of sequence 12345 of a parent, which was not" in result.message
+    assert "draws are those of sequence 12345 of its parent; its parent was not" in result.message
 
 
 def test_branch_that_no_engine_makes_is_divergent() -> None:

@@ -87,7 +87,9 @@ class Question(NamedTuple):
     unread: tuple[str, ...] = ()
     """Parts of the record that no replay computes, in words."""
     contradictions: tuple[str, ...] = ()
-    """What the record says of itself as a branch and no engine makes, in words."""
+    """What a branch's record says that no engine makes, or that its parent's belies, in words."""
+    is_parent_compared: bool = False
+    """True if the branch was compared with its parent's record."""
 
     @property
     def strategy(self) -> Strategy:

@@ -68,7 +68,16 @@ def compare_settings(parent: bytes, decoding: Decoding) -> tuple[tuple[str, ...]
     Returns:
         The paths that differ, sorted, and the parent's values of them alone, serialised.
     """
-    theirs, ours = DecodingMessage.FromString(parent), convert_decoding(decoding)
+    return compare_messages(DecodingMessage.FromString(parent), convert_decoding(decoding))
+
+
+def compare_messages(
+    parent: DecodingMessage, branch: DecodingMessage
+) -> tuple[tuple[str, ...], bytes]:
+    """Compare effective settings as they are on record; returns what `compare_settings` does."""
+    theirs, ours = DecodingMessage(), DecodingMessage()
+    theirs.CopyFrom(parent)
+    ours.CopyFrom(branch)
     for message in (theirs, ours):
         if message.WhichOneof("strategy") == Strategy.FORCED.value:
             # The steps have the tokens.

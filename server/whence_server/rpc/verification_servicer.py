@@ -15,10 +15,11 @@ from whence_server.analysis.question import Question, Unverifiable
 from whence_server.analysis.results import make_refusal
 from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import DrainingError
-from whence_server.domain.identity import Scope
+from whence_server.domain.identity import Identity, Scope
 from whence_server.journal.journal import Journal
 from whence_server.rpc.calls import Call, Method
 from whence_server.rpc.conversions import require_generation_id
+from whence_server.rpc.parent_check import find_parent, list_differences
 from whence_server.rpc.verification_record import (
     MAX_RECORD_BYTES,
     UnverifiableError,
@@ -91,7 +92,9 @@ class VerificationServicer:
                 "this server has no weights: use whence-server verify-generation --model DIR",
             )
             return
-        make_question = partial(self._make_question, generation_id, every_step=request.every_step)
+        make_question = partial(
+            self._make_question, generation_id, call.identity, every_step=request.every_step
+        )
         asked = self._host.ask(make_question, call.identity.id or call.caller.address)
         try:
             async with aclosing(stop_at_close(asked, self._closing)) as messages:
@@ -100,7 +103,9 @@ class VerificationServicer:
         except UnverifiableError as error:
             yield make_refusal(error.reason, error.message)
 
-    async def _make_question(self, generation_id: str, *, every_step: bool) -> Question:
+    async def _make_question(
+        self, generation_id: str, identity: Identity, *, every_step: bool
+    ) -> Question:
         record = verification_pb2.GenerationRecord()
         offset, num_bytes = 0, 0
         while entries := await self._journal.read(
@@ -114,7 +119,13 @@ class VerificationServicer:
                 )
             await asyncio.to_thread(add_entries, record, entries)
             offset = entries[-1].offset
-        return await asyncio.to_thread(make_question, record, every_step=every_step)
+        question = await asyncio.to_thread(make_question, record, every_step=every_step)
+        parent = await find_parent(self._journal, record.started, identity)
+        if parent is None:
+            return question
+        found = await asyncio.to_thread(lambda: tuple(list_differences(record, parent)))
+        contradictions = (*question.contradictions, *found)
+        return question._replace(contradictions=contradictions, is_parent_compared=True)
 
 
 def describe_verdict(message: bytes) -> str:

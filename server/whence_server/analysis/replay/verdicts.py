@@ -169,20 +169,22 @@ class Findings:
                     "program's steps nothing else can be computed here",
                 )
 
+    def _is_grounded(self) -> bool:
+        """Return whether given tokens and draws are more than the record's own word."""
+        return self._question.is_parent_compared or self._question.strategy is Strategy.FORCED
+
     def _describe_limits(self) -> str:
         """Return what a verdict does not rest on, in words."""
         parts = []
         if self._question.strategy is Strategy.FORCED:
             parts.append("the text was given")
         elif num_given := self._question.num_given_steps:
-            parts.append(
-                f"the first {num_given} tokens of each sequence were given, and were not compared "
-                "with a parent's"
-            )
-        if number := self._question.decoding.first_draw_sequence:
-            parts.append(
-                f"its draws are those of sequence {number} of a parent, which was not looked at"
-            )
+            parts.append(f"the first {num_given} tokens of each sequence were given")
+        number = self._question.decoding.first_draw_sequence
+        if number:
+            parts.append(f"its draws are those of sequence {number} of its parent")
+        if (number or self._question.num_given_steps) and not self._is_grounded():
+            parts.append("its parent was not looked at")
         if self._question.detail is None:
             parts.append("numbers that steps lack were not asked for")
         if self._unchecked:
