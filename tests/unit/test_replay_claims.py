@@ -24,7 +24,6 @@ from stub_replay import (
 from whence.summary.verifications import describe_event
 from whence.v1 import step_pb2
 from whence.v1 import verification_pb2 as pb
-from whence.v1.generation_pb2 import Fork, GenerationStarted
 from whence_server.analysis.replay.comparison import make_lean
 from whence_server.analysis.replay.perturbing import chooses
 from whence_server.domain.decoding import (
@@ -40,8 +39,8 @@ from whence_server.domain.steps import Candidates, Decision, Draw, RequestedLogp
 from whence_server.engines.transformers.decoding.choose import Chooser
 from whence_server.engines.transformers.decoding.rows import Row
 from whence_server.journal.codec import encode_step
-from whence_server.rpc.verification_record import list_contradictions, read_decision
-from whence_server.rpc.verification_servicer import describe_verdict
+from whence_server.rpc.verification_record import read_decision
+from whence_server.rpc.verification_servicer import VerdictTeller
 
 N = 20
 SAMPLE = Decoding(
@@ -400,6 +399,10 @@ def test_requested_logprobs_are_compared() -> None:
     expect_divergent(ask(SAMPLE, change(3, requested_logprobs=short)), "requested logprobs")
 
 
+def audit(event: pb.VerifyGenerationResponse) -> str:
+    return VerdictTeller().describe(event.SerializeToString())
+
+
 def test_given_tokens_and_other_draws_are_no_choices_of_the_model() -> None:
     ids = tuple(step.decision.token_id for step in HONEST)
     for num_given, basis in (
@@ -415,7 +418,7 @@ def test_given_tokens_and_other_draws_are_no_choices_of_the_model() -> None:
         assert "not looked at" not in grounded.message
         told = "\n".join(describe_event(pb.VerifyGenerationResponse(result=result)))
         assert f"the first {num_given} tokens of each sequence were given: the record" in told
-        audited = describe_verdict(pb.VerifyGenerationResponse(result=result).SerializeToString())
+        audited = audit(pb.VerifyGenerationResponse(result=result))
         assert (f"{num_given} tokens given" in audited) is (num_given < N)
 
 
@@ -427,25 +430,6 @@ def test_other_draws_are_told_with_the_verdict() -> None:
 
 
 def test_branch_that_no_engine_makes_is_divergent() -> None:
-    started = GenerationStarted(fork=Fork(step=2, num_forced_steps=3))
-    started.effective_decoding.sample.SetInParent()
-    started.effective_decoding.max_new_tokens = 3
-    assert not list(list_contradictions(started))
-    started.fork.step = 4
-    assert list(list_contradictions(started)) == [
-        "the branch begins at step 4, and 3 steps were given"
-    ]
-    started.fork.num_forced_steps = 2**32 - 1
-    assert "max_new_tokens is 3" in "".join(list_contradictions(started))
-    started.effective_decoding.beam_search.num_beams = 2
-    assert any("a beam search has no given" in it for it in list_contradictions(started))
     question = ask(SAMPLE, HONEST)._replace(contradictions=("it says so",))
     result = judge(question)
     assert (result.verdict, result.message) == (pb.VERDICT_DIVERGENT, "it says so")
-
-
-def test_audit_names_the_first_divergent_round() -> None:
-    result = pb.VerificationResult(verdict=pb.VERDICT_DIVERGENT)
-    result.first_divergent_round.index = 7
-    message = pb.VerifyGenerationResponse(result=result).SerializeToString()
-    assert describe_verdict(message) == "divergent: round 7 first"

@@ -72,10 +72,11 @@ class VerificationServicer:
         call.generation_id = generation_id
         await self._journal.get(generation_id)
         call.make_filler = verification_pb2.VerifyGenerationResponse().SerializeToString
+        verdict = VerdictTeller()
         async with aclosing(self._verify(generation_id, request, call)) as messages:
             async for message in messages:
                 # The verdict is known before the caller has it: it may go away.
-                call.outcome = describe_verdict(message) or call.outcome
+                call.outcome = verdict.describe(message) or call.outcome
                 yield message
         if self._closing.is_set():
             raise DrainingError
@@ -128,25 +129,40 @@ class VerificationServicer:
         return question._replace(contradictions=contradictions, is_parent_compared=True)
 
 
-def describe_verdict(message: bytes) -> str:
-    """Return the verdict in a response of the stream, in words; "" if it has none."""
-    event = verification_pb2.VerifyGenerationResponse.FromString(message)
-    if not event.HasField("result"):
-        return ""
-    result = event.result
-    told = VERDICTS.get(result.verdict, "unknown")
-    if result.reason:
-        return f"{told}: {result.reason}"
-    if result.basis == verification_pb2.VERIFICATION_BASIS_LOGPROBS:
-        told += ", logprobs alone"
-    elif result.num_given_steps:
-        told += f", {result.num_given_steps} tokens given"
-    if result.HasField("first_divergent"):
-        first = result.first_divergent
-        return f"{told}: step {first.sequence_index}.{first.index} first"
-    if result.HasField("first_divergent_round"):
-        return f"{told}: round {result.first_divergent_round.index} first"
-    return told
+class VerdictTeller:
+    """Words about a verification for the audit, without content."""
+
+    def __init__(self) -> None:
+        self._fault = ""
+
+    def describe(self, message: bytes) -> str:
+        """Return the verdict in a response of the stream; "" if it has none."""
+        event = verification_pb2.VerifyGenerationResponse.FromString(message)
+        check = event.check
+        is_fault = (
+            check.outcome == verification_pb2.VERIFICATION_OUTCOME_DIFFERENT
+            and check.subject != verification_pb2.VERIFICATION_SUBJECT_ENVIRONMENT
+        )
+        if is_fault and not self._fault:
+            # Its message may hold texts.
+            name = verification_pb2.VerificationSubject.Name(check.subject)
+            self._fault = name.removeprefix("VERIFICATION_SUBJECT_").lower().replace("_", " ")
+        return self._describe_result(event.result) if event.HasField("result") else ""
+
+    def _describe_result(self, result: verification_pb2.VerificationResult) -> str:
+        told = VERDICTS.get(result.verdict, "unknown")
+        if result.reason:
+            return f"{told}: {result.reason}"
+        if result.basis == verification_pb2.VERIFICATION_BASIS_LOGPROBS:
+            told += ", logprobs alone"
+        elif result.num_given_steps:
+            told += f", {result.num_given_steps} tokens given"
+        if result.HasField("first_divergent"):
+            first = result.first_divergent
+            return f"{told}: step {first.sequence_index}.{first.index} first"
+        if result.HasField("first_divergent_round"):
+            return f"{told}: round {result.first_divergent_round.index} first"
+        return f"{told}: {self._fault}" if self._fault else told
 
 
 def add_entries(record: verification_pb2.GenerationRecord, entries: Sequence[Entry]) -> None:
