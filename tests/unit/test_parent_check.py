@@ -1,4 +1,4 @@
-"""What a branch says of its parent is compared with the parent's record."""
+"""Words of a branch about its parent, compared with the parent's record."""
 
 from collections.abc import Callable
 

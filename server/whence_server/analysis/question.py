@@ -87,7 +87,7 @@ class Question(NamedTuple):
     unread: tuple[str, ...] = ()
     """Parts of the record that no replay computes, in words."""
     contradictions: tuple[str, ...] = ()
-    """What a branch's record says that no engine makes, or that its parent's belies, in words."""
+    """Words of a branch's record that no engine makes, or that its parent's record belies."""
     is_parent_compared: bool = False
     """True if the branch was compared with its parent's record."""
 
