@@ -328,6 +328,18 @@ def test_branches_are_listed_by_their_parent_even_after_its_deletion(client: Cli
     assert client.fork(branch.id, step=2).result().sequences == branch.sequences
 
 
+def test_branch_goes_on_while_its_parent_is_deleted(client: Client) -> None:
+    root = run(client, max_new_tokens=12, ignore_eos=True)
+    with client.fork(root.id, step=8, max_new_tokens=40, ignore_eos=True) as branch:
+        first = next(branch)
+        client.generations.delete(root.id)
+        tokens = [first, *branch]
+    assert tuple(get_ids(tokens))[:8] == root.sequences[0].token_ids[:8]
+    assert len(tokens) == 40
+    with pytest.raises(NotFoundError):
+        client.fork(root.id, step=8).result()
+
+
 BRANCHES: dict[str, Callable[[Client, Generation], Generation]] = {
     "of a sample": lambda client, parent: client.fork(parent.id, step=6, instead="e"),
     "with a penalty": lambda client, parent: client.fork(

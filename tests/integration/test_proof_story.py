@@ -28,6 +28,7 @@ passes on the manipulated record, too: it shows what the stronger one is needed 
 """
 
 import json
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -127,6 +128,14 @@ def claim_own_digests(story: Story, folder: Path) -> tuple[Shown, str]:
 
 def add_made_up(story: Story, folder: Path) -> tuple[Shown, str]:
     return add(story, folder, make_up(story.open(0)))
+
+
+def call_branch(story: Story, folder: Path) -> tuple[Shown, str]:
+    """Call made-up tokens the given ones of a branch, of a parent that never was."""
+    record = make_up(story.open(0))
+    fork = record.started.fork
+    fork.parent_generation_id, fork.num_forced_steps = str(uuid.uuid4()), 2**32 - 1
+    return add(story, folder, record)
 
 
 def claim_seed(story: Story, folder: Path) -> tuple[Shown, str]:
@@ -309,6 +318,9 @@ LIES = {
         ("store",),
     ),
     "made-up one added": Lie(add_made_up, "replay", "logprob of", NOT_REPLAY),
+    "made-up one as a branch of nothing": Lie(
+        call_branch, "replay", "steps were given, and max_new_tokens is", NOT_REPLAY
+    ),
     "another seed": Lie(claim_seed, "replay", "noise of the draw", NOT_REPLAY),
     "hidden system prompt": Lie(hide_prompt, "replay", "logprob of", NOT_REPLAY),
     "signing key exchanged": Lie(
