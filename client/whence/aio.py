@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, Unpack
@@ -375,13 +375,19 @@ class AsyncGenerations:
                 yield summary
 
     async def search(
-        self, text: str, *, page_size: int = 0, **options: Unpack[FilterOptions]
+        self,
+        text: str,
+        *,
+        page_size: int = 0,
+        when_cut: Callable[[], object] | None = None,
+        **options: Unpack[FilterOptions],
     ) -> AsyncIterator[trace_pb2.SearchHit]:
         """Yield the generations that contain a text, or most of it: exact hits first.
 
         Args:
             text: from 20 to 2,000 characters.
             page_size: most hits of one page; 0 for the server's default.
+            when_cut: called once if others may have the text, because too many have a part of it.
             options: options of `FilterOptions`.
 
         Raises:
@@ -394,6 +400,9 @@ class AsyncGenerations:
             text=text, page_size=page_size, filter=make_filter(options)
         )
         async for page in self._calls.list_pages(self._calls.trace.SearchGenerations, request):
+            if page.is_cut and when_cut is not None:
+                when_cut()
+                when_cut = None
             for hit in page.hits:
                 yield hit
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, Unpack
@@ -373,13 +373,19 @@ class Generations:
         return (summary for page in pages for summary in page.generations)
 
     def search(
-        self, text: str, *, page_size: int = 0, **options: Unpack[FilterOptions]
+        self,
+        text: str,
+        *,
+        page_size: int = 0,
+        when_cut: Callable[[], object] | None = None,
+        **options: Unpack[FilterOptions],
     ) -> Iterator[trace_pb2.SearchHit]:
         """Yield the generations that contain a text, or most of it: exact hits first.
 
         Args:
             text: from 20 to 2,000 characters.
             page_size: most hits of one page; 0 for the server's default.
+            when_cut: called once if others may have the text, because too many have a part of it.
             options: options of `FilterOptions`.
 
         Raises:
@@ -391,8 +397,11 @@ class Generations:
         request = trace_pb2.SearchGenerationsRequest(
             text=text, page_size=page_size, filter=make_filter(options)
         )
-        pages = self._calls.list_pages(self._calls.trace.SearchGenerations, request)
-        return (hit for page in pages for hit in page.hits)
+        for page in self._calls.list_pages(self._calls.trace.SearchGenerations, request):
+            if page.is_cut and when_cut is not None:
+                when_cut()
+                when_cut = None
+            yield from page.hits
 
     def get(self, generation_id: str) -> trace_pb2.GetGenerationResponse:
         """Return one generation: its summary, start, occurrences and, if finished, finish.

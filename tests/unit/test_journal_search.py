@@ -16,6 +16,7 @@ from whence_server.domain.errors import InvalidRequestError, NotOfferedError
 from whence_server.domain.tracing import TraceContext
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex, GenerationIndex, ListFilter
+from whence_server.journal.search import candidates
 from whence_server.journal.search.search import MAX_COMPARED, Hit, Search
 from whence_server.journal.search.texts import Part
 from whence_server.journal.verify import verify_journal
@@ -138,7 +139,7 @@ async def test_verification_notices_passages_of_a_deleted_generation(tmp_path: P
     report = verify_journal(tmp_path)
     assert not report.findings
     database = apsw.Connection(str(tmp_path / "journal.db"))
-    database.execute("INSERT INTO passages VALUES (?, ?, ?)", rows[0])
+    database.execute("INSERT INTO passages VALUES (?, ?, ?, ?)", rows[0])
     database.close()
     (finding,) = verify_journal(tmp_path).findings
     assert finding.table == "passages"
@@ -174,6 +175,43 @@ async def test_a_filter_bounds_the_search(each_store: str, tmp_path: Path) -> No
             assert [hit.row.generation_id for hit in hits] == expected
 
 
+async def test_no_other_generation_pushes_one_out_of_a_filtered_search(
+    each_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "MAX_POSTINGS", 3)
+    async with searching(tmp_path) as (journal, search):
+        first = record(journal, 1, SENTENCE, owner="ann", model="large")
+        planted = [record(journal, number, SENTENCE, owner="bob") for number in range(2, 6)]
+        await find(journal, search)
+        for wanted in (
+            ListFilter(owner="ann"),
+            ListFilter(model="large"),
+            ListFilter(labels={"number": "1"}),
+            ListFilter(start_before_ns=2),
+        ):
+            page = await search.find(SENTENCE, wanted, limit=100)
+            assert [hit.row.generation_id for hit in page.hits] == [first]
+            assert not page.is_cut
+        page = await search.find(SENTENCE, ALL, limit=100)
+        assert [hit.row.generation_id for hit in page.hits] == planted[:0:-1]
+        assert page.is_cut
+
+
+async def test_a_passage_of_its_own_finds_a_generation_among_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "MAX_POSTINGS", 3)
+    own = f"{SENTENCE} And so on."
+    async with searching(tmp_path) as (journal, search):
+        first = record(journal, 1, own)
+        for number in range(2, 6):
+            record(journal, number, SENTENCE)
+        await find(journal, search)
+        page = await search.find(own, ALL, limit=100)
+        assert page.hits[0].row.generation_id == first
+        assert page.is_cut
+
+
 async def test_pages_have_every_hit_once(tmp_path: Path) -> None:
     async with searching(tmp_path) as (journal, search):
         recorded = [record(journal, number, SENTENCE) for number in range(1, 8)]
@@ -204,6 +242,7 @@ async def test_a_text_that_many_have_costs_a_bounded_number_of_comparisons(
         assert await search.indexer.flush(60)
         page = await search.find(SENTENCE, ALL, limit=1_000)
     assert len(page.hits) == MAX_COMPARED
+    assert page.is_cut
     # The newest of them.
     assert page.hits[0].row.generation_id == make_id(MAX_COMPARED + 20)
     assert page.hits[-1].row.generation_id == make_id(21)

@@ -65,13 +65,22 @@ def run_find(arguments: argparse.Namespace) -> int:
     given: Any = {name: value for name, value in options.items() if value is not None}
     is_empty = True
     with connect(arguments) as client:
-        hits = client.generations.search(text, page_size=min(arguments.limit, 100), **given)
+        page_size = min(arguments.limit, 100)
+        hits = client.generations.search(text, page_size=page_size, when_cut=_say_cut, **given)
         for hit in islice(hits, arguments.limit):
             is_empty = False
             print(format_json(describe_message(hit)) if arguments.json else _format_hit(hit))
     if is_empty:
         print("no generation on record contains this text, or most of it", file=sys.stderr)
     return OK
+
+
+def _say_cut() -> None:
+    print(
+        "not all could be searched: too many generations have a part of the text; --model and "
+        "--label search others",
+        file=sys.stderr,
+    )
 
 
 def _format_hit(hit: SearchHit) -> str:

@@ -372,11 +372,16 @@ class SearchGenerationsResponse(google.protobuf.message.Message):
     HITS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     NUM_ENTRIES_BEHIND_FIELD_NUMBER: builtins.int
+    IS_CUT_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """Opaque token of the next page; empty on the last page."""
     num_entries_behind: builtins.int
     """Number of entries of the record that are not searched yet; of a journal from
     before searches, it may take minutes.
+    """
+    is_cut: builtins.bool
+    """True if others may have the text: too many generations that match the filter
+    have passages in common with it to compare all. A narrower filter finds them.
     """
     @property
     def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SearchHit]:
@@ -391,8 +396,9 @@ class SearchGenerationsResponse(google.protobuf.message.Message):
         hits: collections.abc.Iterable[global___SearchHit] | None = ...,
         next_page_token: builtins.str = ...,
         num_entries_behind: builtins.int = ...,
+        is_cut: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["hits", b"hits", "next_page_token", b"next_page_token", "num_entries_behind", b"num_entries_behind"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["hits", b"hits", "is_cut", b"is_cut", "next_page_token", b"next_page_token", "num_entries_behind", b"num_entries_behind"]) -> None: ...
 
 global___SearchGenerationsResponse = SearchGenerationsResponse
 

@@ -93,6 +93,7 @@ MIGRATIONS: tuple[str, ...] = (
     PARENTS.schema,
     shared_keys.FIRST_SCHEMA,
     shared_keys.SCHEMA,
+    passages.OWNED_SCHEMA,
 )
 PARENTS_VERSION = MIGRATIONS.index(PARENTS.schema) + 1
 """First version with an index over the parents of branches."""

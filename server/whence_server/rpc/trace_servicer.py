@@ -150,6 +150,7 @@ class TraceServicer:
             hits=[_make_hit_message(hit) for hit in page.hits],
             next_page_token=page.next_token,
             num_entries_behind=self._search.indexer.num_entries_behind,
+            is_cut=page.is_cut,
         ).SerializeToString()
 
     async def list_steps(self, request: trace_pb2.ListStepsRequest, call: Call) -> bytes:

@@ -3,10 +3,12 @@
 A row is content of a kind: it tells that a passage is in a generation. It goes with the content.
 """
 
+import hashlib
 from array import array
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from whence_server.journal.value_index import OWNERS
 
 SCHEMA = """
 CREATE TABLE passages (
@@ -24,10 +26,39 @@ CREATE TABLE searchable (
 ) STRICT, WITHOUT ROWID;
 """
 """Migration that creates them; old migrations are never edited."""
-_INSERT = "INSERT INTO passages VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-_INSERT_LIST = "INSERT INTO searchable VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-_READ_LIST = "SELECT fingerprints FROM searchable WHERE writer = ? AND generation = ?"
-_DELETE = "DELETE FROM passages WHERE fingerprint = ? AND writer = ? AND generation = ?"
+OWNED_SCHEMA = """
+DROP TABLE passages;
+DROP TABLE searchable;
+
+CREATE TABLE passages (
+    fingerprint INTEGER NOT NULL, -- of a passage of its texts
+    owner INTEGER NOT NULL, -- number_owner of its owner
+    writer INTEGER NOT NULL,
+    generation INTEGER NOT NULL, -- generations.started_position
+    PRIMARY KEY (fingerprint, owner, writer, generation)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE searchable (
+    writer INTEGER NOT NULL,
+    generation INTEGER NOT NULL,
+    owner INTEGER NOT NULL, -- as in passages
+    fingerprints BLOB NOT NULL, -- those in passages, of four bytes each: a deletion looks them up
+    PRIMARY KEY (writer, generation)
+) STRICT, WITHOUT ROWID;
+
+DELETE FROM cursors WHERE name = 'search';
+"""
+"""Migration that orders passages by owner; each log is indexed again from its beginning.
+
+A caller that sees its own generations alone reads only their passages: others can neither push them
+beyond a bound, nor tell by the time that it takes what they have recorded.
+"""
+_INSERT = "INSERT INTO passages VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_INSERT_LIST = "INSERT INTO searchable VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_READ_LIST = "SELECT owner, fingerprints FROM searchable WHERE writer = ? AND generation = ?"
+_DELETE = """
+    DELETE FROM passages WHERE fingerprint = ? AND owner = ? AND writer = ? AND generation = ?
+"""
 _DELETE_LIST = "DELETE FROM searchable WHERE writer = ? AND generation = ?"
 _CODE = "i"
 # Nothing is changed, and no deletion can come in between on a shared database.
@@ -35,13 +66,10 @@ _LOCK = """
     UPDATE generations SET deleted = deleted WHERE writer = ? AND started_position = ?
     AND deleted = 0
 """
-_LIVE = "SELECT 1 FROM generations WHERE writer = ? AND started_position = ? AND deleted = 0"
-_FIND = """
-    SELECT writer, generation FROM passages WHERE fingerprint = ?
-    ORDER BY writer DESC, generation DESC LIMIT ?
-"""
-
-
+_LIVE = f"""
+    SELECT {OWNERS.column} FROM generations g
+    WHERE g.writer = ? AND g.started_position = ? AND g.deleted = 0
+"""  # noqa: S608 - constants only
 _ORPHANS = """
     SELECT p.writer, p.generation FROM (
         SELECT writer, generation FROM passages UNION SELECT writer, generation FROM searchable) p
@@ -61,14 +89,15 @@ def add_passages(
     connection: Any, found: Sequence[tuple[Place, Sequence[int]]], *, is_shared: bool
 ) -> None:
     """Store fingerprints of generations, but for those that were deleted meanwhile."""
-    rows: list[tuple[int, int, int]] = []
+    rows: list[tuple[int, int, int, int]] = []
     for place, fingerprints in found:
         if is_shared:
             connection.execute(_LOCK, place)
-        if connection.execute(_LIVE, place).fetchall():
+        for (named,) in connection.execute(_LIVE, place).fetchall():
+            owner = number_owner("" if named is None else bytes(named).decode(errors="replace"))
             listed = array(_CODE, fingerprints).tobytes()
-            connection.execute(_INSERT_LIST, (*place, listed))
-            rows += [(fingerprint, *place) for fingerprint in fingerprints]
+            connection.execute(_INSERT_LIST, (*place, owner, listed))
+            rows += [(fingerprint, owner, *place) for fingerprint in fingerprints]
     if rows:
         # In the order of the table: neighbours share its pages.
         connection.executemany(_INSERT, sorted(rows))
@@ -76,25 +105,18 @@ def add_passages(
 
 def delete_passages(connection: Any, place: Place) -> None:
     """Remove what finds a generation."""
-    for (listed,) in connection.execute(_READ_LIST, place).fetchall():
+    for owner, listed in connection.execute(_READ_LIST, place).fetchall():
         fingerprints = array(_CODE, bytes(listed))
-        connection.executemany(_DELETE, [(fingerprint, *place) for fingerprint in fingerprints])
+        connection.executemany(
+            _DELETE, [(fingerprint, owner, *place) for fingerprint in fingerprints]
+        )
     connection.execute(_DELETE_LIST, place)
 
 
-def count_common(connection: Any, fingerprints: Sequence[int], most: int) -> Counter[Place]:
-    """Return the number of fingerprints that each generation has in common with a text.
-
-    Args:
-        connection: reads the database.
-        fingerprints: those of the text.
-        most: most generations to read for each fingerprint, the newest first.
-    """
-    counted: Counter[Place] = Counter()
-    for fingerprint in fingerprints:
-        rows = connection.execute(_FIND, (fingerprint, most)).fetchall()
-        counted.update(Place(int(writer), int(generation)) for writer, generation in rows)
-    return counted
+def number_owner(owner: str) -> int:
+    """Return the number that stands for an owner's id; different ids may share one."""
+    digest = hashlib.sha256(owner.encode(errors="replace")).digest()
+    return int.from_bytes(digest[:4], signed=True) if owner else 0
 
 
 def find_orphans(connection: Any) -> list[Place]:

@@ -12,6 +12,7 @@ from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.journal import sql_lookup
 from whence_server.journal.listing import digest_filter
 from whence_server.journal.rows import GenerationRow, ListFilter
+from whence_server.journal.search.candidates import find_candidates
 from whence_server.journal.search.comparing import (
     ByteRange,
     Match,
@@ -25,7 +26,7 @@ from whence_server.journal.search.fingerprints import (
     normalise,
 )
 from whence_server.journal.search.indexer import IndexedJournal, Indexer
-from whence_server.journal.search.passages import Place, count_common
+from whence_server.journal.search.passages import Place
 from whence_server.journal.search.texts import Part, RecordedText, find_step, read_texts
 
 MAX_CHARACTERS = 2_000
@@ -34,11 +35,8 @@ MAX_COMPARED = 200
 """Most generations whose texts are compared with the sentence."""
 _MAX_AT_ONCE = 1
 _MAX_FINGERPRINTS = 32
-_MAX_POSTINGS = 4_000
 _MAX_EXAMINED = 4_000
 _EXCERPT_CHARACTERS = 80
-# Words that differ cost up to this share of the common fingerprints.
-_LEAST_COMMON_SHARE = 0.2
 _NAME = (
     "SELECT CAST(generation_id AS BLOB) FROM generations WHERE writer = ? AND started_position = ?"
 )
@@ -71,6 +69,8 @@ class HitPage(NamedTuple):
     hits: list[Hit]
     next_token: str
     """"" on the last page."""
+    is_cut: bool = False
+    """True if not every generation that may have the sentence was compared with it."""
 
 
 class _Compared(NamedTuple):
@@ -124,37 +124,36 @@ class Search:
         first = _read_token(token, digest)
 
         def read(connection: Any) -> HitPage:
-            compared = _compare_all(connection, wanted, list_filter)
+            compared, is_cut = _compare_all(connection, wanted, list_filter)
             shown = compared[first : first + limit]
             more = len(compared) > first + limit
             following = _make_token(first + limit, digest) if more else ""
-            return HitPage([_make_hit(connection, it) for it in shown], following)
+            return HitPage([_make_hit(connection, it) for it in shown], following, is_cut)
 
         async with self._turn:
             return await self._tree.read_long(read)
 
 
-def _compare_all(connection: Any, wanted: str, list_filter: ListFilter) -> list[_Compared]:
+def _compare_all(
+    connection: Any, wanted: str, list_filter: ListFilter
+) -> tuple[list[_Compared], bool]:
+    """Return the hits, and whether there may be others."""
     fingerprints = make_fingerprints(wanted)
     stride = -(-len(fingerprints) // _MAX_FINGERPRINTS)
-    probed = fingerprints[::stride]
-    counted = count_common(connection, probed, _MAX_POSTINGS)
-    least = max(1, round(_LEAST_COMMON_SHARE * len(probed)))
-    ranked = sorted(
-        ((number, place) for place, number in counted.items() if number >= least), reverse=True
-    )
+    places, is_cut = find_candidates(connection, fingerprints[::stride], list_filter)
     compared: list[_Compared] = []
     num_compared = 0
-    for _, place in ranked[:_MAX_EXAMINED]:
+    for place in places[:_MAX_EXAMINED]:
         row = _load_row(connection, place)
         if row is None or row.deleted or row.foreign or not list_filter.matches(row.index):
             continue
+        if num_compared == MAX_COMPARED:
+            is_cut = True
+            break
         compared += _compare(connection, wanted, place, row)
         num_compared += 1
-        if num_compared == MAX_COMPARED:
-            break
     compared.sort(key=lambda it: (it.match.share, it.row.index.start_time_ns), reverse=True)
-    return compared
+    return compared, is_cut or len(places) > _MAX_EXAMINED
 
 
 def _load_row(connection: Any, place: Place) -> GenerationRow | None:

@@ -36,7 +36,7 @@ function filters({ query, navigate }) {
   const value = (name) => query.get(name) ?? "";
   if (offers.has("search"))
     form.append(
-      field("Did this text come from here?", inputOf("text", { type: "area", rows: 2, value: value("text"), minLength: 16, maxLength: 2000 }),
+      field("Did this text come from here?", inputOf("text", { type: "area", rows: 2, value: value("text"), minLength: 20, maxLength: 2000 }),
         "Paste a sentence: the generations that contain it, or most of it."),
     );
   const names = (models ?? []).map(({ model }) => [model, model]);
@@ -84,8 +84,8 @@ function searching(query) {
   return async (token, signal) => {
     const parameters = { ...filterOf(query), text: query.get("text"), page_size: PAGE, page_token: token };
     const found = await read("/search", parameters, signal);
-    const { hits = [], nextPageToken, numEntriesBehind } = found;
-    return { rows: hits.map(describeHit), nextPageToken, behind: Number(numEntriesBehind ?? 0) };
+    const { hits = [], nextPageToken, numEntriesBehind, isCut } = found;
+    return { rows: hits.map(describeHit), nextPageToken, behind: Number(numEntriesBehind ?? 0), isCut };
   };
 }
 
@@ -111,9 +111,10 @@ class Pages {
     try {
       // A page may be empty without being the last.
       for (let num = 0; !num; ) {
-        const { rows, nextPageToken, behind = 0 } = await this.readPage(this.token, this.signal);
+        const { rows, nextPageToken, behind = 0, isCut } = await this.readPage(this.token, this.signal);
         this.token = nextPageToken ?? "";
         this.#append(rows);
+        if (isCut) this.said.append(" Not all could be searched: too many have a part of the text. A filter searches others.");
         if (behind) this.said.append(` ${behind.toLocaleString("en")} entries are not searched yet.`);
         num = rows.length || !nextPageToken;
       }
