@@ -1,11 +1,17 @@
-"""A client that goes in the middle of its answer is on record as gone, and is no fault."""
+"""Requests that end before their answer: their client goes, or their login ends."""
 
 import asyncio
+import hashlib
+import json
 import logging
+from pathlib import Path
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
+from whence_server.access.gate import Gate
+from whence_server.access.logins import LIFETIME_S, Logins
+from whence_server.access.token_file import TokenFile
 from whence_server.domain.errors import Code
 from whence_server.domain.generation import CallRecord
 from whence_server.http.exchange import Exchange, guard
@@ -51,3 +57,52 @@ async def test_a_client_that_goes_in_mid_answer_is_no_fault(
     assert record.http is not None
     assert (record.status_code, record.http.status_code) == (Code.CANCELLED.value, 200)
     assert [line for line in caplog.records if line.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("end", ["log out", "twelve hours"])
+async def test_a_stream_ends_with_the_login_that_began_it(tmp_path: Path, end: str) -> None:
+    now_s = 0.0
+    path = tmp_path / "callers"
+    digest = hashlib.sha256(b"secret").hexdigest()
+    path.write_text(json.dumps({"id": "ann", "sha256": digest, "scopes": ["read"]}))
+    gate = Gate(TokenFile(path))
+    gate.logins = Logins(lambda: now_s)
+    login = gate.logins.begin("Bearer secret")
+
+    async def stream(exchange: Exchange) -> web.StreamResponse:
+        exchange.response = web.StreamResponse()
+        await exchange.response.prepare(exchange.request)
+        await exchange.response.write(b"begun ")
+        await asyncio.Event().wait()
+        return exchange.response
+
+    route = "/api/v1/watch"
+    calls = CallLog(lambda _: None)
+    watch = guard(route, stream, OpenAIErrors({}), calls, gate=gate, takes_login=True)
+    server = HttpServer({("GET", route): watch}, "127.0.0.1", 0, watch, max_connections=4)
+    await server.start()
+    port = server.url.rpartition(":")[2]
+    cookie = {"Cookie": f"whence-login-{port}={login}"}
+    by_token = {"Authorization": "Bearer secret"}
+    try:
+        async with (
+            asyncio.timeout(60),
+            ClientSession() as session,
+            session.get(server.url + route, headers=cookie) as answer,
+            # A program's own token counts, whatever cookie its client keeps.
+            session.get(server.url + route, headers=cookie | by_token) as other,
+        ):
+            assert await answer.content.readexactly(6) == b"begun "
+            assert await other.content.readexactly(6) == b"begun "
+            gate.check_running()
+            if end == "log out":
+                gate.logins.end(login)
+            else:
+                now_s = LIFETIME_S
+            gate.check_running()
+            told = await answer.content.read()
+            assert b"unauthenticated" in told.lower() or b"invalid_api_key" in told
+            assert gate.sessions.end_invalid() == 0
+            assert not other.content.at_eof()
+    finally:
+        await server.close()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from whence_server.domain.generation import CallError, CallRecord, HttpExchange
 from whence_server.domain.identity import Identity
 from whence_server.domain.occurrences import Caller
 from whence_server.domain.tracing import TraceContext
-from whence_server.http.credentials import read_credentials
+from whence_server.http.credentials import read_credentials, read_login
 from whence_server.http.statuses import CLIENT_CLOSED_REQUEST, get_http_status
 from whence_server.rpc.auditing import note_call
 from whence_server.rpc.call_errors import make_call_error
@@ -165,7 +165,14 @@ async def _admit(gate: Gate, exchange: Exchange, takes_login: bool) -> Admission
         return ANYBODY
     request = exchange.request
     credentials = read_credentials(request, gate.logins if takes_login else None)
-    return await gate.admit(f"{request.method} {exchange.route}", credentials)
+    admission = await gate.admit(f"{request.method} {exchange.route}", credentials)
+    if not takes_login or request.headers.get("Authorization") or not credentials.authorization:
+        return admission
+    login = read_login(request)
+    # The end of a login ends what it has begun.
+    return replace(
+        admission, is_valid=lambda: bool(gate.logins.find(login)) and admission.is_valid()
+    )
 
 
 async def _answer(

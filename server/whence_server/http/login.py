@@ -93,6 +93,7 @@ class _LoginHandler:
         request = exchange.request
         check_unforged(request)
         self._gate.logins.end(read_login(request))
+        self._gate.check_running()
         response = web.Response(status=HTTPStatus.NO_CONTENT, headers=exchange.make_headers())
         response.headers["Clear-Site-Data"] = '"cache"'
         response.del_cookie(
