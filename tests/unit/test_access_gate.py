@@ -235,6 +235,17 @@ async def test_running_calls_of_a_revoked_token_end_and_no_others(
     assert gate.sessions.end_invalid() == 0, "nothing is kept of calls that have ended"
 
 
+async def test_a_call_ends_with_any_scope_that_it_began_with(tmp_path: Path) -> None:
+    path = tmp_path / "callers"
+    path.write_text(make_entry("ann", "a", "read", "read:content", "read:all"))
+    gate = Gate(TokenFile(path))
+    admitted = await gate.admit("whence.v1.TraceService/WatchGenerations", bearer("a"))
+    path.write_text(make_entry("ann", "a", "read", "read:content", "read:all", "generate"))
+    assert admitted.is_valid()
+    path.write_text(make_entry("ann", "a", "read", "read:all"))
+    assert not admitted.is_valid()
+
+
 async def test_running_calls_of_one_caller_are_limited(tokens: TokenFile) -> None:
     gate = Gate(tokens, public=["health"], max_calls=2)
     of_alice = await gate.admit(GENERATE, bearer("a-secret"))

@@ -123,7 +123,10 @@ class Gate:
             if ends_s is not None and self._clock() >= ends_s:
                 return False
             now = known.find_again()
-            return now is not None and now.id == identity.id and _suffices(now, rule)
+            # What a call shows is chosen at its beginning, by the scopes that it had then.
+            if now is None or now.id != identity.id:
+                return False
+            return not rule.scopes or identity.scopes <= now.scopes
 
         return Admission(identity, is_valid)
 
@@ -138,8 +141,8 @@ class Gate:
         self.trail.write_due()
         if num_ended := self.sessions.end_invalid():
             _log.warning(
-                "%d running calls were ended: their tokens or certificates have expired or were "
-                "revoked",
+                "%d running calls were ended: their tokens, certificates or logins have ended, or "
+                "have lost a scope",
                 num_ended,
             )
 
