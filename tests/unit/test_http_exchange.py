@@ -67,7 +67,7 @@ async def test_a_stream_ends_with_the_login_that_began_it(tmp_path: Path, end: s
     path.write_text(json.dumps({"id": "ann", "sha256": digest, "scopes": ["read"]}))
     gate = Gate(TokenFile(path))
     gate.logins = Logins(lambda: now_s)
-    login = gate.logins.begin("Bearer secret")
+    login = gate.logins.begin("Bearer secret", "ann")
 
     async def stream(exchange: Exchange) -> web.StreamResponse:
         exchange.response = web.StreamResponse()

@@ -14,11 +14,14 @@ LIFETIME_S = 12 * 3_600
 """Time after which a person has to log in again."""
 MAX_LOGINS = 10_000
 """Most logins at one time; the oldest gives way."""
+MAX_LOGINS_OF_CALLER = 50
+"""Most logins of one caller at one time; its own oldest gives way, so that it ends no other's."""
 _ID_BYTES = 32
 
 
 class _Login(NamedTuple):
     authorization: str
+    caller_id: str
     ends_s: float
 
 
@@ -34,13 +37,22 @@ class Logins:
         # In the order of their ends, which a dict keeps: all last equally long.
         self._logins: dict[bytes, _Login] = {}
 
-    def begin(self, authorization: str) -> str:
-        """Begin a login with the value of an authorization header; return the cookie's value."""
+    def begin(self, authorization: str, caller_id: str) -> str:
+        """Begin a login of a caller; return the cookie's value.
+
+        Args:
+            authorization: value of an authorization header.
+            caller_id: id of the caller that it is the token of.
+        """
         self._forget_ended()
-        if len(self._logins) >= MAX_LOGINS:
+        own = [key for key, login in self._logins.items() if login.caller_id == caller_id]
+        if len(own) >= MAX_LOGINS_OF_CALLER:
+            del self._logins[own[0]]
+        elif len(self._logins) >= MAX_LOGINS:
             del self._logins[next(iter(self._logins))]
         value = secrets.token_urlsafe(_ID_BYTES)
-        self._logins[_make_key(value)] = _Login(authorization, self._clock() + LIFETIME_S)
+        ends_s = self._clock() + LIFETIME_S
+        self._logins[_make_key(value)] = _Login(authorization, caller_id, ends_s)
         return value
 
     def find(self, value: str) -> str:
@@ -54,9 +66,11 @@ class Logins:
 
     def _forget_ended(self) -> None:
         now_s = self._clock()
-        ended = [key for key, login in self._logins.items() if login.ends_s <= now_s]
-        for key in ended:
-            del self._logins[key]
+        while self._logins:
+            oldest = next(iter(self._logins))
+            if now_s < self._logins[oldest].ends_s:
+                return
+            del self._logins[oldest]
 
 
 def _make_key(value: str) -> bytes:

@@ -28,6 +28,8 @@ from whence_server.http.server import Answer
 from whence_server.rpc.calls import CallLog
 
 _MAX_BODY_BYTES = 64 << 10
+# Larger than a JWT is in practice: each is kept for as long as its login.
+_MAX_TOKEN_CHARACTERS = 16 << 10
 _HTTPS = "https://"
 
 
@@ -65,6 +67,14 @@ class _LoginHandler:
         token = body.get("token")
         if not isinstance(token, str) or not token or body.keys() != {"token"}:
             raise InvalidRequestError(FieldViolation("token", "must be a token, and alone"))
+        if len(token) > _MAX_TOKEN_CHARACTERS or not token.isprintable() or " " in token:
+            raise InvalidRequestError(
+                FieldViolation(
+                    "token",
+                    f"must be a token without spaces, of at most {_MAX_TOKEN_CHARACTERS} "
+                    "characters",
+                )
+            )
         authorization = f"Bearer {token}"
         credentials = replace(read_credentials(request), authorization=authorization)
         admission = await self._gate.admit(f"{request.method} {exchange.route}", credentials)
@@ -79,7 +89,7 @@ class _LoginHandler:
             origin = request.headers.get(hdrs.ORIGIN, "")
             response.set_cookie(
                 name_login_cookie(request),
-                self._gate.logins.begin(authorization),
+                self._gate.logins.begin(authorization, admission.identity.id),
                 max_age=LIFETIME_S,
                 path="/",
                 secure=is_secure(request) or origin.startswith(_HTTPS),
