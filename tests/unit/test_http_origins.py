@@ -116,6 +116,11 @@ async def test_programs_and_allowed_pages_are_served(
             "host_not_allowed",
             "evil.example:80",
         ),
+        # A stranger's header is no fault of ours, for the log to have with its traceback.
+        ({"Origin": "http://[::1"}, "origin_not_allowed", "http://[::1"),
+        ({"Origin": "http://a]"}, "origin_not_allowed", "http://a]"),
+        ({"Host": "[::1"}, "host_not_allowed", "[::1"),
+        ({"Host": "a]"}, "host_not_allowed", "a]"),
         ({"Host": "localhost.evil.example"}, "host_not_allowed", "localhost.evil.example"),
         ({"Host": "127.0.0.1.evil.example"}, "host_not_allowed", "127.0.0.1.evil.example"),
     ],

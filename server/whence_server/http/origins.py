@@ -59,7 +59,7 @@ class Origins:
         if site is not None:
             own = site in _OWN_SITES
         else:
-            own = origin is None or urlsplit(origin).netloc.lower() == host.lower()
+            own = origin is None or _get_netloc(origin) == host.lower()
         if not own:
             raise OriginRefusedError(origin or "")
 
@@ -131,5 +131,16 @@ OWN_PAGES = Origins()
 
 
 def _get_name(host: str) -> str:
-    """Return the name in a `Host` header, without the port."""
-    return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+    """Return the name in a `Host` header, without the port; "" if it is malformed."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+    except ValueError:
+        return ""
+
+
+def _get_netloc(origin: str) -> str | None:
+    """Return the name and port in an `Origin` header; None if it is malformed."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
