@@ -60,7 +60,8 @@ async def test_over_tls_no_other_host_and_no_plain_page_can_set_the_cookie(tmp_p
     ):
         assert answer.status == 200
         cookie = answer.headers["Set-Cookie"]
-    assert cookie.startswith("__Host-whence-login=")
+    # Servers on other ports of the host get the same cookies.
+    assert cookie.startswith(f"__Host-whence-login-{server.url.rpartition(':')[2]}=")
     assert {"Secure", "HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
     assert "Domain" not in cookie
 
@@ -96,7 +97,11 @@ async def test_a_body_that_is_no_token_is_refused(tmp_path: Path) -> None:
             ({"token": 7}, 400),
             ({"token": "secret", "more": 1}, 400),
             ({"token": "other"}, 401),
-            ({"token": "secret\r\nX: y"}, 401),
+            ({"token": "secret\r\nX: y"}, 400),
+            # It would be kept as long as it was sent.
+            ({"token": "secret" + 10_000 * " "}, 400),
+            ({"token": " secret"}, 400),
+            ({"token": "s" * 16_385}, 400),
         ):
             async with session.post(f"{server.url}/login", json=body) as answer:
                 assert answer.status == status, body

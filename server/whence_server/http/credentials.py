@@ -10,8 +10,8 @@ from whence_server.access.credentials import (
 from whence_server.access.logins import Logins
 
 _COOKIE = "whence-login"
-# No other host, and no page without TLS, can set a cookie of this name (RFC 6265bis, 4.1.3.2).
-_SECURE_COOKIE = f"__Host-{_COOKIE}"
+# No other host, and no page without TLS, can set a cookie of such a name (RFC 6265bis, 4.1.3.2).
+_SECURE_PREFIX = "__Host-"
 
 
 def read_credentials(request: web.Request, logins: Logins | None = None) -> Credentials:
@@ -42,10 +42,9 @@ def read_login(request: web.Request) -> str:
 
 def name_login_cookie(request: web.Request) -> str:
     """Return the name of the cookie: the servers of one host share its cookies."""
-    if is_secure(request):
-        return _SECURE_COOKIE
     own = request.transport and request.transport.get_extra_info("sockname")
-    return f"{_COOKIE}-{own[1]}" if own else _COOKIE
+    name = f"{_COOKIE}-{own[1]}" if own else _COOKIE
+    return f"{_SECURE_PREFIX}{name}" if is_secure(request) else name
 
 
 def is_secure(request: web.Request) -> bool:
