@@ -1,6 +1,7 @@
 """Search of a journal in both databases: found behind the commits, gone with a deletion."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from whence_server.domain.errors import InvalidRequestError, NotOfferedError
 from whence_server.domain.tracing import TraceContext
 from whence_server.journal.journal import Journal
 from whence_server.journal.rows import FinishIndex, GenerationIndex, ListFilter
-from whence_server.journal.search import candidates
+from whence_server.journal.search import budget, candidates, comparing
+from whence_server.journal.search import search as search_module
+from whence_server.journal.search.comparing import Match
 from whence_server.journal.search.search import MAX_COMPARED, Hit, Search
 from whence_server.journal.search.texts import Part
 from whence_server.journal.verify import verify_journal
@@ -210,6 +213,71 @@ async def test_a_passage_of_its_own_finds_a_generation_among_many(
         page = await search.find(own, ALL, limit=100)
         assert page.hits[0].row.generation_id == first
         assert page.is_cut
+
+
+async def test_long_texts_cost_a_bounded_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+
+    def find_match(sentence: str, text: str) -> Match | None:
+        compared.append(len(text))
+        return comparing.find_match(sentence, text)
+
+    monkeypatch.setattr(search_module, "find_match", find_match)
+    long = "and so on " * 100_000
+    async with searching(tmp_path) as (journal, search):
+        for number in range(1, 4):
+            record(journal, number, prompt=f"{long}é {SENTENCE} and so on")
+        hits = await find(journal, search)
+        begin = len(f"{long}é ".encode())
+        assert [hit.bytes.begin for hit in hits] == 3 * [begin]
+        assert sum(compared) <= 3 * 8_000
+        monkeypatch.setattr(budget, "MOST_CHARACTERS", 8_000)
+        page = await search.find(SENTENCE, ALL, limit=100)
+        assert len(page.hits) == 1
+        assert page.is_cut
+        monkeypatch.setattr(budget, "MOST_S", 0.0)
+        page = await search.find(SENTENCE, ALL, limit=100)
+        assert (page.hits, page.is_cut) == ([], True)
+
+
+async def test_the_step_of_a_hit_is_found_among_many(each_store: str, tmp_path: Path) -> None:
+    async with searching(tmp_path) as (journal, search):
+        first = " ".join(f"w{number}" for number in range(700))
+        record(journal, 1, first, f"{first} {SENTENCE} {first}")
+        (hit,) = await find(journal, search)
+        assert (hit.found.sequence, hit.step) == (1, 700)
+
+
+async def test_a_search_keeps_its_turn_until_its_thread_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, running = threading.Event(), threading.Event(), []
+
+    def find_match(sentence: str, text: str) -> Match | None:
+        running.append(1)
+        begun.set()
+        assert len(running) == 1, "two searches at one time"
+        may_end.wait(60)
+        running.pop()
+        return comparing.find_match(sentence, text)
+
+    async with searching(tmp_path) as (journal, search):
+        record(journal, 1, SENTENCE)
+        await find(journal, search)
+        monkeypatch.setattr(search_module, "find_match", find_match)
+        gone = asyncio.create_task(search.find(SENTENCE, ALL, limit=1))
+        assert await asyncio.to_thread(begun.wait, 60)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        following = asyncio.create_task(search.find(SENTENCE, ALL, limit=1))
+        # The other threads are free for it, were its turn.
+        await journal.tree.read_long(lambda it: it.execute("SELECT 1").fetchall())
+        assert not following.done()
+        may_end.set()
+        assert len((await following).hits) == 1
 
 
 async def test_pages_have_every_hit_once(tmp_path: Path) -> None:

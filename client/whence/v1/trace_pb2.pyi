@@ -380,8 +380,9 @@ class SearchGenerationsResponse(google.protobuf.message.Message):
     before searches, it may take minutes.
     """
     is_cut: builtins.bool
-    """True if others may have the text: too many generations that match the filter
-    have passages in common with it to compare all. A narrower filter finds them.
+    """True if others may have the text: generations that match the filter have too
+    much in common with it to compare all in the time of one search. A narrower
+    filter finds them.
     """
     @property
     def hits(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SearchHit]:
@@ -428,7 +429,7 @@ class SearchHit(google.protobuf.message.Message):
     """See begin_byte."""
     step_index: builtins.int
     """Index of the step whose token begins the range. Absent in a prompt, and where
-    the record does not tell the bytes of tokens.
+    the record does not tell the bytes of tokens or the search had no time for it.
     """
     share: builtins.float
     """Share of the text's different sequences of three characters that stand there:

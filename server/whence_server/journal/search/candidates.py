@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from whence_server.journal.rows import ListFilter
+from whence_server.journal.search.budget import Budget
 from whence_server.journal.search.passages import Place, number_owner
 from whence_server.journal.value_index import PARENTS
 
@@ -45,17 +46,20 @@ class Candidates(NamedTuple):
 
     places: list[Place]
     is_cut: bool
-    """True if there may be others: a passage is in more generations than are read."""
+    """True if there may be others: not all generations with a passage were read."""
 
 
 def find_candidates(
-    connection: Any, fingerprints: list[int], list_filter: ListFilter
+    connection: Any, fingerprints: list[int], list_filter: ListFilter, budget: Budget
 ) -> Candidates:
     """Return the generations that have a part of a sentence's fingerprints."""
     query = _make_query(list_filter)
     counted: Counter[Place] = Counter()
     num_cut = 0
     for fingerprint in fingerprints:
+        if budget.is_spent:
+            num_cut += 1
+            continue
         found = query.read(connection, fingerprint, MAX_POSTINGS + 1)
         num_cut += len(found) > MAX_POSTINGS
         counted.update(found[:MAX_POSTINGS])

@@ -13,7 +13,7 @@ from whence_server.domain.entries import Entry, EntryKind
 from whence_server.domain.errors import WhenceError
 from whence_server.journal.search.fingerprints import make_fingerprints, normalise
 from whence_server.journal.search.passages import Place, add_passages
-from whence_server.journal.search.texts import Part, list_texts, read_started
+from whence_server.journal.search.texts import list_texts, read_started
 
 _log = logging.getLogger(__name__)
 
@@ -21,8 +21,6 @@ T = TypeVar("T")
 
 CURSOR = "search"
 """Name of the journal's cursor."""
-MAX_CHARACTERS = {Part.OUTPUT: 100_000, Part.PROMPT: 8_000}
-"""Characters that are indexed: of an output the first, of a prompt the last."""
 _INTERVAL_S = 1.0
 # A few milliseconds of the thread that commits.
 _LIMIT = 16
@@ -170,10 +168,8 @@ def _read_passages(connection: Any, entries: list[Entry]) -> Iterator[tuple[Plac
             continue
         place = Place(*map(int, rows[0]))
         found: set[int] = set()
-        for part, _, text in list_texts(read_started(connection, place), entry.payload):
-            most = MAX_CHARACTERS[part]
-            kept = text[:most] if part is Part.OUTPUT else text[-most:]
-            found.update(make_fingerprints(normalise(kept)))
+        for text in list_texts(read_started(connection, place), entry.payload):
+            found.update(make_fingerprints(normalise(text.searched)))
         yield place, sorted(found)
 
 

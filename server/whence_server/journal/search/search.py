@@ -12,6 +12,7 @@ from whence_server.domain.errors import FieldViolation, InvalidRequestError
 from whence_server.journal import sql_lookup
 from whence_server.journal.listing import digest_filter
 from whence_server.journal.rows import GenerationRow, ListFilter
+from whence_server.journal.search.budget import Budget
 from whence_server.journal.search.candidates import find_candidates
 from whence_server.journal.search.comparing import (
     ByteRange,
@@ -91,6 +92,7 @@ class Search:
         self._tree = journal.tree
         # Lists and the transparency log read in the same threads.
         self._turn = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._reading: set[asyncio.Future[HitPage]] = set()
         self.indexer = Indexer(journal)
 
     @asynccontextmanager
@@ -100,6 +102,7 @@ class Search:
         try:
             yield
         finally:
+            await asyncio.gather(*self._reading, return_exceptions=True)
             await self.indexer.close()
 
     async def find(
@@ -123,37 +126,56 @@ class Search:
         digest = _digest(wanted, list_filter)
         first = _read_token(token, digest)
 
+        budget = Budget()
+
         def read(connection: Any) -> HitPage:
-            compared, is_cut = _compare_all(connection, wanted, list_filter)
+            compared, is_cut = _compare_all(connection, wanted, list_filter, budget)
             shown = compared[first : first + limit]
             more = len(compared) > first + limit
             following = _make_token(first + limit, digest) if more else ""
-            return HitPage([_make_hit(connection, it) for it in shown], following, is_cut)
+            return HitPage([_make_hit(connection, it, budget) for it in shown], following, is_cut)
 
-        async with self._turn:
-            return await self._tree.read_long(read)
+        await self._turn.acquire()
+        reading = asyncio.ensure_future(self._tree.read_long(read))
+        self._reading.add(reading)
+        reading.add_done_callback(self._end_turn)
+        try:
+            # A caller that goes does not end the thread, and so not the turn.
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            budget.stop()
+            raise
+
+    def _end_turn(self, reading: "asyncio.Future[HitPage]") -> None:
+        self._reading.discard(reading)
+        self._turn.release()
+        if not reading.cancelled():
+            # The caller may have gone, and has no use for it.
+            reading.exception()
 
 
 def _compare_all(
-    connection: Any, wanted: str, list_filter: ListFilter
+    connection: Any, wanted: str, list_filter: ListFilter, budget: Budget
 ) -> tuple[list[_Compared], bool]:
     """Return the hits, and whether there may be others."""
     fingerprints = make_fingerprints(wanted)
     stride = -(-len(fingerprints) // _MAX_FINGERPRINTS)
-    places, is_cut = find_candidates(connection, fingerprints[::stride], list_filter)
+    places, is_cut = find_candidates(connection, fingerprints[::stride], list_filter, budget)
     compared: list[_Compared] = []
     num_compared = 0
     for place in places[:_MAX_EXAMINED]:
+        if budget.is_spent:
+            break
         row = _load_row(connection, place)
         if row is None or row.deleted or row.foreign or not list_filter.matches(row.index):
             continue
         if num_compared == MAX_COMPARED:
             is_cut = True
             break
-        compared += _compare(connection, wanted, place, row)
+        compared += _compare(connection, wanted, place, row, budget)
         num_compared += 1
     compared.sort(key=lambda it: (it.match.share, it.row.index.start_time_ns), reverse=True)
-    return compared, is_cut or len(places) > _MAX_EXAMINED
+    return compared, is_cut or budget.is_spent or len(places) > _MAX_EXAMINED
 
 
 def _load_row(connection: Any, place: Place) -> GenerationRow | None:
@@ -163,23 +185,30 @@ def _load_row(connection: Any, place: Place) -> GenerationRow | None:
     return sql_lookup.find_generation(connection, bytes(rows[0][0]).decode(errors="replace"))
 
 
-def _compare(connection: Any, wanted: str, place: Place, row: GenerationRow) -> list[_Compared]:
+def _compare(
+    connection: Any, wanted: str, place: Place, row: GenerationRow, budget: Budget
+) -> list[_Compared]:
     """Return the best match of a generation; none if it has only little of the sentence."""
     matches = []
     for found in read_texts(connection, place):
-        match = find_match(wanted, normalise(found.text))
+        if budget.is_spent:
+            break
+        budget.take(len(found.searched))
+        match = find_match(wanted, normalise(found.searched))
         if match is not None:
             matches.append(_Compared(place, row, found, match))
     best = max(matches, key=lambda it: it.match.share, default=None)
     return [] if best is None else [best]
 
 
-def _make_hit(connection: Any, compared: _Compared) -> Hit:
+def _make_hit(connection: Any, compared: _Compared, budget: Budget) -> Hit:
     place, row, found, match = compared
-    there = find_bytes(found.text, match)
+    before = len(found.text[: found.searched_from].encode(errors="replace"))
+    begin, end = find_bytes(found.searched, match)
+    there = ByteRange(before + begin, before + end)
     step = None
     if found.part is Part.OUTPUT:
-        step = find_step(connection, place, found.sequence, there.begin)
+        step = find_step(connection, place, found.sequence, there.begin, budget)
     excerpt = cut_excerpt(found.text, there, _EXCERPT_CHARACTERS)
     return Hit(row, found, match.share, there, excerpt, step)
 
