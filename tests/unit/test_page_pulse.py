@@ -6,11 +6,20 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 from waiting import wait_until
 
 from whence.v1 import generation_pb2, step_pb2, trace_pb2
+from whence_server.access.audit import AuditTrail
+from whence_server.access.gate import Gate
+from whence_server.domain.api_routes import PULSE
+from whence_server.domain.audit import AuditEntry, AuditLevel
 from whence_server.http.page import pulse
-from whence_server.http.page.pulse import _Feed, note_changes
+from whence_server.http.page.pulse import _Feed, list_pulse_routes, note_changes
+from whence_server.http.server import HttpServer
+from whence_server.http.streams import COMMENT
+from whence_server.rpc import trace_servicer
+from whence_server.rpc.calls import CallLog, Method
 
 ONE = "6f1c2f0e-1d2b-4c57-9a41-0c3f5f7f9d10"
 
@@ -112,3 +121,51 @@ async def test_a_reader_that_is_too_slow_is_sent_away(monkeypatch: pytest.Monkey
     assert [slow.get_nowait() for _ in range(3)][-1] == b""
     feed.leave(slow)
     feed.leave(fast)
+
+
+async def test_a_failure_ends_the_stream_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> bytes:
+        raise ValueError("cannot be written")
+
+    monkeypatch.setattr(pulse, "_INTERVAL_S", 0.001)
+    monkeypatch.setattr(pulse, "make_event", fail)
+    watch, ended = Watch(), []
+    reader = _Feed(watch.read(), ended.append).join()
+    watch.queue.put_nowait(make_steps("a"))
+    assert await asyncio.wait_for(reader.get(), 30) == b""
+    assert len(ended) == 1
+    await wait_until(lambda: watch.is_closed)
+    await wait_until(lambda: "the stream of running generations failed" in caplog.text)
+
+
+def test_a_reason_of_a_later_version_has_its_number() -> None:
+    changes: dict[str, dict[str, Any]] = {}
+    finished = generation_pb2.GenerationFinished()
+    key = finished.DESCRIPTOR.fields_by_name["finish_reason"].number << 3
+    finished.MergeFromString(bytes([key]) + b"\xe7\x07")
+    note_changes(changes, make_message(finished=finished))
+    assert changes[ONE]["finished"] == "999"
+
+
+async def test_a_reader_is_noted_before_it_is_shown_anything() -> None:
+    noted: list[AuditEntry] = []
+    watch = Watch()
+    method = Method(
+        "WatchGenerations", trace_pb2.WatchGenerationsRequest, stream=lambda *_: watch.read()
+    )
+    gate = Gate(trail=AuditTrail(AuditLevel.ALL, noted.append))
+    ((_, answer),) = list_pulse_routes(
+        {trace_servicer.SERVICE: [method]}, CallLog(lambda _: None), gate
+    ).items()
+    server = HttpServer({("GET", PULSE): answer}, "127.0.0.1", 0, answer, max_connections=4)
+    await server.start()
+    try:
+        async with ClientSession() as session, session.get(server.url + PULSE) as shown:
+            assert await asyncio.wait_for(shown.content.readany(), 30) == COMMENT
+            assert [entry.deed.method for entry in noted] == [f"GET {PULSE}"]
+        await wait_until(lambda: watch.is_closed)
+    finally:
+        await server.close()
+    assert len(noted) == 1

@@ -15,6 +15,7 @@ import orjson
 from aiohttp import web
 
 from whence.v1 import generation_pb2, trace_pb2
+from whence_server.access.audit import AuditTrail
 from whence_server.access.gate import OPEN_GATE, Gate
 from whence_server.domain.api_routes import PULSE
 from whence_server.domain.errors import WhenceError
@@ -26,6 +27,7 @@ from whence_server.http.origins import OWN_PAGES, Origins
 from whence_server.http.server import Answer
 from whence_server.http.streams import COMMENT, make_event, open_stream
 from whence_server.rpc import trace_servicer
+from whence_server.rpc.auditing import note_call
 from whence_server.rpc.calls import CallLog, Method
 
 _log = logging.getLogger(__name__)
@@ -57,19 +59,23 @@ def list_pulse_routes(
     """
     listed = services[trace_servicer.SERVICE]
     watch = next(method for method in listed if method.name == "WatchGenerations")
-    handle = origins.protect(_Pulse(watch, interval_s).answer)
+    handle = origins.protect(_Pulse(watch, gate.trail, interval_s).answer)
     answer = guard(PULSE, handle, ApiErrors(), calls, gate=gate, recorded=False, takes_login=True)
     return {("GET", PULSE): answer}
 
 
 class _Pulse:
-    def __init__(self, watch: Method[Any], silence_s: float) -> None:
+    def __init__(self, watch: Method[Any], trail: AuditTrail, silence_s: float) -> None:
         self._watch = watch
+        self._trail = trail
         self._silence_s = silence_s or None
         self._feeds: dict[Identity, _Feed] = {}
 
     async def answer(self, exchange: Exchange) -> web.StreamResponse:
         """Send what happens to the generations that the caller may see."""
+        # A page may be open for days: it is noted before it shows anything.
+        exchange.call = make_call(exchange)
+        note_call(self._trail, exchange.call, None, 0)
         feed = self._feeds.get(exchange.identity) or self._open_feed(exchange)
         reader = feed.join()
         try:
@@ -130,18 +136,23 @@ class _Feed:
             self._task.cancel()
 
     async def _run(self) -> None:
-        sending = asyncio.create_task(self._send())
         try:
-            async with aclosing(self._messages):
-                async for raw in self._messages:
-                    note_changes(self._changes, trace_pb2.WatchGenerationsResponse.FromString(raw))
-        except WhenceError:
-            pass  # the server drains, for one: the readers come back
+            # A failure of one ends the other: nothing is gathered that nobody sends.
+            async with asyncio.TaskGroup() as group:
+                sending = group.create_task(self._send())
+                # The server drains, for one: the readers come back.
+                with suppress(WhenceError):
+                    await self._gather()
+                sending.cancel()
         finally:
-            sending.cancel()
             self._on_end(self)
             for reader in self._readers:
                 reader.put_nowait(b"")
+
+    async def _gather(self) -> None:
+        async with aclosing(self._messages):
+            async for raw in self._messages:
+                note_changes(self._changes, trace_pb2.WatchGenerationsResponse.FromString(raw))
 
     async def _send(self) -> None:
         while True:
@@ -179,7 +190,9 @@ def note_changes(
         change["started"] = _describe_start(message.event.started)
     elif kind == "finished":
         reason = message.event.finished.finish_reason
-        change["finished"] = generation_pb2.FinishReason.Name(reason)
+        named = generation_pb2.FinishReason.DESCRIPTOR.values_by_number.get(reason)
+        # A later version may have written it.
+        change["finished"] = named.name if named else str(reason)
     else:
         change.setdefault("steps", []).extend(
             [
