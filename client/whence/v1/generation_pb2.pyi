@@ -1155,7 +1155,7 @@ class ForkGenerationRequest(google.protobuf.message.Message):
         """Tokens in the place of the parent's token at `step` and of those after it,
         which are not chosen either. A text that is the text of one of that step's
         candidates is this token; any other is tokenized without special tokens.
-        Unset: the step chooses its token anew. If the branch is `forced`, the
+        Unset: the step chooses its own token. If the branch is `forced`, the
         parent's other tokens follow.
         """
 
