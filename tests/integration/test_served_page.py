@@ -100,7 +100,7 @@ def screen(driver: WebDriver, server: ServerProcess) -> Iterator[Screen]:
 
 def log_in(screen: Screen) -> None:
     screen.open("/")
-    for token, then in (("another token", "not known here"), (TOKEN, "Last generated")):
+    for token, then in (("another-token", "not known here"), (TOKEN, "Last generated")):
         screen.wait_until("return document.querySelector('input[type=password]')")
         fill = "document.querySelector('input[type=password]').value = arguments[0]"
         screen.driver.execute_script(fill, token)

@@ -13,7 +13,7 @@ from whence_server.journal.derive import derive_started_index
 from whence_server.journal.journal import Journal
 from whence_server.journal.rebuild import rebuild_journal
 from whence_server.journal.rows import ListFilter
-from whence_server.journal.schema import PARENTS_VERSION
+from whence_server.journal.schema import MIGRATIONS, PARENTS_VERSION, migrate
 from whence_server.journal.sealing.opening import SealingOptions
 from whence_server.journal.verify import verify_journal
 
@@ -106,7 +106,14 @@ async def test_journal_of_the_version_before_has_no_parents(tmp_path: Path) -> N
     journal.create(derive_started_index(payload), payload)
     await journal.close()
     database = apsw.Connection(str(tmp_path / "journal.db"))
-    database.execute("DROP TABLE parents; DROP TABLE signing_keys")
+    database.execute("DROP TABLE parents; DROP TABLE told_keys")
+    # The index of texts has changed since.
+    earlier = apsw.Connection(":memory:")
+    migrate(earlier, MIGRATIONS[: PARENTS_VERSION - 1])
+    for table in ("passages", "searchable"):
+        made = earlier.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).get
+        database.execute(f"DROP TABLE {table}")
+        database.execute(made)
     database.pragma("user_version", PARENTS_VERSION - 1)
     database.close()
     assert find(tmp_path) == ""

@@ -1,7 +1,7 @@
 """Logins of people with a browser: a random number in a cookie stands for a token.
 
-The token itself stays in the memory of the server, which checks it at every request: a revoked token
-ends its logins. The end of the server ends all logins.
+The token itself stays in the memory of the server, which checks it at every request: a revoked
+token ends its logins. The end of the server ends all logins.
 """
 
 import hashlib

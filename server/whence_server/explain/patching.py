@@ -128,12 +128,11 @@ def patch(
             base = _run(model, every, one, embedded)
             corrupted += base.value / num_noises
             for row, layer in enumerate(chosen):
-                progress((index * num_noises + noise) * len(chosen) + row, total)
                 found = patcher.restore(embedded, base.outputs[layer], layer, positions)
                 restored[row] += found / num_noises
+                progress((index * num_noises + noise) * len(chosen) + row + 1, total)
             num_passes += 1 + len(chosen) * len(positions)
         num_passes += 1
-    progress(total, total)
     if not value > corrupted:
         raise NothingLostError(
             f"the corrupted positions {corruption.begin} to {corruption.end} do not lower the "

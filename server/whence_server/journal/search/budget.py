@@ -1,4 +1,4 @@
-"""What one search may cost: other reads wait for its thread."""
+"""Bounds of the cost of one search: other reads wait for its thread."""
 
 import time
 from collections.abc import Callable
