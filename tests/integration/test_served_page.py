@@ -23,7 +23,8 @@ from whence import Client
 
 HOSTILE = (
     "<script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
-    "\x1b[31mred\u202eright to left\u2066 \x07 \U0001f600 e\u0301 \u05e9\u05dc\u05d5\u05dd</main>"
+    "\x1b[31mred\u202eright to left\u2066 \x07 \U000e0041\u3164 \U0001f600 "
+    "e\u0301 \u05e9\u05dc\u05d5\u05dd</main>"
 )
 TOKEN = "token-of-the-page"
 SCOPES = ("generate", "read:content", "read:all", "admin", "explain")
@@ -217,8 +218,9 @@ def test_hostile_text_is_shown_and_nothing_more(screen: Screen, client: Client) 
         assert screen.count("script") == 1
         assert screen.count("img") == 0
         shown = screen.driver.execute_script("return document.body.textContent")
-        for hidden in ("\x1b", "\u202e", "\u2066", "\x07"):
+        for hidden in ("\x1b", "\u202e", "\u2066", "\x07", "\U000e0041", "\u3164"):
             assert hidden not in shown
+            assert hidden not in screen.driver.title
 
 
 def test_a_list_goes_on_and_its_filter_is_in_the_address(

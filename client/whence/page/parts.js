@@ -1,8 +1,9 @@
 // What the page is made of: elements, text made visible, tables, bars, numbers.
 
-// Characters that would not be seen, or that make a line read otherwise than it was written.
+// Characters that would not be seen, or that make a line read otherwise than it was written: controls,
+// and what Unicode has a reader ignore (tags, fillers, directions), but for what joins letters and emoji.
 const HIDDEN =
-  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+  /(?![\u200c\u200d\ufe0e\ufe0f])[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029\ufff9-\ufffb\p{Default_Ignorable_Code_Point}]/gu;
 
 /** An element with its class, its text or children; text is never taken for markup. */
 export function make(tag, className, ...children) {
@@ -14,7 +15,10 @@ export function make(tag, className, ...children) {
 
 /** Text with what would not be seen made visible. */
 export function visible(text) {
-  return text.replace(HIDDEN, (one) => "\\u" + one.charCodeAt(0).toString(16).padStart(4, "0"));
+  return text.replace(HIDDEN, (one) => {
+    const code = one.codePointAt(0).toString(16);
+    return code.length > 4 ? `\\u{${code}}` : `\\u${code.padStart(4, "0")}`;
+  });
 }
 
 /** A token on one line, its blanks made visible. */

@@ -39,7 +39,7 @@ async function cancel(path, place) {
   try {
     await send("POST", `${path}:cancel`, {}, place.signal);
   } catch (error) {
-    place.say(`It could not be cancelled: ${error.message}.`);
+    place.say(`It could not be cancelled: ${visible(error.message)}.`);
   }
 }
 

@@ -1,6 +1,6 @@
 // The shell: which view an address has, and what all views share.
 
-import { make } from "./parts.js";
+import { make, visible } from "./parts.js";
 import { askForToken, logOut } from "./login.js";
 import { ServerError } from "./requests.js";
 import { findState, forgetState } from "./server.js";
@@ -84,7 +84,7 @@ function fail(error, signal) {
   again.addEventListener("click", open);
   const heading = make("h1", "", "This cannot be shown");
   main.className = "";
-  main.replaceChildren(make("div", "sheet", heading, make("p", "", `${error.message}.`), again));
+  main.replaceChildren(make("div", "sheet", heading, make("p", "", `${visible(error.message)}.`), again));
 }
 
 function showMissing() {

@@ -1,6 +1,6 @@
 // The form for a token, where the server asks for one.
 
-import { make } from "./parts.js";
+import { make, visible } from "./parts.js";
 import { ask } from "./requests.js";
 
 /** Shows the form in place of a view; `entered` is called once the token is accepted. */
@@ -30,7 +30,7 @@ export function askForToken(main, entered) {
       });
       entered();
     } catch (error) {
-      said.textContent = error.status === 401 ? "This token is not known here." : `${error.message}.`;
+      said.textContent = error.status === 401 ? "This token is not known here." : `${visible(error.message)}.`;
       input.select();
     }
   });

@@ -65,7 +65,7 @@ class Head {
       folded("provenance", "Provenance", this.provenance),
       folded("timing", "Timing", this.timing),
     );
-    document.title = `${shown.summary.promptPreview || shown.id} · whence`;
+    document.title = `${visible(shown.summary.promptPreview || shown.id)} · whence`;
     this.state = "";
   }
 

@@ -22,7 +22,7 @@ export async function show(place) {
   if (state().offers.has("trace")) sheet.append(...emergence(path, place));
   sheet.append(...checkpoints(run), ...provenance(run));
   main.replaceChildren(sheet);
-  document.title = `${run.summary.name || id} · whence`;
+  document.title = `${visible(run.summary.name || id)} · whence`;
   const steps = await readSteps(path, Number(run.summary.step ?? 0), signal);
   charts.replaceChildren(...chartsOf(run, steps, id));
 }
